@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The operations a patch-level mixture of experts spends its time in, fused and channels last.
+//!
+//! Feature maps are `[batch, height, width, channel]`, patches `[batch, patch, channel]`: the channel is always the
+//! last axis. Every operation is a method of the backend extension [`Kernels`] with a default body of ordinary burn
+//! operations, so it runs on any backend, and a gradient of its own on burn's autodiff backend. The feature `flex`
+//! replaces the bodies by fast ones for [`burn_flex::Flex`]: vector instructions chosen at run time, rayon's global
+//! pool, and sums in an order that does not depend on the number of threads, so results are the same bits on one
+//! thread and on many.
+//!
+//! This crate knows shapes and numbers, not models, images or training. It is the only one with `unsafe`.
+//!
+//! ```
+//! use burn::tensor::{Tensor, TensorData};
+//! use patchdoor_kernels::{ConvOptions, batch_norm_relu, conv2d};
+//!
+//! # fn main() {
+//! type B = burn_flex::Flex;
+//! let device = Default::default();
+//! let images = Tensor::<B, 4>::ones([2, 8, 8, 3], &device);
+//! let weight = Tensor::ones([16, 3, 3, 3], &device);
+//! let bias = Tensor::zeros([16], &device);
+//! let features = conv2d(images, weight, bias, ConvOptions::same([8, 8], [3, 3], 2));
+//! assert_eq!(features.dims(), [2, 4, 4, 16]);
+//! let normalized = batch_norm_relu(features, Tensor::ones([16], &device), Tensor::zeros([16], &device), 1e-3);
+//! assert_eq!(normalized.variance.dims(), [16]);
+//! # }
+//! ```
+
+mod backend;
+mod convolution;
+mod normalization;
+
+pub use backend::Kernels;
+pub use convolution::{ConvOptions, conv2d};
+pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};

@@ -1,0 +1,139 @@
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::convolution::{self, ConvOptions};
+use crate::normalization;
+
+/// A backend with the operations of this crate.
+///
+/// Every method has a default body of ordinary burn operations; an implementation overrides those it does better.
+/// The methods take and give primitives. The functions of this crate wrap them in tensors, and they, not the methods,
+/// check shapes: call those.
+///
+/// On `Autodiff<B>` the forward methods record a step of the backward pass, which calls `B`'s gradient methods; the
+/// gradient methods themselves are differentiable through their default bodies.
+pub trait Kernels: Backend {
+    /// Convolves feature maps; see [`conv2d`](crate::conv2d).
+    ///
+    /// # Shapes
+    /// - x: `[batch, height, width, channel]`
+    /// - weight: `[out, channel, kernel height, kernel width]`
+    /// - bias: `[out]`
+    /// - output: `[batch, height', width', out]`
+    fn conv2d_bias(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: ConvOptions,
+    ) -> FloatTensor<Self> {
+        convolution::stock::forward::<Self>(x, weight, bias, options)
+    }
+
+    /// Gradient of [`conv2d_bias`](Self::conv2d_bias) for its input, of shape `[batch, height, width, channel]`.
+    ///
+    /// `size` is the input's height and width, which a strided output does not determine.
+    fn conv2d_input_gradient(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        size: [usize; 2],
+        options: ConvOptions,
+    ) -> FloatTensor<Self> {
+        convolution::stock::input_gradient::<Self>(weight, gradient, size, options)
+    }
+
+    /// Gradients of [`conv2d_bias`](Self::conv2d_bias) for its weight and bias.
+    ///
+    /// `kernel` is the weight's height and width.
+    fn conv2d_weight_gradients(
+        x: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        kernel: [usize; 2],
+        options: ConvOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        convolution::stock::weight_gradients::<Self>(x, gradient, kernel, options)
+    }
+
+    /// Normalizes over all axes but the last by the batch's own statistics, scales, shifts and rectifies; gives output,
+    /// mean and biased variance. See [`batch_norm_relu`](crate::batch_norm_relu).
+    ///
+    /// # Shapes
+    /// - x, output: `[.., channel]`
+    /// - gamma, beta, mean, variance: `[channel]`
+    fn batch_norm_relu(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        normalization::stock::batch_norm_relu::<Self>(x, gamma, beta, epsilon)
+    }
+
+    /// Gradients of [`batch_norm_relu`](Self::batch_norm_relu)'s output for `x`, `gamma` and `beta`, given the batch's
+    /// mean and variance.
+    fn batch_norm_relu_gradients(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        normalization::stock::batch_norm_relu_gradients::<Self>(x, gamma, beta, mean, variance, gradient, epsilon)
+    }
+
+    /// Computes `max(x * scale + shift, 0)` with one scale and shift per channel; see
+    /// [`scale_shift_relu`](crate::scale_shift_relu).
+    ///
+    /// # Shapes
+    /// - x, output: `[.., channel]`
+    /// - scale, shift: `[channel]`
+    fn scale_shift_relu(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        normalization::stock::scale_shift_relu::<Self>(x, scale, shift)
+    }
+
+    /// Gradients of [`scale_shift_relu`](Self::scale_shift_relu) for `x`, `scale` and `shift`.
+    fn scale_shift_relu_gradients(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        normalization::stock::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl Kernels for burn_ndarray::NdArray {}
+
+#[cfg(feature = "cuda")]
+impl Kernels for burn_cuda::Cuda {}
+
+#[cfg(feature = "flex")]
+impl Kernels for burn_flex::Flex {}
+
+impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn conv2d_bias(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: ConvOptions,
+    ) -> FloatTensor<Self> {
+        convolution::recorded::<B, C>(x, weight, bias, options)
+    }
+
+    fn batch_norm_relu(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        normalization::recorded_batch_norm_relu::<B, C>(x, gamma, beta, epsilon)
+    }
+
+    fn scale_shift_relu(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        normalization::recorded_scale_shift_relu::<B, C>(x, scale, shift)
+    }
+}
