@@ -24,11 +24,11 @@ fn normalized<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, beta: Tensor<B, 
 
 /// The same values in f64 on the backend of reference.
 fn exact<const D: usize>(tensor: Tensor<Diff, D>) -> Tensor<Autodiff<NdArray<f64>>, D> {
-    Tensor::from_data(tensor.inner().into_data().convert::<f64>(), &Default::default())
+    Tensor::from_data(tensor.inner().into_data().convert::<f64>(), &burn_ndarray::NdArrayDevice::default())
 }
 
 fn single<const D: usize>(tensor: Tensor<NdArray<f64>, D>) -> Tensor<Flex, D> {
-    Tensor::from_data(tensor.into_data().convert::<f32>(), &Default::default())
+    Tensor::from_data(tensor.into_data().convert::<f32>(), &burn_flex::FlexDevice)
 }
 
 /// No gradient where rounding decides whether the rectifier is open.
