@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Numbers from predictions, labels and routing decisions, as the backdoor field defines them.
+//!
+//! Everything here takes plain slices and returns plain numbers: this crate knows no tensors, no
+//! images and no models, so its definitions can be read, tested and reused without any of them. A
+//! rate over no images is `None`, never zero.
+//!
+//! ```
+//! use patchdoor_metrics::{AttackOutcome, accuracy};
+//!
+//! // Four clean test images, one of them wrong.
+//! assert_eq!(accuracy(&[0, 1, 2, 2], &[0, 1, 2, 3]), Some(0.75));
+//!
+//! // The same images triggered, target class 0. The image that truly is of class 0 does not count.
+//! let outcome = AttackOutcome::all_to_one(&[0, 0, 0, 3], &[0, 1, 2, 3], 0);
+//! assert_eq!(outcome.images, 3);
+//! assert_eq!(outcome.attack_success_rate(), Some(2.0 / 3.0));
+//! assert_eq!(outcome.robust_accuracy(), Some(1.0 / 3.0));
+//! ```
+
+mod accuracy;
+mod attack;
+mod defense;
+mod detection;
+mod summary;
+
+pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class};
+pub use attack::AttackOutcome;
+pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
+pub use detection::{DetectionOutcome, area_under_roc};
+pub use summary::Summary;

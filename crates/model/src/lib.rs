@@ -1,9 +1,58 @@
 //! Patch-level mixture-of-experts classifiers and their dense baselines.
+//!
+//! The pMoE wide residual network of Chowdhury et al. (2023, arXiv:2306.04073), every choice of the
+//! published code a field of [`PatchMoeConfig`], and [`WideResNet`], the same network without
+//! experts. A forward pass can return its [`Routing`]: which patches each expert took, and how
+//! strongly.
+//!
+//! This crate knows nothing of poisoning, triggers or training. Maps are channels last,
+//! `[batch, row, column, channel]`, so that a patch is a row of numbers.
+//!
+//! ```
+//! use burn::tensor::Tensor;
+//! use burn_flex::{Flex, FlexDevice};
+//! use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
+//! use rand::{SeedableRng, rngs::ChaCha8Rng};
+//!
+//! let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+//! let input = InputShape { height: 32, width: 32, channels: 3 };
+//! let classifier = config.init::<Flex>(input, 10, &mut ChaCha8Rng::seed_from_u64(0), &FlexDevice)?;
+//!
+//! let images = Tensor::<Flex, 4>::full([2, 32, 32, 3], 0.5, &FlexDevice);
+//! let (logits, routing) = classifier.forward_with_routing(images);
+//! assert_eq!(logits.dims(), [2, 10]);
+//!
+//! // Two images, four experts, sixteen of sixty-four patches each.
+//! let routing = routing.expect("a mixture of experts routes");
+//! assert_eq!(routing.indices.dims(), [2, 4, 16]);
+//! assert_eq!(routing.weights.dims(), [2, 4, 64]);
+//! # Ok::<(), patchdoor_model::ModelError>(())
+//! ```
 
+mod batch_norm;
+mod classifier;
 mod config;
+mod convolution;
+mod dense;
 mod error;
+mod head;
+mod init;
+mod patch_moe;
+mod router;
+mod trunk;
+mod weights;
+mod wide_resnet;
 
+#[cfg(test)]
+mod conformance;
+
+pub use classifier::Classifier;
 pub use config::{
-    BatchNormConfig, ClassifierConfig, ExpertForm, GateOrder, Initializer, InputShape, Padding, PatchMoeConfig, WideResNetConfig,
+    BatchNormConfig, ClassifierConfig, ExpertForm, GateOrder, Initializer, InputShape, Padding, PatchMoeConfig,
+    WideResNetConfig,
 };
 pub use error::ModelError;
+pub use patch_moe::PatchMoe;
+pub use router::{PatchRouter, Routing};
+pub use weights::{load_weights, save_weights};
+pub use wide_resnet::WideResNet;

@@ -1,10 +1,48 @@
 //! The training loop, schedules, optimisers, checkpoints and prediction.
+//!
+//! [`train`] fits a classifier to an image set. It knows nothing of poisoning: whoever calls it has
+//! already stamped and relabelled the images. Defenses fine-tune with the same loop. Nothing here
+//! prints; a [`TrainingObserver`] follows progress and may stop it.
+//!
+//! ```
+//! use burn::backend::Autodiff;
+//! use burn::module::AutodiffModule;
+//! use burn_flex::{Flex, FlexDevice};
+//! use patchdoor_data::{AugmentationConfig, shapes, stream};
+//! use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
+//! use patchdoor_train::{Outcome, TrainingConfig, TrainingData, predict, train};
+//!
+//! let images = shapes(16, 0);
+//! let shape = images.shape();
+//! let input = InputShape { height: shape.height, width: shape.width, channels: shape.channels };
+//! let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+//! let classifier = config.init::<Autodiff<Flex>>(input, 10, &mut stream(0, "weights"), &FlexDevice)?;
+//!
+//! let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
+//! let training = TrainingConfig { epochs: 1, batch_size: 8, ..Default::default() };
+//! let Outcome::Finished(trained) = train(classifier, &data, &training, 0, None, &mut (), &FlexDevice)? else {
+//!     unreachable!("nothing interrupts this training");
+//! };
+//! assert_eq!(predict(&trained.classifier.valid(), &images, 8, &FlexDevice).len(), 16);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+mod batches;
+mod checkpoint;
 mod config;
 mod error;
+mod observer;
+mod optimizer;
+mod prediction;
+mod schedule;
+mod training;
 
 pub use config::{
-    AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig, StepConfig,
-    TrainingConfig,
+    AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,
+    StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
+pub use observer::{BatchProgress, EpochRecord, TrainingObserver};
+pub use prediction::predict;
+pub use schedule::Schedule;
+pub use training::{Outcome, Trained, TrainingData, train};

@@ -1,0 +1,86 @@
+use burn::tensor::backend::AutodiffBackend;
+use patchdoor_data::ImageSet;
+use patchdoor_kernels::Kernels;
+use patchdoor_model::Classifier;
+use patchdoor_train::{EpochRecord, TrainingObserver};
+
+use crate::{DefenderData, DefenseError};
+
+/// Acts on a training set: which of its examples to drop.
+pub trait DatasetFilter<B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    /// Returns one decision per example, true where it should be dropped.
+    ///
+    /// # Errors
+    /// If the filter cannot run on this set or model.
+    fn suspects(&self, set: &ImageSet, classifier: &Classifier<B>, device: &B::Device) -> Result<Vec<bool>, DefenseError>;
+}
+
+/// Looks at a model: whether it carries a backdoor.
+pub trait ModelInspector<B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    /// Returns one score per class, higher where the class is more likely to be a backdoor's target.
+    ///
+    /// # Errors
+    /// If the inspection cannot run on this model.
+    fn inspect(
+        &self,
+        classifier: &Classifier<B>,
+        data: &DefenderData<'_>,
+        device: &B::Device,
+    ) -> Result<Vec<f64>, DefenseError>;
+}
+
+/// Changes a model so that the backdoor goes and the accuracy stays.
+pub trait ModelRepair<B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    /// Returns the repaired model; `seed` feeds every random choice.
+    ///
+    /// # Errors
+    /// If the repair fails or its observer stops it.
+    fn repair(
+        &self,
+        classifier: Classifier<B>,
+        data: &DefenderData<'_>,
+        seed: u64,
+        observer: &mut dyn TrainingObserver,
+        device: &B::Device,
+    ) -> Result<Repaired<B>, DefenseError>;
+}
+
+/// Looks at inputs when the model is in use: whether an image carries a trigger.
+pub trait InputDetector<B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    /// Returns one score per image, higher where a trigger is more likely.
+    ///
+    /// # Errors
+    /// If the detector cannot run on these images or this model.
+    fn scores(
+        &self,
+        images: &ImageSet,
+        classifier: &Classifier<B>,
+        data: &DefenderData<'_>,
+        device: &B::Device,
+    ) -> Result<Vec<f64>, DefenseError>;
+}
+
+/// A model after a repair.
+#[derive(Clone, Debug)]
+pub struct Repaired<B: AutodiffBackend> {
+    /// The repaired classifier.
+    pub classifier: Classifier<B>,
+    /// One record per epoch of training that the repair took.
+    pub history: Vec<EpochRecord>,
+}

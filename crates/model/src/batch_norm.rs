@@ -1,0 +1,68 @@
+use burn::module::{Module, Param, RunningState};
+use burn::tensor::{Tensor, backend::Backend};
+use patchdoor_kernels::{Kernels, batch_norm_relu, scale_shift_relu};
+use rand::Rng;
+
+use crate::BatchNormConfig;
+use crate::init::ParameterSource;
+
+/// Batch normalization over the last axis followed by a rectifier, as every normalization of these
+/// networks is.
+///
+/// Under autodiff it normalizes with the batch's statistics and updates the running ones; without,
+/// it uses the running ones.
+#[derive(Module, Debug)]
+pub(crate) struct BatchNormRelu<B: Backend> {
+    pub(crate) gamma: Param<Tensor<B, 1>>,
+    pub(crate) beta: Param<Tensor<B, 1>>,
+    pub(crate) running_mean: RunningState<Tensor<B, 1>>,
+    pub(crate) running_variance: RunningState<Tensor<B, 1>>,
+    epsilon: f64,
+    pub(crate) momentum: f64,
+}
+
+impl<B: Backend> BatchNormRelu<B> {
+    pub(crate) fn new<R: Rng>(
+        source: &ParameterSource<'_, R, B>,
+        channels: usize,
+        config: BatchNormConfig,
+    ) -> Self {
+        Self {
+            gamma: source.constant(1.0, channels),
+            beta: source.constant(0.0, channels),
+            running_mean: RunningState::new(Tensor::zeros([channels], source.device())),
+            running_variance: RunningState::new(Tensor::ones([channels], source.device())),
+            epsilon: config.epsilon,
+            momentum: config.momentum,
+        }
+    }
+}
+
+impl<B: Kernels> BatchNormRelu<B> {
+    /// # Shapes
+    /// - input and output: `[.., channel]`
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        if B::ad_enabled(&x.device()) { self.forward_training(x) } else { self.forward_inference(x) }
+    }
+
+    fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let normalized = batch_norm_relu(x, self.gamma.val(), self.beta.val(), self.epsilon);
+        self.update(&self.running_mean, normalized.mean);
+        self.update(&self.running_variance, normalized.variance);
+        normalized.output
+    }
+
+    fn forward_inference<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let deviation = self.running_variance.value().add_scalar(self.epsilon).sqrt();
+        let scale = self.gamma.val() / deviation;
+        let shift = self.beta.val() - self.running_mean.value() * scale.clone();
+        scale_shift_relu(x, scale, shift)
+    }
+
+    fn update(&self, running: &RunningState<Tensor<B, 1>>, batch: Tensor<B, 1>) {
+        let kept = running.value().mul_scalar(1.0 - self.momentum);
+        running.update((kept + batch.detach().mul_scalar(self.momentum)).detach());
+        // An update lies pending until the next synchronization, and visitors would miss it.
+        running.value_sync();
+    }
+}

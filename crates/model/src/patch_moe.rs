@@ -1,0 +1,167 @@
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, backend::Backend};
+use patchdoor_kernels::Kernels;
+use rand::Rng;
+
+use crate::batch_norm::BatchNormRelu;
+use crate::convolution::Convolution;
+use crate::dense::Dense;
+use crate::head::average_positions;
+use crate::init::ParameterSource;
+use crate::router::{PatchRouter, Routing};
+use crate::trunk::{LayerOptions, Trunk};
+use crate::{ExpertForm, InputShape, Padding, PatchMoeConfig};
+
+/// A wide residual network whose last group is a mixture of experts over patches of its feature map
+/// (Chowdhury et al. 2023, arXiv:2306.04073).
+#[derive(Module, Debug)]
+pub struct PatchMoe<B: Backend> {
+    pub(crate) trunk: Trunk<B>,
+    pub(crate) patch_norm: BatchNormRelu<B>,
+    pub(crate) patch_conv: Convolution<B>,
+    pub(crate) router: PatchRouter<B>,
+    pub(crate) experts: Vec<Expert<B>>,
+    pub(crate) norm: BatchNormRelu<B>,
+    pub(crate) head: Dense<B>,
+    patch_size: usize,
+    #[module(skip)]
+    form: ExpertForm,
+}
+
+/// One expert: normalize, rectify, convolve.
+#[derive(Module, Debug)]
+pub(crate) struct Expert<B: Backend> {
+    pub(crate) norm: BatchNormRelu<B>,
+    pub(crate) conv: Convolution<B>,
+}
+
+impl<B: Backend> PatchMoe<B> {
+    pub(crate) fn new<R: Rng>(
+        config: &PatchMoeConfig,
+        input: InputShape,
+        classes: usize,
+        rng: &mut R,
+        device: &B::Device,
+    ) -> Self {
+        let options = LayerOptions { padding: config.padding, batch_norm: config.batch_norm };
+        let source = &mut ParameterSource::new(rng, device, config.initializer);
+        let wide = 32 * config.widen_factor;
+        let (patch_channels, expert_channels) = (config.resolved_patch_channels(), config.resolved_expert_channels());
+        let trunk = Trunk::new(source, input.channels, config.widen_factor, options);
+        let patch_norm = BatchNormRelu::new(source, wide, config.batch_norm);
+        let patch_conv = Convolution::new(source, [wide, patch_channels], 3, 2, config.padding);
+        let router = PatchRouter::new(source, config);
+        let experts = (0..config.experts)
+            .map(|_| Expert {
+                norm: BatchNormRelu::new(source, patch_channels, config.batch_norm),
+                // Stride 1: both conventions pad alike.
+                conv: Convolution::new(source, [patch_channels, expert_channels], config.expert_kernel, 1, Padding::Symmetric),
+            })
+            .collect();
+        let features = config.experts * expert_channels;
+        Self {
+            trunk,
+            patch_norm,
+            patch_conv,
+            router,
+            experts,
+            norm: BatchNormRelu::new(source, features, config.batch_norm),
+            head: Dense::new(source, features, classes),
+            patch_size: config.patch_size,
+            form: config.expert_form,
+        }
+    }
+}
+
+impl<B: Kernels> PatchMoe<B> {
+    /// Returns logits and the routing that led to them.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
+    /// - logits: `[batch, class]`
+    pub fn forward(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
+        let map = self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images)));
+        let patches = into_patches(map.clone(), self.patch_size);
+        let routing = self.router.route(patches.clone());
+        let outputs: Vec<Tensor<B, 4>> = match self.form {
+            ExpertForm::Masked => self.experts_on_map(&map, &routing),
+            ExpertForm::Gathered => self.experts_on_patches(&patches, &routing),
+        };
+        let features = average_positions(self.norm.forward(Tensor::cat(outputs, 3)));
+        (self.head.forward(features), routing)
+    }
+
+    /// Every expert over the whole map, each patch scaled by its weight, zero where not selected.
+    fn experts_on_map(&self, map: &Tensor<B, 4>, routing: &Routing<B>) -> Vec<Tensor<B, 4>> {
+        let [_, rows, columns, _] = map.dims();
+        let experts = self.experts.iter().enumerate();
+        experts
+            .map(|(e, expert)| {
+                let weights = routing.weights.clone().narrow(1, e, 1);
+                expert.forward(map.clone() * spread(weights, [rows, columns], self.patch_size))
+            })
+            .collect()
+    }
+
+    /// Every expert over its selected patches only; `[batch * patches_per_expert, patch row, patch
+    /// column, channel]` becomes `[batch, patches_per_expert, patch position, channel]`.
+    fn experts_on_patches(&self, patches: &Tensor<B, 3>, routing: &Routing<B>) -> Vec<Tensor<B, 4>> {
+        let [batch, count, length] = patches.dims();
+        let [_, _, selected] = routing.indices.dims();
+        let side = self.patch_size;
+        let channels = length / (side * side);
+        let all = patches.clone().reshape([batch * count, length]);
+        let first = Tensor::<B, 1, Int>::arange(0..batch as i64, &patches.device()).mul_scalar(count as i64);
+        let experts = self.experts.iter().enumerate();
+        experts
+            .map(|(e, expert)| {
+                let indices = routing.indices.clone().narrow(1, e, 1).reshape([batch, selected]);
+                let weights = routing.weights.clone().narrow(1, e, 1).reshape([batch, count]).gather(1, indices.clone());
+                let rows = (indices + first.clone().reshape([batch, 1])).reshape([batch * selected]);
+                let taken = all.clone().select(0, rows) * weights.reshape([batch * selected, 1]);
+                let output = expert.forward(taken.reshape([batch * selected, side, side, channels]));
+                let width = output.dims()[3];
+                output.reshape([batch, selected, side * side, width])
+            })
+            .collect()
+    }
+}
+
+impl<B: Kernels> Expert<B> {
+    fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.conv.forward(self.norm.forward(x))
+    }
+}
+
+/// Cuts a map into square patches, row by row.
+///
+/// # Shapes
+/// - map: `[batch, row, column, channel]`
+/// - output: `[batch, patch, row in patch * column in patch * channel]`
+pub(crate) fn into_patches<B: Backend>(map: Tensor<B, 4>, side: usize) -> Tensor<B, 3> {
+    let [batch, rows, columns, channels] = map.dims();
+    if side == 1 {
+        return map.reshape([batch, rows * columns, channels]);
+    }
+    let (down, across) = (rows / side, columns / side);
+    map.reshape([batch, down, side, across, side, channels])
+        .permute([0, 1, 3, 2, 4, 5])
+        .reshape([batch, down * across, side * side * channels])
+}
+
+/// Repeats one weight per patch over the positions of that patch.
+///
+/// # Shapes
+/// - weights: `[batch, 1, patch]`
+/// - output: `[batch, row, column, 1]`
+pub(crate) fn spread<B: Backend>(weights: Tensor<B, 3>, [rows, columns]: [usize; 2], side: usize) -> Tensor<B, 4> {
+    let [batch, _, _] = weights.dims();
+    if side == 1 {
+        return weights.reshape([batch, rows, columns, 1]);
+    }
+    let (down, across) = (rows / side, columns / side);
+    weights
+        .reshape([batch, down, 1, across, 1])
+        .expand([batch, down, side, across, side])
+        .reshape([batch, rows, columns, 1])
+}

@@ -1,0 +1,115 @@
+use burn::module::{Module, Param};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use rand::Rng;
+
+use crate::init::ParameterSource;
+use crate::{GateOrder, PatchMoeConfig};
+
+/// Sends to each expert the patches it scores highest.
+///
+/// Expert `e` scores patch `x` as `w_e · x` and keeps its `patches_per_expert` best (Chowdhury et al.
+/// 2023, arXiv:2306.04073). Ties go to the lower patch index. There is no capacity, no noise and no
+/// balancing loss; an image's patches may go to several experts or to none.
+#[derive(Module, Debug)]
+pub struct PatchRouter<B: Backend> {
+    /// One kernel per expert, `[expert, channel, row, column]`.
+    pub(crate) weight: Param<Tensor<B, 4>>,
+    patches_per_expert: usize,
+    #[module(skip)]
+    order: GateOrder,
+}
+
+/// Which patches each expert took, and how strongly.
+#[derive(Clone, Debug)]
+pub struct Routing<B: Backend> {
+    /// Weight of every patch for every expert, `[batch, expert, patch]`, in [0, 1]; zero where not
+    /// selected. Patches are numbered row by row.
+    pub weights: Tensor<B, 3>,
+    /// Selected patches in rising order, `[batch, expert, patches_per_expert]`.
+    pub indices: Tensor<B, 3, Int>,
+}
+
+impl<B: Backend> PatchRouter<B> {
+    pub(crate) fn new<R: Rng>(source: &mut ParameterSource<'_, R, B>, config: &PatchMoeConfig) -> Self {
+        let side = config.patch_size;
+        let shape = [config.experts, config.resolved_patch_channels(), side, side];
+        Self {
+            weight: source.normal(config.gate_init_std, shape),
+            patches_per_expert: config.patches_per_expert,
+            order: config.gate_order,
+        }
+    }
+
+    /// A router with given kernels, `[expert, channel, row, column]`.
+    #[cfg(test)]
+    pub(crate) fn with_kernels(kernels: Tensor<B, 4>, patches_per_expert: usize, order: GateOrder) -> Self {
+        let id = burn::module::ParamId::new();
+        Self { weight: Param::initialized(id, kernels), patches_per_expert, order }
+    }
+
+    /// Scores all patches and selects each expert's best.
+    ///
+    /// # Shapes
+    /// - patches: `[batch, patch, row * column * channel]`, the pixels of a patch row by row
+    pub fn route(&self, patches: Tensor<B, 3>) -> Routing<B> {
+        let [batch, count, length] = patches.dims();
+        let experts = self.weight.dims()[0];
+        let kernels = self.weight.val().permute([0, 2, 3, 1]).reshape([experts, length]);
+        let scores = patches
+            .reshape([batch * count, length])
+            .matmul(kernels.transpose())
+            .reshape([batch, count, experts])
+            .swap_dims(1, 2); // [batch, expert, patch]
+        let selection = Selection::best(&scores, self.patches_per_expert);
+        let device = scores.device();
+        let weights = match self.order {
+            GateOrder::SoftmaxThenSelect => {
+                let kept = Tensor::from_data(selection.kept, (&device, scores.dtype()));
+                softmax(scores, 2) * kept
+            }
+            GateOrder::SelectThenSoftmax => {
+                let dropped = Tensor::<B, 3>::from_data(selection.kept, &device).equal_elem(0.0);
+                softmax(scores.mask_fill(dropped, f32::MIN), 2)
+            }
+        };
+        Routing { weights, indices: Tensor::from_data(selection.indices, &device) }
+    }
+}
+
+/// The selected patches as host data, chosen on the host because backends disagree about ties.
+struct Selection {
+    /// `[batch, expert, patches_per_expert]`, rising.
+    indices: TensorData,
+    /// `[batch, expert, patch]`, one where selected, else zero.
+    kept: TensorData,
+}
+
+impl Selection {
+    fn best<B: Backend>(scores: &Tensor<B, 3>, selected: usize) -> Self {
+        let [batch, experts, count] = scores.dims();
+        let scores = scores.clone().detach().into_data().convert::<f64>();
+        let scores = scores.as_slice::<f64>().expect("converted to f64");
+        let mut kept = vec![0.0f32; scores.len()];
+        let mut indices = Vec::with_capacity(batch * experts * selected);
+        let mut order: Vec<i32> = Vec::with_capacity(count);
+        for (row, kept) in scores.chunks_exact(count).zip(kept.chunks_exact_mut(count)) {
+            order.clear();
+            order.extend(0..count as i32);
+            let best_first = |&a: &i32, &b: &i32| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b));
+            if selected < count {
+                order.select_nth_unstable_by(selected - 1, best_first);
+            }
+            let best = &mut order[..selected];
+            best.sort_unstable();
+            for &index in &*best {
+                kept[index as usize] = 1.0;
+            }
+            indices.extend_from_slice(best);
+        }
+        Self {
+            indices: TensorData::new(indices, [batch, experts, selected]),
+            kept: TensorData::new(kept, [batch, experts, count]),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use patchdoor_kernels::Kernels;
+use rand::Rng;
+
+use crate::batch_norm::BatchNormRelu;
+use crate::convolution::Convolution;
+use crate::init::ParameterSource;
+use crate::{BatchNormConfig, Padding};
+
+/// What every layer of a network shares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerOptions {
+    pub(crate) padding: Padding,
+    pub(crate) batch_norm: BatchNormConfig,
+}
+
+/// One pre-activation residual block: two times normalize, rectify, convolve; plus a strided 1x1
+/// convolution of the raw input.
+#[derive(Module, Debug)]
+pub(crate) struct ResidualBlock<B: Backend> {
+    pub(crate) norm1: BatchNormRelu<B>,
+    pub(crate) conv1: Convolution<B>,
+    pub(crate) norm2: BatchNormRelu<B>,
+    pub(crate) conv2: Convolution<B>,
+    pub(crate) shortcut: Convolution<B>,
+}
+
+impl<B: Backend> ResidualBlock<B> {
+    pub(crate) fn new<R: Rng>(
+        source: &mut ParameterSource<'_, R, B>,
+        [input, output]: [usize; 2],
+        stride: usize,
+        options: LayerOptions,
+    ) -> Self {
+        let padding = options.padding;
+        Self {
+            norm1: BatchNormRelu::new(source, input, options.batch_norm),
+            conv1: Convolution::new(source, [input, output], 3, stride, padding),
+            norm2: BatchNormRelu::new(source, output, options.batch_norm),
+            conv2: Convolution::new(source, [output, output], 3, 1, padding),
+            shortcut: Convolution::new(source, [input, output], 1, stride, Padding::Tensorflow),
+        }
+    }
+}
+
+impl<B: Kernels> ResidualBlock<B> {
+    /// # Shapes
+    /// - input: `[batch, row, column, channel]`
+    /// - output: `[batch, row / stride, column / stride, channel]`
+    pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let shortcut = self.shortcut.forward(x.clone());
+        let x = self.conv1.forward(self.norm1.forward(x));
+        let x = self.conv2.forward(self.norm2.forward(x));
+        x + shortcut
+    }
+}
+
+/// The first layers of both networks: a convolution to 16 channels and two residual blocks.
+#[derive(Module, Debug)]
+pub(crate) struct Trunk<B: Backend> {
+    pub(crate) stem: Convolution<B>,
+    pub(crate) group1: ResidualBlock<B>,
+    pub(crate) group2: ResidualBlock<B>,
+}
+
+impl<B: Backend> Trunk<B> {
+    pub(crate) fn new<R: Rng>(
+        source: &mut ParameterSource<'_, R, B>,
+        channels: usize,
+        widen_factor: usize,
+        options: LayerOptions,
+    ) -> Self {
+        let (narrow, wide) = (16 * widen_factor, 32 * widen_factor);
+        Self {
+            stem: Convolution::new(source, [channels, 16], 3, 1, options.padding),
+            group1: ResidualBlock::new(source, [16, narrow], 1, options),
+            group2: ResidualBlock::new(source, [narrow, wide], 2, options),
+        }
+    }
+}
+
+impl<B: Kernels> Trunk<B> {
+    /// # Shapes
+    /// - images: `[batch, height, width, channel]`
+    /// - output: `[batch, height / 2, width / 2, 32 widen]`
+    pub(crate) fn forward(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.group2.forward(self.group1.forward(self.stem.forward(images)))
+    }
+}

@@ -1,0 +1,59 @@
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+/// What a step of training has to show.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchProgress {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Epochs in all.
+    pub epochs: usize,
+    /// Step within the epoch, counted from 0.
+    pub step: usize,
+    /// Steps per epoch.
+    pub steps: usize,
+    /// Images in this step.
+    pub images: usize,
+    /// Mean cross-entropy of this step's images, in nats.
+    pub loss: f64,
+}
+
+/// What an epoch of training came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EpochRecord {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Learning rate of its last step.
+    pub learning_rate: f64,
+    /// Mean cross-entropy over its images, in nats, each taken in training mode just before its step.
+    pub loss: f64,
+    /// Share of its images predicted right in those passes.
+    pub training_accuracy: f64,
+    /// Share of validation images predicted right in inference mode after it.
+    pub validation_accuracy: Option<f64>,
+    /// Wall-clock time of its steps.
+    pub seconds: f64,
+    /// Training images per second of that time.
+    pub images_per_second: f64,
+}
+
+/// Follows a training and may stop it.
+pub trait TrainingObserver {
+    /// Training goes on from a checkpoint with these finished epochs.
+    fn resumed(&mut self, _history: &[EpochRecord]) {}
+
+    /// A step is done. `Break` stops at once; the unfinished epoch is lost.
+    fn batch_done(&mut self, _progress: &BatchProgress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// An epoch is done and its checkpoint, if any, is saved. `Break` stops here.
+    fn epoch_done(&mut self, _record: &EpochRecord) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// Follows nothing and never stops.
+impl TrainingObserver for () {}

@@ -1,0 +1,219 @@
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use burn::module::AutodiffModule;
+use burn::optim::GradientsParams;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor};
+use patchdoor_data::{AugmentationConfig, ImageSet};
+use patchdoor_kernels::Kernels;
+use patchdoor_metrics::accuracy;
+use patchdoor_model::Classifier;
+
+use crate::batches::{Batch, BatchAssembler, epoch_order};
+use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
+use crate::optimizer::Optimizer;
+use crate::prediction::{classes_of, predict};
+use crate::{BatchNormStatistics, BatchProgress, EpochRecord, Schedule, TrainError, TrainingConfig, TrainingObserver};
+
+/// What a classifier learns from.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingData<'a> {
+    /// Images and labels to fit, poisoned or not: training cannot tell.
+    pub training: &'a ImageSet,
+    /// Images to look at after every epoch, held out of the training data.
+    pub validation: Option<&'a ImageSet>,
+    /// Random changes to every training image, drawn anew each epoch.
+    pub augmentation: &'a AugmentationConfig,
+}
+
+/// A classifier after its last epoch.
+#[derive(Clone, Debug)]
+pub struct Trained<B: AutodiffBackend> {
+    /// The classifier, with the statistics that inference uses.
+    pub classifier: Classifier<B>,
+    /// One record per epoch.
+    pub history: Vec<EpochRecord>,
+}
+
+/// How a training ended.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one value per training")]
+pub enum Outcome<B: AutodiffBackend> {
+    /// After its last epoch.
+    Finished(Trained<B>),
+    /// Stopped by its observer; the same call resumes from the checkpoint.
+    Interrupted {
+        /// Epochs done and saved.
+        epochs: usize,
+    },
+}
+
+/// Trains a classifier by cross-entropy.
+///
+/// On the CPU the result is a function of classifier, data, configuration and seed, bit for bit and
+/// for any number of threads. With a checkpoint folder, every finished epoch is saved there, and a
+/// call with the same arguments goes on after the last one and ends with the same weights as a call
+/// that was never stopped.
+///
+/// # Errors
+/// If the configuration is out of range, there is nothing to train on, the loss becomes NaN or
+/// infinite, or a checkpoint cannot be written, read or belongs to another training.
+pub fn train<B>(
+    classifier: Classifier<B>,
+    data: &TrainingData<'_>,
+    config: &TrainingConfig,
+    seed: u64,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn TrainingObserver,
+    device: &B::Device,
+) -> Result<Outcome<B>, TrainError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    if let Some(problem) = config.validate().into_iter().next() {
+        return Err(problem);
+    }
+    if data.training.is_empty() {
+        return Err(TrainError::Empty);
+    }
+    let checkpoints = checkpoints
+        .map(|path| {
+            let identity = Identity { training: config.clone(), seed, data: data.training.fingerprint() };
+            CheckpointDirectory::open(path, identity)
+        })
+        .transpose()?;
+    let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
+    if let Some(directory) = &checkpoints {
+        let fresh = Optimizer::new(&config.optimizer);
+        if let Some(resumed) = directory.resume(state.classifier.clone(), fresh, device)? {
+            observer.resumed(&resumed.history);
+            state = resumed;
+        }
+    }
+    while state.history.len() < config.epochs {
+        let Some((mut next, record)) = run_epoch(state, data, config, seed, observer, device)? else {
+            // Stopped within the epoch: what counts is on the disk.
+            let epochs = match &checkpoints {
+                Some(directory) => directory.epochs()?,
+                None => 0,
+            };
+            return Ok(Outcome::Interrupted { epochs });
+        };
+        next.history.push(record);
+        state = next;
+        if let Some(directory) = &checkpoints {
+            directory.save(&state.classifier, &state.optimizer, &state.history)?;
+        }
+        let record = state.history.last().expect("an epoch was just recorded");
+        if observer.epoch_done(record).is_break() && state.history.len() < config.epochs {
+            return Ok(Outcome::Interrupted { epochs: state.history.len() });
+        }
+    }
+    let classifier = match config.batch_norm_statistics {
+        BatchNormStatistics::Running => state.classifier,
+        BatchNormStatistics::Recomputed => {
+            recompute_statistics(state.classifier, data.training, config.batch_size, device)
+        }
+    };
+    Ok(Outcome::Finished(Trained { classifier, history: state.history }))
+}
+
+/// One pass over the training images; `None` if the observer stopped it.
+fn run_epoch<B>(
+    state: Resumed<B>,
+    data: &TrainingData<'_>,
+    config: &TrainingConfig,
+    seed: u64,
+    observer: &mut dyn TrainingObserver,
+    device: &B::Device,
+) -> Result<Option<(Resumed<B>, EpochRecord)>, TrainError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let Resumed { mut classifier, mut optimizer, history } = state;
+    let epoch = history.len();
+    let images = data.training.len();
+    let order = epoch_order(images, seed, epoch);
+    let steps = images.div_ceil(config.batch_size);
+    let schedule = Schedule::new(config, steps);
+    let mut assembler = BatchAssembler::augmented(data.training, data.augmentation, seed, epoch);
+    let (mut loss_sum, mut right, mut learning_rate) = (0.0, 0usize, 0.0);
+    let start = Instant::now();
+    for (step, indices) in order.chunks(config.batch_size).enumerate() {
+        let Batch { images, labels } = assembler.assemble::<B>(indices, device);
+        let logits = classifier.forward(images);
+        let predicted = classes_of(logits.clone().inner());
+        let loss = cross_entropy(logits, labels);
+        let value = f64::from(loss.clone().into_data().convert::<f32>().as_slice::<f32>().expect("f32")[0]);
+        if !value.is_finite() {
+            return Err(TrainError::Diverged { loss: value, epoch, step });
+        }
+        let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+        learning_rate = schedule.rate(epoch * steps + step);
+        classifier = optimizer.step(learning_rate, classifier, gradients);
+        loss_sum += value * indices.len() as f64;
+        right += indices.iter().zip(&predicted).filter(|&(&i, &class)| data.training.label(i) == class).count();
+        let progress =
+            BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss: value };
+        if let ControlFlow::Break(()) = observer.batch_done(&progress) {
+            return Ok(None);
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    if !classifier.is_finite() {
+        return Err(TrainError::Diverged { loss: f64::NAN, epoch, step: steps - 1 });
+    }
+    let validation_accuracy = data.validation.and_then(|set| {
+        let predicted = predict(&classifier.valid(), set, config.batch_size, device);
+        accuracy(&predicted, set.labels())
+    });
+    let record = EpochRecord {
+        epoch,
+        learning_rate,
+        loss: loss_sum / images as f64,
+        training_accuracy: right as f64 / images as f64,
+        validation_accuracy,
+        seconds,
+        images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
+    };
+    tracing::debug!(epoch, loss = record.loss, seconds, "epoch done");
+    Ok(Some((Resumed { classifier, optimizer, history }, record)))
+}
+
+/// Mean cross-entropy in nats.
+///
+/// # Shapes
+/// - logits: `[batch, class]`
+/// - labels: `[batch]`
+pub(crate) fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    log_softmax(logits, 1).gather(1, labels.unsqueeze_dim(1)).mean().neg()
+}
+
+/// Replaces the running statistics of every batch normalization by their plain average over one pass
+/// through the images, in their stored order and without augmentation.
+fn recompute_statistics<B>(
+    mut classifier: Classifier<B>,
+    images: &ImageSet,
+    batch_size: usize,
+    device: &B::Device,
+) -> Classifier<B>
+where
+    B: AutodiffBackend + Kernels,
+{
+    let momentum = classifier.batch_norm_momentum();
+    let indices: Vec<usize> = (0..images.len()).collect();
+    let mut assembler = BatchAssembler::plain(images);
+    // A smaller last batch would count as much as a full one; it is left out unless it is the only one.
+    let full = indices.chunks(batch_size).filter(|chunk| chunk.len() == batch_size || images.len() < batch_size);
+    for (batch, chunk) in full.enumerate() {
+        classifier.set_batch_norm_momentum(1.0 / (batch + 1) as f64);
+        classifier.forward(assembler.assemble::<B>(chunk, device).images);
+    }
+    classifier.set_batch_norm_momentum(momentum);
+    classifier
+}
