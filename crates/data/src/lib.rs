@@ -1,1 +1,66 @@
-//! Placeholder.
+//! Images in memory, where they come from, and which of them an attacker poisons.
+//!
+//! The crate reads whole data sets as `u8`, splits and augments them, and carries out a [`PoisoningPlan`] with any
+//! [`Trigger`]. It knows no concrete trigger, no model, no tensor and no backend, it never prints, and it reads neither
+//! the environment nor a clock: everything random comes from a named [`stream`] of a seed that the caller passes.
+//!
+//! Pixels are `u8` in 0..=255, height x width x channel, all images of a set one after another.
+//!
+//! ```
+//! use patchdoor_data::{
+//!     DatasetConfig, Image, PoisoningConfig, PoisoningPlan, ShapesConfig, StreamRng, Trigger, load,
+//! };
+//!
+//! /// Makes the first pixel white.
+//! struct WhiteCorner;
+//!
+//! impl Trigger for WhiteCorner {
+//!     fn stamp(&self, image: &Image, _rng: &mut StreamRng) -> Image {
+//!         let mut stamped = image.clone();
+//!         stamped.pixel_mut(0, 0).fill(255);
+//!         stamped
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), patchdoor_data::DataError> {
+//! let shapes = DatasetConfig::Shapes(ShapesConfig { train: 200, test: 50, seed: 0 });
+//! let dataset = load(&shapes, &[])?;
+//! let config = PoisoningConfig { rate: 0.02, target_class: 3, ..PoisoningConfig::default() };
+//! let plan = PoisoningPlan::draw(&config, &dataset.train, 7)?;
+//! let poisoned = plan.apply(&dataset.train, &WhiteCorner, 7);
+//!
+//! assert_eq!(plan.examples().len(), 4);
+//! for example in plan.examples() {
+//!     assert_eq!(poisoned.label(example.index), 3);
+//!     assert_eq!(poisoned.image(example.index).pixel(0, 0), [255, 255, 255]);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod augmentation;
+pub mod catalog;
+mod cifar;
+mod dataset;
+mod error;
+mod folder;
+mod gtsrb;
+mod idx;
+mod image;
+mod image_set;
+mod labels;
+mod poisoning;
+mod random;
+mod shapes;
+pub mod split;
+mod trigger;
+
+pub use augmentation::AugmentationConfig;
+pub use dataset::{Dataset, DatasetConfig, FolderConfig, ShapesConfig, load};
+pub use error::DataError;
+pub use image::{Image, ImageShape};
+pub use image_set::ImageSet;
+pub use poisoning::{CountRule, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan, trigger_test_images};
+pub use random::{StreamRng, stream};
+pub use split::stratified_subset;
+pub use trigger::Trigger;

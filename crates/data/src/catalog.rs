@@ -1,0 +1,227 @@
+//! The published data sets: where they are looked for, what belongs to them, where they come from.
+
+use std::path::{Path, PathBuf};
+
+use crate::{DataError, idx};
+
+/// A data set made of files.
+#[derive(Clone, Debug)]
+pub struct CatalogEntry {
+    /// Its name, as in a configuration.
+    pub name: &'static str,
+    /// Its name as its authors write it, and what to cite.
+    pub title: &'static str,
+    /// The folder it is looked for in, below a data folder.
+    pub folder: &'static str,
+    /// The files that must be there; a name may also end in `.gz` where the format is IDX.
+    pub files: &'static [&'static str],
+    /// What `fetch` downloads; nothing, if the data set has no plain download.
+    pub archives: Vec<Archive>,
+    /// How to have it where it cannot be fetched.
+    how_to_get: &'static str,
+}
+
+/// A file to download.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    /// Where it lies; all hold the same bytes, and they are tried in order.
+    pub urls: Vec<String>,
+    /// Its name.
+    pub file_name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its published SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Whether it is a `.tar.gz` to unpack, or a file to keep as it is.
+    pub unpack: bool,
+}
+
+/// All data sets made of files. The order is that of their names in a configuration's documentation.
+///
+/// Sizes and SHA-256 are those TensorFlow Datasets publishes (`tensorflow_datasets/url_checksums/{cifar10, cifar100,
+/// mnist, fashion_mnist}.txt`); CIFAR's own page gives only MD5.
+pub fn catalog() -> Vec<CatalogEntry> {
+    const CIFAR: &str = "https://www.cs.toronto.edu/~kriz";
+    const MNIST: [&str; 2] =
+        ["https://storage.googleapis.com/cvdf-datasets/mnist", "https://ossci-datasets.s3.amazonaws.com/mnist"];
+    const FASHION_MNIST: [&str; 1] = ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"];
+    vec![
+        CatalogEntry {
+            name: "cifar10",
+            title: "CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
+            folder: "cifar-10-batches-bin",
+            files: &[
+                "data_batch_1.bin",
+                "data_batch_2.bin",
+                "data_batch_3.bin",
+                "data_batch_4.bin",
+                "data_batch_5.bin",
+                "test_batch.bin",
+            ],
+            archives: vec![archive(
+                &[CIFAR],
+                "cifar-10-binary.tar.gz",
+                170_052_171,
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            )],
+            how_to_get: "",
+        },
+        CatalogEntry {
+            name: "cifar100",
+            title: "CIFAR-100 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
+            folder: "cifar-100-binary",
+            files: &["train.bin", "test.bin"],
+            archives: vec![archive(
+                &[CIFAR],
+                "cifar-100-binary.tar.gz",
+                168_513_733,
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            )],
+            how_to_get: "",
+        },
+        CatalogEntry {
+            name: "gtsrb",
+            title: "GTSRB (Stallkamp, Schlipsing, Salmen, Igel, Man vs. Computer, Neural Networks 32, 2012)",
+            folder: "gtsrb-32x32",
+            files: &["train.bin", "test.bin"],
+            archives: Vec::new(),
+            how_to_get: "resize the official images (https://benchmark.ini.rub.de) to 32x32 and write them, ordered by \
+                         class, track and frame, as CIFAR-10 records to gtsrb-32x32/train.bin and test.bin",
+        },
+        CatalogEntry {
+            name: "mnist",
+            title: "MNIST (LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, 1998)",
+            folder: "mnist",
+            files: &idx::FILES,
+            archives: vec![
+                archive(
+                    &MNIST,
+                    "train-images-idx3-ubyte.gz",
+                    9_912_422,
+                    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                ),
+                archive(
+                    &MNIST,
+                    "train-labels-idx1-ubyte.gz",
+                    28_881,
+                    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                ),
+                archive(
+                    &MNIST,
+                    "t10k-images-idx3-ubyte.gz",
+                    1_648_877,
+                    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                ),
+                archive(
+                    &MNIST,
+                    "t10k-labels-idx1-ubyte.gz",
+                    4_542,
+                    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                ),
+            ],
+            how_to_get: "",
+        },
+        CatalogEntry {
+            name: "fashion-mnist",
+            title: "Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747, 2017)",
+            folder: "fashion-mnist",
+            files: &idx::FILES,
+            archives: vec![
+                archive(
+                    &FASHION_MNIST,
+                    "train-images-idx3-ubyte.gz",
+                    26_421_880,
+                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                ),
+                archive(
+                    &FASHION_MNIST,
+                    "train-labels-idx1-ubyte.gz",
+                    29_515,
+                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                ),
+                archive(
+                    &FASHION_MNIST,
+                    "t10k-images-idx3-ubyte.gz",
+                    4_422_102,
+                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                ),
+                archive(
+                    &FASHION_MNIST,
+                    "t10k-labels-idx1-ubyte.gz",
+                    5_148,
+                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+                ),
+            ],
+            how_to_get: "",
+        },
+    ]
+}
+
+/// The data set of a name, if it is one made of files.
+pub fn entry(name: &str) -> Option<CatalogEntry> {
+    catalog().into_iter().find(|entry| entry.name == name)
+}
+
+impl CatalogEntry {
+    /// What a user can do to have the data set, fit to follow a semicolon.
+    pub fn how_to_get(&self) -> String {
+        if self.archives.is_empty() {
+            self.how_to_get.to_owned()
+        } else {
+            format!("`cargo xtask data fetch {}` downloads it", self.name)
+        }
+    }
+
+    /// Whether `fetch` can download it.
+    pub fn is_fetchable(&self) -> bool {
+        !self.archives.is_empty()
+    }
+
+    /// Finds the data set's folder in the first of `roots` that has it; a root may also be that folder itself.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Missing`] if no root has the folder, [`DataError::Incomplete`] if the folder lacks files.
+    pub fn locate(&self, roots: &[PathBuf]) -> Result<PathBuf, DataError> {
+        let candidates: Vec<PathBuf> = roots
+            .iter()
+            .map(|root| if root.ends_with(self.folder) { root.clone() } else { root.join(self.folder) })
+            .collect();
+        let Some(directory) = candidates.iter().find(|directory| directory.is_dir()) else {
+            return Err(DataError::Missing {
+                dataset: self.name.to_owned(),
+                looked_in: candidates,
+                how_to_get: self.how_to_get(),
+            });
+        };
+        let missing = self.missing_files(directory);
+        if missing.is_empty() {
+            Ok(directory.clone())
+        } else {
+            Err(DataError::Incomplete { directory: directory.clone(), missing, how_to_get: self.how_to_get() })
+        }
+    }
+
+    /// Names of the files that `directory` lacks.
+    fn missing_files(&self, directory: &Path) -> Vec<String> {
+        let is_idx = self.files == idx::FILES;
+        self.files
+            .iter()
+            .filter(|file| {
+                let path = if is_idx { idx::plain_or_gzipped(directory, file) } else { directory.join(file) };
+                !path.is_file()
+            })
+            .map(|&file| file.to_owned())
+            .collect()
+    }
+}
+
+fn archive(folders: &[&str], file_name: &str, size: u64, sha256: &str) -> Archive {
+    Archive {
+        urls: folders.iter().map(|folder| format!("{folder}/{file_name}")).collect(),
+        file_name: file_name.to_owned(),
+        size,
+        sha256: sha256.to_owned(),
+        unpack: file_name.ends_with(".tar.gz"),
+    }
+}
