@@ -145,11 +145,6 @@ impl Document {
         self.diagnostic(field, message, span, None)
     }
 
-    /// Whether the field was written, in the file or by an override.
-    pub(crate) fn names(&self, field: &str) -> bool {
-        self.places.contains_key(field)
-    }
-
     fn missing(&self, field: &str, table: &str) -> Diagnostic {
         let help = match field {
             "dataset" => Some("write dataset = \"cifar10\", or \"shapes\", which needs no files"),
@@ -178,7 +173,7 @@ impl Document {
                 (format!("{field} is {word:?}, expected {}", one_of(allowed)), help)
             }
             Complaint::Wrong { found, expected } => {
-                let found = self.source_of(path).unwrap_or_else(|| found.clone());
+                let found = self.source_of(&span).unwrap_or_else(|| found.clone());
                 if expected == "newtype variant" || expected == "struct variant" {
                     let variant = found.trim_matches(['"', '\'']).to_owned();
                     (
@@ -197,7 +192,7 @@ impl Document {
                 (format!("{path} has several tables, expected exactly one"), None)
             }
             Complaint::Other(message) if message.contains("wanted string or table") => {
-                let found = self.source_of(path).unwrap_or_default();
+                let found = self.source_of(&span).unwrap_or_default();
                 (format!("{path} is {found}, expected a name or a table"), None)
             }
             Complaint::Other(message) if path.is_empty() => (message.clone(), None),
@@ -206,12 +201,10 @@ impl Document {
         self.diagnostic(path, message, span, help)
     }
 
-    /// The value as written, if it fits in a message.
-    fn source_of(&self, path: &str) -> Option<String> {
-        let place = self.places.get(path)?;
-        let (text, start, _) = self.origin_of(place.value.start);
-        let range = place.value.start - start..place.value.end - start;
-        let source = text.get(range)?.trim();
+    /// The text of a span, if it fits in a message.
+    fn source_of(&self, span: &Range<usize>) -> Option<String> {
+        let (text, start, _) = self.origin_of(span.start);
+        let source = text.get(span.start - start..span.end - start)?.trim();
         (!source.is_empty() && source.len() <= 60 && !source.contains('\n')).then(|| source.to_owned())
     }
 

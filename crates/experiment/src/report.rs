@@ -116,6 +116,9 @@ fn title(run: &RunSummary) -> String {
     if let Some(substitution) = &run.images.substitution {
         let _ = write!(title, "\nNOTE: {substitution}");
     }
+    for note in &run.notes {
+        let _ = write!(title, "\nnote: {note}");
+    }
     title
 }
 
@@ -229,6 +232,7 @@ mod tests {
             experiment: experiment.into(),
             run: format!("{experiment}-12345678"),
             images: seeds[0].images.clone(),
+            notes: vec!["CIFAR-10 (reconstructed; 104 images JPEG-decoded)".into()],
             quick: false,
             backend: "flex".into(),
             device: "a processor".into(),

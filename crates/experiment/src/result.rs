@@ -140,6 +140,8 @@ pub struct RunSummary {
     /// Which images.
     #[serde(flatten)]
     pub images: ImagesUsed,
+    /// What is to be known about these copies of the images.
+    pub notes: Vec<String>,
     /// Whether this is the quick version, whose numbers mean nothing.
     pub quick: bool,
     /// What it was computed with.

@@ -25,7 +25,7 @@ use crate::result::{
     TwinMeasurements,
 };
 use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
-use crate::twin::{TrainingEnd, TwinEnd, clean_twin, train_one};
+use crate::twin::{TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
 
 /// Images predicted at once; the predictions do not depend on it.
 pub(crate) const PREDICTION_BATCH: usize = 256;
@@ -183,6 +183,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         experiment: plan.name(),
         run: run_name(&plan, backend),
         images: used.clone(),
+        notes: dataset.notes.clone(),
         quick: plan.is_quick(),
         backend: backend.name().into(),
         device: backend.device().into(),
@@ -231,11 +232,7 @@ where
         if let SeedOutcome::Failed { reason } = &result.outcome {
             job.console.say(format!("{} seed {seed} failed: {reason}", job.plan.name()));
         } else {
-            // It has served its purpose; the weights are saved.
-            let checkpoint = folder.join("checkpoint");
-            if checkpoint.exists() {
-                fs::remove_dir_all(checkpoint)?;
-            }
+            remove_checkpoint(&folder)?;
         }
         results.push(result);
     }

@@ -100,7 +100,6 @@ where
     B::InnerBackend: Kernels,
 {
     fs::create_dir_all(folder)?;
-    let config = job.plan.config();
     write_whole(&folder.join("config.toml"), job.config_toml("The clean twin of").as_bytes())?;
     let label = format!("{} seed {seed}, clean twin", job.plan.name());
     let (classifier, history) = match train_one::<B>(job, seed, images, &images.training, folder, label, device)? {
@@ -118,8 +117,8 @@ where
         clean_accuracy: patchdoor_metrics::accuracy(&predicted, test.labels()).unwrap_or(0.0),
         training_seconds: history.iter().map(|epoch| epoch.seconds).sum(),
     };
-    debug_assert_eq!(history.len(), config.training.epochs);
     write_json(&folder.join("result.json"), &result)?;
+    remove_checkpoint(folder)?;
     Ok(TwinEnd::Ready(Box::new(Twin { folder: String::new(), result, classifier })))
 }
 
@@ -179,6 +178,15 @@ where
         Err(error @ TrainError::Diverged { .. }) => Ok(TrainingEnd::Failed(error.to_string())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Removes the checkpoint of a finished training; its weights are saved.
+pub(crate) fn remove_checkpoint(folder: &Path) -> Result<(), RunError> {
+    let checkpoint = folder.join("checkpoint");
+    if checkpoint.exists() {
+        fs::remove_dir_all(checkpoint)?;
+    }
+    Ok(())
 }
 
 /// Waits until no other process trains this twin; `None` if interrupted meanwhile.

@@ -17,7 +17,7 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Lists the experiments there are, with the first sentence of each.
+/// Lists the experiments there are, with the first line of each.
 pub(crate) fn list() -> Result<(), Stop> {
     let files = all_experiments()?;
     let width = files.iter().map(|file| file.display().to_string().chars().count()).max().unwrap_or(0);
@@ -29,15 +29,9 @@ pub(crate) fn list() -> Result<(), Stop> {
     Ok(())
 }
 
-/// The first paragraph of a file's opening comment, on one line, up to its first full stop.
-fn first_comment(text: &str) -> String {
-    let lines = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
-    let paragraph = lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    // A full stop ends a sentence if a capital follows it; that of "et al." does not.
-    let end = paragraph.match_indices(". ").find(|(dot, _)| {
-        !paragraph[..*dot].ends_with("al") && paragraph[dot + 2..].starts_with(char::is_uppercase)
-    });
-    end.map_or(paragraph.clone(), |(dot, _)| paragraph[..=dot].to_owned())
+/// The first line of a file's opening comment.
+fn first_comment(text: &str) -> &str {
+    text.lines().next().and_then(|line| line.strip_prefix('#')).map_or("", str::trim)
 }
 
 /// Every experiment file, sorted: in `experiments/` here, or else of the source this program was built from.
@@ -71,8 +65,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_experiment_is_listed_with_its_first_sentence() {
-        let text = "# BadNets (Gu et al. 2017): a white square. It works.\n# More.\n\ndataset = \"cifar10\"\n";
+    fn an_experiment_is_listed_with_its_first_line() {
+        let text = "# BadNets (Gu et al. 2017): a white square.\n# More.\n\ndataset = \"cifar10\"\n";
         assert_eq!(first_comment(text), "BadNets (Gu et al. 2017): a white square.");
         assert_eq!(first_comment("dataset = 1\n"), "");
     }
