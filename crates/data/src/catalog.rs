@@ -93,32 +93,15 @@ pub fn catalog() -> Vec<CatalogEntry> {
             title: "MNIST (LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, 1998)",
             folder: "mnist",
             files: &idx::FILES,
-            archives: vec![
-                archive(
-                    &MNIST,
-                    "train-images-idx3-ubyte.gz",
-                    9_912_422,
-                    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                ),
-                archive(
-                    &MNIST,
-                    "train-labels-idx1-ubyte.gz",
-                    28_881,
-                    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                ),
-                archive(
-                    &MNIST,
-                    "t10k-images-idx3-ubyte.gz",
-                    1_648_877,
-                    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                ),
-                archive(
-                    &MNIST,
-                    "t10k-labels-idx1-ubyte.gz",
-                    4_542,
-                    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                ),
-            ],
+            archives: idx_archives(
+                &MNIST,
+                [
+                    (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+                    (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+                    (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+                    (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+                ],
+            ),
             how_to_get: "",
         },
         CatalogEntry {
@@ -126,32 +109,15 @@ pub fn catalog() -> Vec<CatalogEntry> {
             title: "Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747, 2017)",
             folder: "fashion-mnist",
             files: &idx::FILES,
-            archives: vec![
-                archive(
-                    &FASHION_MNIST,
-                    "train-images-idx3-ubyte.gz",
-                    26_421_880,
-                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                ),
-                archive(
-                    &FASHION_MNIST,
-                    "train-labels-idx1-ubyte.gz",
-                    29_515,
-                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                ),
-                archive(
-                    &FASHION_MNIST,
-                    "t10k-images-idx3-ubyte.gz",
-                    4_422_102,
-                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                ),
-                archive(
-                    &FASHION_MNIST,
-                    "t10k-labels-idx1-ubyte.gz",
-                    5_148,
-                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                ),
-            ],
+            archives: idx_archives(
+                &FASHION_MNIST,
+                [
+                    (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+                    (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+                    (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+                    (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+                ],
+            ),
             how_to_get: "",
         },
     ]
@@ -224,4 +190,9 @@ fn archive(folders: &[&str], file_name: &str, size: u64, sha256: &str) -> Archiv
         sha256: sha256.to_owned(),
         unpack: file_name.ends_with(".tar.gz"),
     }
+}
+
+fn idx_archives(folders: &[&str], sizes_and_sums: [(u64, &str); 4]) -> Vec<Archive> {
+    let files = idx::FILES.into_iter().zip(sizes_and_sums);
+    files.map(|(file, (size, sha256))| archive(folders, &format!("{file}.gz"), size, sha256)).collect()
 }

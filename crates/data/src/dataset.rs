@@ -20,7 +20,7 @@ pub enum DatasetConfig {
     /// The German Traffic Sign Recognition Benchmark (Stallkamp et al. 2012) at 32x32 RGB, 43 classes, in CIFAR-10's
     /// record layout.
     Gtsrb,
-    /// MNIST (LeCun et al. 1998), 28x28 grey, 10 classes.
+    /// MNIST (`LeCun` et al. 1998), 28x28 grey, 10 classes.
     Mnist,
     /// Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747), 28x28 grey, 10 classes.
     FashionMnist,
@@ -226,85 +226,81 @@ pub fn load(config: &DatasetConfig, roots: &[PathBuf]) -> Result<Dataset, DataEr
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
     }
-    let name = config.name();
-    let located = |read: &dyn Fn(&Path) -> Result<(ImageSet, ImageSet, Vec<String>), DataError>| {
-        let entry = catalog::entry(name).expect("every data set made of files is in the catalog");
-        let location = entry.locate(roots)?;
-        let (train, test, notes) = read(&location)?;
-        Ok(Dataset { train, test, name: name.to_owned(), location: Some(location), notes })
+    let location = match config {
+        DatasetConfig::Shapes(_) => None,
+        DatasetConfig::Folder(config) => Some(folder::locate(config, roots)?),
+        _ => catalog::entry(config.name()).map(|entry| entry.locate(roots)).transpose()?,
     };
-    match config {
-        DatasetConfig::Cifar10 => located(&read_cifar10),
-        DatasetConfig::Cifar100 => located(&|directory| {
-            let read =
-                |file| read_records(&[directory.join(file)], RecordLayout::CIFAR100, labels::owned(&labels::CIFAR100));
-            with_part_note("CIFAR-100", [50_000, 10_000], read("train.bin")?, read("test.bin")?, Vec::new())
-        }),
-        DatasetConfig::Gtsrb => located(&read_gtsrb),
-        DatasetConfig::Mnist => located(&|directory| {
-            let (train, test) = idx::read_directory(directory, &labels::MNIST)?;
-            with_part_note("MNIST", [60_000, 10_000], train, test, Vec::new())
-        }),
-        DatasetConfig::FashionMnist => located(&|directory| {
-            let (train, test) = idx::read_directory(directory, &labels::FASHION_MNIST)?;
-            with_part_note("Fashion-MNIST", [60_000, 10_000], train, test, Vec::new())
-        }),
-        DatasetConfig::Shapes(config) => {
-            let (train, test) = shapes::draw(config)?;
-            Ok(Dataset { train, test, name: name.to_owned(), location: None, notes: Vec::new() })
+    let (train, test) = match (config, location.as_deref()) {
+        (DatasetConfig::Cifar10, Some(directory)) => {
+            let batches = [1, 2, 3, 4, 5].map(|batch| format!("data_batch_{batch}.bin"));
+            read_record_splits(directory, &batches, "test_batch.bin", RecordLayout::CIFAR10, &labels::CIFAR10)?
         }
-        DatasetConfig::Folder(config) => {
-            let location = folder::locate(config, roots)?;
-            let (train, test) = folder::read(&location, config.size)?;
-            Ok(Dataset { train, test, name: name.to_owned(), location: Some(location), notes: Vec::new() })
+        (DatasetConfig::Cifar100, Some(directory)) => {
+            let train = ["train.bin".to_owned()];
+            read_record_splits(directory, &train, "test.bin", RecordLayout::CIFAR100, &labels::CIFAR100)?
         }
-    }
+        (DatasetConfig::Gtsrb, Some(directory)) => {
+            let train = ["train.bin".to_owned()];
+            let (train, test) =
+                read_record_splits(directory, &train, "test.bin", RecordLayout::CIFAR10, &labels::GTSRB)?;
+            match gtsrb::tracks(train.labels()) {
+                Some(tracks) => (train.with_groups(tracks)?, test),
+                None => (train, test),
+            }
+        }
+        (DatasetConfig::Mnist, Some(directory)) => idx::read_directory(directory, &labels::MNIST)?,
+        (DatasetConfig::FashionMnist, Some(directory)) => idx::read_directory(directory, &labels::FASHION_MNIST)?,
+        (DatasetConfig::Folder(config), Some(directory)) => folder::read(directory, config.size)?,
+        (DatasetConfig::Shapes(config), _) => shapes::draw(config)?,
+        (_, None) => unreachable!("the catalog has every data set made of files"),
+    };
+    let notes = notes(config, location.as_deref(), &train, &test)?;
+    tracing::info!(dataset = config.name(), train = train.len(), test = test.len(), "loaded");
+    Ok(Dataset { train, test, name: config.name().to_owned(), location, notes })
 }
 
-type Splits = (ImageSet, ImageSet, Vec<String>);
+fn read_record_splits(
+    directory: &Path,
+    train: &[String],
+    test: &str,
+    layout: RecordLayout,
+    classes: &[&str],
+) -> Result<(ImageSet, ImageSet), DataError> {
+    let classes = labels::owned(classes);
+    let train: Vec<PathBuf> = train.iter().map(|file| directory.join(file)).collect();
+    Ok((read_records(&train, layout, classes.clone())?, read_records(&[directory.join(test)], layout, classes)?))
+}
 
-fn read_cifar10(directory: &Path) -> Result<Splits, DataError> {
-    let batches: Vec<PathBuf> = (1..=5).map(|batch| directory.join(format!("data_batch_{batch}.bin"))).collect();
-    let classes = labels::owned(&labels::CIFAR10);
-    let train = read_records(&batches, RecordLayout::CIFAR10, classes.clone())?;
-    let test = read_records(&[directory.join("test_batch.bin")], RecordLayout::CIFAR10, classes)?;
+fn notes(
+    config: &DatasetConfig,
+    location: Option<&Path>,
+    train: &ImageSet,
+    test: &ImageSet,
+) -> Result<Vec<String>, DataError> {
     let mut notes = Vec::new();
-    let lossy = directory.join("lossy_images.csv");
-    if lossy.exists() {
-        let images = fs_err::read_to_string(&lossy)?.lines().skip(1).filter(|line| !line.trim().is_empty()).count();
+    // A reconstruction of CIFAR-10 lists the images that are not the original pixels.
+    let lossy = location.map(|directory| directory.join("lossy_images.csv")).filter(|lossy| lossy.exists());
+    if let (DatasetConfig::Cifar10, Some(lossy)) = (config, lossy) {
+        let images = fs_err::read_to_string(lossy)?.lines().skip(1).filter(|line| !line.trim().is_empty()).count();
         notes.push(format!("CIFAR-10 (reconstructed; {images} images JPEG-decoded)"));
     }
-    with_part_note("CIFAR-10", [50_000, 10_000], train, test, notes)
-}
-
-fn read_gtsrb(directory: &Path) -> Result<Splits, DataError> {
-    let read = |file| read_records(&[directory.join(file)], RecordLayout::CIFAR10, labels::owned(&labels::GTSRB));
-    let (mut train, test) = (read("train.bin")?, read("test.bin")?);
-    let mut notes: Vec<String> = gtsrb::note(&train, &test).into_iter().collect();
-    match gtsrb::tracks(train.labels()) {
-        Some(tracks) => train = train.with_groups(tracks)?,
-        None => {
-            notes.push("GTSRB without known tracks: a validation split shows signs that were trained on".to_owned())
-        }
-    }
-    Ok((train, test, notes))
-}
-
-fn with_part_note(
-    title: &str,
-    published: [usize; 2],
-    train: ImageSet,
-    test: ImageSet,
-    mut notes: Vec<String>,
-) -> Result<Splits, DataError> {
-    if published != [train.len(), test.len()] {
+    let [published_train, published_test] = match config {
+        DatasetConfig::Cifar10 | DatasetConfig::Cifar100 => [50_000, 10_000],
+        DatasetConfig::Gtsrb => [39_209, 12_630],
+        DatasetConfig::Mnist | DatasetConfig::FashionMnist => [60_000, 10_000],
+        DatasetConfig::Shapes(_) | DatasetConfig::Folder(_) => [train.len(), test.len()],
+    };
+    if [train.len(), test.len()] != [published_train, published_test] {
         notes.push(format!(
-            "{title} in part: {} of {} training and {} of {} test images",
+            "{} in part: {} of {published_train} training and {} of {published_test} test images",
+            config.name(),
             train.len(),
-            published[0],
             test.len(),
-            published[1]
         ));
     }
-    Ok((train, test, notes))
+    if *config == DatasetConfig::Gtsrb && train.groups().is_none() {
+        notes.push("gtsrb without known tracks: a validation split shows signs that were trained on".to_owned());
+    }
+    Ok(notes)
 }

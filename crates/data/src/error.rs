@@ -121,8 +121,8 @@ pub enum DataError {
     Io(#[from] std::io::Error),
 }
 
-pub(crate) fn invalid(field: &'static str, found: impl ToString, allowed: impl Into<String>) -> DataError {
-    DataError::InvalidField { field, found: found.to_string(), allowed: allowed.into() }
+pub(crate) fn invalid(field: &'static str, found: impl std::fmt::Display, allowed: impl Into<String>) -> DataError {
+    DataError::InvalidField { field, found: format!("{found}"), allowed: allowed.into() }
 }
 
 fn list(paths: &[PathBuf]) -> String {

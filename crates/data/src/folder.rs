@@ -88,11 +88,11 @@ fn read_image(path: &Path, size: usize) -> Result<Vec<u8>, DataError> {
     let reader = image::ImageReader::open(path).map_err(|source| no_image(source.into()))?;
     let image = reader.with_guessed_format().map_err(|source| no_image(source.into()))?.decode().map_err(no_image)?;
     let image = image.into_rgb8();
-    let side = size as u32;
-    if image.dimensions() == (side, side) {
+    let target = size as u32;
+    if image.dimensions() == (target, target) {
         return Ok(image.into_raw());
     }
-    Ok(image::imageops::resize(&image, side, side, FilterType::Triangle).into_raw())
+    Ok(image::imageops::resize(&image, target, target, FilterType::Triangle).into_raw())
 }
 
 fn is_image(path: &Path) -> bool {

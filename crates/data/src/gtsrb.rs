@@ -1,5 +1,3 @@
-use crate::ImageSet;
-
 /// Number of the one track of class 33 that lacks a frame.
 const SHORT_TRACK: usize = 19;
 
@@ -42,20 +40,6 @@ fn tracks_of(labels: &[u8], frames: usize) -> Option<Vec<u32>> {
         }
     }
     Some(groups)
-}
-
-/// What a set of `train` and `test` images leaves out of the official 39,209 and 12,630.
-pub(crate) fn note(train: &ImageSet, test: &ImageSet) -> Option<String> {
-    const OFFICIAL: [usize; 2] = [39_209, 12_630];
-    (OFFICIAL != [train.len(), test.len()]).then(|| {
-        format!(
-            "GTSRB in part: {} of {} training and {} of {} test images",
-            train.len(),
-            OFFICIAL[0],
-            test.len(),
-            OFFICIAL[1]
-        )
-    })
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ impl std::fmt::Display for ImageShape {
 /// One image of its own, pixels in 0..=255, height x width x channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    shape: ImageShape,
-    pixels: Vec<u8>,
+    pub(crate) shape: ImageShape,
+    pub(crate) pixels: Vec<u8>,
 }
 
 impl Image {

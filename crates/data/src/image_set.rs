@@ -125,7 +125,7 @@ impl ImageSet {
 
     /// A copy of one image.
     pub fn image(&self, index: usize) -> Image {
-        Image::from_slice(self.shape, self.pixels(index)).expect("a set's pixels fill its shape")
+        Image { shape: self.shape, pixels: self.pixels(index).to_vec() }
     }
 
     /// The index that an image had in the split it was read from.
@@ -148,6 +148,7 @@ impl ImageSet {
     /// # Panics
     ///
     /// If there is no image at one of the indices.
+    #[must_use]
     pub fn subset(&self, indices: &[usize]) -> Self {
         let mut pixels = Vec::with_capacity(indices.len() * self.shape.size());
         for &index in indices {

@@ -111,9 +111,6 @@ impl Kernels for burn_ndarray::NdArray {}
 #[cfg(feature = "cuda")]
 impl Kernels for burn_cuda::Cuda {}
 
-#[cfg(feature = "flex")]
-impl Kernels for burn_flex::Flex {}
-
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn conv2d_bias(
         x: FloatTensor<Self>,

@@ -28,6 +28,8 @@
 
 mod backend;
 mod convolution;
+#[cfg(feature = "flex")]
+mod flex;
 mod normalization;
 
 pub use backend::Kernels;

@@ -65,7 +65,7 @@ impl<B: Backend> PatchRouter<B> {
         let device = scores.device();
         let weights = match self.order {
             GateOrder::SoftmaxThenSelect => {
-                let kept = Tensor::from_data(selection.kept, &device);
+                let kept = Tensor::from_data(selection.kept, (&device, scores.dtype()));
                 softmax(scores, 2) * kept
             }
             GateOrder::SelectThenSoftmax => {

@@ -17,7 +17,8 @@ use crate::{Classifier, ModelError};
 /// # Errors
 /// If the file cannot be written.
 pub fn save_weights<B: Backend>(classifier: &Classifier<B>, path: &Path) -> Result<(), ModelError> {
-    let tensors = named_tensors(classifier);
+    let tensors: BTreeMap<String, TensorData> =
+        named_tensors(classifier).into_iter().map(|(name, data)| (name, data.convert_dtype(DType::F32))).collect();
     let views = tensors.iter().map(|(name, data)| {
         let view = TensorView::new(Dtype::F32, data.shape.to_vec(), data.as_bytes());
         (name, view.expect("byte length fits the shape"))
@@ -72,7 +73,7 @@ impl<B: Backend> Classifier<B> {
     }
 }
 
-/// All parameters and running statistics by name, as `f32`.
+/// All parameters and running statistics by name.
 pub(crate) fn named_tensors<B: Backend>(classifier: &Classifier<B>) -> BTreeMap<String, TensorData> {
     let mut collector = Collector { path: Vec::new(), tensors: BTreeMap::new() };
     classifier.visit_network(&mut collector);
@@ -106,7 +107,7 @@ impl<B: Backend> ModuleVisitor<B> for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.tensors.insert(self.path.join("."), param.val().into_data().convert_dtype(DType::F32));
+        self.tensors.insert(self.path.join("."), param.val().into_data());
     }
 }
 
@@ -129,7 +130,8 @@ impl<B: Backend> ModuleMapper<B> for Replacer {
             return param;
         };
         let (id, old, mapper) = param.consume();
-        let mut new = Tensor::from_data(data, &old.device());
+        let dtype = data.dtype;
+        let mut new = Tensor::from_data(data, (&old.device(), dtype));
         assert_eq!(new.shape(), old.shape(), "a replaced tensor keeps its shape");
         if old.is_require_grad() {
             new = new.require_grad();

@@ -14,6 +14,6 @@ pub enum TriggerError {
     },
 }
 
-pub(crate) fn invalid(field: &'static str, found: impl ToString, allowed: impl Into<String>) -> TriggerError {
-    TriggerError::InvalidField { field, found: found.to_string(), allowed: allowed.into() }
+pub(crate) fn invalid(field: &'static str, found: impl std::fmt::Display, allowed: impl Into<String>) -> TriggerError {
+    TriggerError::InvalidField { field, found: format!("{found}"), allowed: allowed.into() }
 }
