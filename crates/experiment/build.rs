@@ -6,7 +6,8 @@ use std::process::Command;
 fn main() {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = Command::new(rustc).arg("--version").output().ok().filter(|output| output.status.success());
-    let version = version.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let version =
+        version.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let setting = |name: &str, value: &str| {
         // Cargo reads build scripts' standard output.
         let mut stdout = std::io::stdout();

@@ -29,7 +29,10 @@ const STEPS: [Step; 9] = [
     },
     Step { name: "build", command: || with(cargo(), &["build", "--release", "--package", "patchdoor-experiment"]) },
     Step { name: "check", command: || with(runner(), &["check"]) },
-    Step { name: "tests", command: || with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]) },
+    Step {
+        name: "tests",
+        command: || with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]),
+    },
     Step { name: "doc-tests", command: || with(cargo(), &["test", "--release", "--workspace", "--doc"]) },
     Step {
         name: "quick-run",

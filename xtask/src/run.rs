@@ -7,9 +7,24 @@ use anyhow::{Context, bail};
 
 /// Help texts of the runner, as its tests keep them, so that asking for help compiles nothing.
 const HELP: [(&str, &str); 3] = [
-    ("run", include_str!("../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap")),
-    ("check", include_str!("../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap")),
-    ("data", include_str!("../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap")),
+    (
+        "run",
+        include_str!(
+            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap"
+        ),
+    ),
+    (
+        "check",
+        include_str!(
+            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap"
+        ),
+    ),
+    (
+        "data",
+        include_str!(
+            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap"
+        ),
+    ),
 ];
 
 /// Builds the runner and becomes it.
@@ -41,7 +56,11 @@ pub(crate) fn bench(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
         None => (arguments, &[][..]),
     };
     for name in named {
-        if name.to_string_lossy().starts_with('-') { command.arg(name) } else { command.arg("--bench").arg(name) };
+        if name.to_string_lossy().starts_with('-') {
+            command.arg(name)
+        } else {
+            command.arg("--bench").arg(name)
+        };
     }
     command.args(rest);
     become_process(command)
@@ -95,7 +114,12 @@ fn feature(arguments: &[OsString]) -> anyhow::Result<Option<&'static str>> {
 
 /// Whether this machine seems to have an NVIDIA GPU; the runner looks closer.
 fn has_nvidia_driver() -> bool {
-    let places = ["/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1", "C:\\Windows\\System32\\nvcuda.dll"];
+    let places = [
+        "/proc/driver/nvidia/version",
+        "/dev/nvidia0",
+        "/usr/lib/wsl/lib/libcuda.so.1",
+        "C:\\Windows\\System32\\nvcuda.dll",
+    ];
     places.iter().any(|place| Path::new(place).exists())
 }
 

@@ -113,9 +113,7 @@ impl Backend {
     pub(crate) fn run(&self, job: &Job<'_>) -> Result<RunEnd, RunError> {
         match self.kind {
             #[cfg(feature = "flex")]
-            Kind::Flex => {
-                crate::run::run_on::<burn::backend::Autodiff<burn_flex::Flex>>(job, &burn_flex::FlexDevice)
-            }
+            Kind::Flex => crate::run::run_on::<burn::backend::Autodiff<burn_flex::Flex>>(job, &burn_flex::FlexDevice),
             #[cfg(feature = "ndarray")]
             Kind::Ndarray => crate::run::run_on::<burn::backend::Autodiff<burn_ndarray::NdArray>>(
                 job,
@@ -131,7 +129,8 @@ impl Backend {
 
 /// Names of the backends in this build.
 pub fn built_in() -> Vec<&'static str> {
-    let all = [("flex", cfg!(feature = "flex")), ("ndarray", cfg!(feature = "ndarray")), ("cuda", cfg!(feature = "cuda"))];
+    let all =
+        [("flex", cfg!(feature = "flex")), ("ndarray", cfg!(feature = "ndarray")), ("cuda", cfg!(feature = "cuda"))];
     all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
@@ -177,7 +176,9 @@ mod tests {
 
     #[test]
     fn a_backend_outside_the_build_is_an_error_that_names_the_feature() {
-        for (choice, name) in [(BackendChoice::Cuda, "cuda"), (BackendChoice::Ndarray, "ndarray"), (BackendChoice::Flex, "flex")] {
+        for (choice, name) in
+            [(BackendChoice::Cuda, "cuda"), (BackendChoice::Ndarray, "ndarray"), (BackendChoice::Flex, "flex")]
+        {
             match choice.resolve() {
                 Ok(backend) => assert_eq!(backend.name(), name),
                 Err(BackendError::NotBuilt { .. }) => assert!(!built_in().contains(&name)),

@@ -32,12 +32,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A problem with a whole file.
     pub fn about_file(path: &Path, message: impl fmt::Display) -> Self {
-        Self {
-            field: String::new(),
-            message: format!("{}: {message}", path.display()),
-            position: None,
-            help: None,
-        }
+        Self { field: String::new(), message: format!("{}: {message}", path.display()), position: None, help: None }
     }
 }
 

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::diagnostics::{Diagnostic, Position, nearest};
 use crate::ExperimentConfig;
+use crate::diagnostics::{Diagnostic, Position, nearest};
 
 /// The text of an experiment with its overrides, and where each of its fields stands.
 ///
@@ -163,11 +163,13 @@ impl Document {
                 (format!("{path} is not a known key, expected none here"), None)
             }
             Complaint::UnknownKey { word, allowed } => {
-                let help = nearest(word, allowed.iter().map(String::as_str)).map(|near| format!("did you mean {near}?"));
+                let help =
+                    nearest(word, allowed.iter().map(String::as_str)).map(|near| format!("did you mean {near}?"));
                 (format!("{path} is not a known key, expected {}", one_of(allowed)), help)
             }
             Complaint::UnknownVariant { word, allowed } => {
-                let help = nearest(word, allowed.iter().map(String::as_str)).map(|near| format!("did you mean {near}?"));
+                let help =
+                    nearest(word, allowed.iter().map(String::as_str)).map(|near| format!("did you mean {near}?"));
                 // The word is the last part of the path where it is a key and its value where it is a string.
                 let field = path.strip_suffix(&format!(".{word}")).unwrap_or(path);
                 (format!("{field} is {word:?}, expected {}", one_of(allowed)), help)

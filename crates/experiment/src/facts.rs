@@ -19,10 +19,9 @@ impl DatasetFacts {
     /// What is known before any file is read.
     pub fn published(dataset: &DatasetConfig) -> Self {
         let test_images = match dataset {
-            DatasetConfig::Cifar10
-            | DatasetConfig::Cifar100
-            | DatasetConfig::Mnist
-            | DatasetConfig::FashionMnist => Some(10_000),
+            DatasetConfig::Cifar10 | DatasetConfig::Cifar100 | DatasetConfig::Mnist | DatasetConfig::FashionMnist => {
+                Some(10_000)
+            }
             DatasetConfig::Shapes(shapes) => Some(shapes.test),
             DatasetConfig::Gtsrb | DatasetConfig::Folder(_) => None,
         };

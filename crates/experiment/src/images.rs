@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_data::{DataError, Dataset, ImageSet, load, split, stratified_subset, stream};
 
@@ -34,6 +35,9 @@ pub enum ImagesError {
         /// What came of fetching it.
         fetching: String,
     },
+    /// The user interrupted the download.
+    #[error("the download was interrupted")]
+    Interrupted,
     /// The data set is there but cannot be read.
     #[error("the images cannot be read")]
     Unreadable(#[from] DataError),
@@ -48,6 +52,7 @@ pub(crate) fn acquire(
     plan: &Plan,
     roots: &[PathBuf],
     offline: bool,
+    stop: &AtomicBool,
     console: Console,
 ) -> Result<Acquired, ImagesError> {
     let name = plan.config().dataset.name();
@@ -57,8 +62,11 @@ pub(crate) fn acquire(
             let fetched = if offline {
                 Err("not tried (--offline)".to_owned())
             } else {
-                download::fetch_missing(&plan.config().dataset, roots, console)
+                download::fetch_missing(name, roots, stop, console)
             };
+            if stop.load(Ordering::Relaxed) {
+                return Err(ImagesError::Interrupted);
+            }
             match (fetched, plan.config().data.when_missing) {
                 (Ok(()), _) => (plan.clone(), load(&plan.config().dataset, roots)?, None),
                 (Err(fetching), None) => return Err(ImagesError::Missing { missing, fetching }),

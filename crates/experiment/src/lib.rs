@@ -52,7 +52,7 @@ mod twin;
 pub use backend::{Backend, BackendChoice, BackendError, built_in};
 pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
 pub use diagnostics::{ConfigErrors, Diagnostic, Position};
-pub use download::{FetchError, fetch};
+pub use download::fetch;
 pub use environment::Environment;
 pub use facts::{DatasetFacts, choice_name};
 pub use images::ImagesError;

@@ -7,11 +7,11 @@ use patchdoor_triggers::TriggerError;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::ExperimentConfig;
 use crate::config::WhenMissing;
 use crate::diagnostics::{ConfigErrors, Diagnostic};
 use crate::document::{Document, Reading};
 use crate::facts::{DatasetFacts, choice_name};
-use crate::ExperimentConfig;
 
 /// What the command line changes about an experiment file.
 #[derive(Clone, Debug, Default)]
@@ -264,7 +264,8 @@ fn check(config: &ExperimentConfig, facts: Option<DatasetFacts>) -> Vec<Problem>
         fraction.to_string(),
         "a fraction in [0, 0.5]".into(),
     );
-    for (field, count) in [("data.training-images", config.data.training_images), ("data.test-images", config.data.test_images)]
+    for (field, count) in
+        [("data.training-images", config.data.training_images), ("data.test-images", config.data.test_images)]
     {
         expect(count != Some(0), field, "0".into(), "1 or more".into());
     }
@@ -298,11 +299,7 @@ fn check(config: &ExperimentConfig, facts: Option<DatasetFacts>) -> Vec<Problem>
         }
         let training = counts(config, facts).training.filter(|images| fraction_holds && *images > 0);
         let classes = facts.classes.unwrap_or(256);
-        let input = InputShape {
-            height: facts.shape.height,
-            width: facts.shape.width,
-            channels: facts.shape.channels,
-        };
+        let input = InputShape { height: facts.shape.height, width: facts.shape.width, channels: facts.shape.channels };
         let table = format!("model.{}", choice_name(&config.model));
         for error in config.model.validate(input, classes) {
             problems.push(match error {
@@ -374,5 +371,279 @@ fn make_quick(config: &mut ExperimentConfig) {
     if let ClassifierConfig::PatchMoe(model) = &mut config.model {
         model.expert_channels = None;
         model.patch_channels = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = "dataset = \"cifar10\"\n[trigger.square]\n[model.patch-moe]\n";
+
+    fn plan(text: &str) -> Result<Plan, ConfigErrors> {
+        Plan::from_text("a.toml", text, &PlanOptions::default())
+    }
+
+    fn problems(text: &str) -> String {
+        plan(text).expect_err("has problems").to_string()
+    }
+
+    /// Every experiment file of the project, with its text.
+    fn experiments() -> Vec<(PathBuf, String)> {
+        fn collect(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
+            for entry in fs_err::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    collect(&path, files);
+                } else if path.extension().is_some_and(|extension| extension == "toml") {
+                    files.push((path.clone(), fs_err::read_to_string(path).unwrap()));
+                }
+            }
+        }
+        let mut files = Vec::new();
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments"), &mut files);
+        assert!(!files.is_empty());
+        files
+    }
+
+    #[test]
+    fn every_experiment_of_the_project_is_valid_in_full_and_quick() {
+        for (path, text) in experiments() {
+            assert!(text.starts_with("# "), "{} opens with what it shows", path.display());
+            assert!(text.contains("cargo xtask run"), "{} has its command", path.display());
+            for quick in [false, true] {
+                let options = PlanOptions { quick, ..PlanOptions::default() };
+                let plan = Plan::from_text(&path, &text, &options).unwrap_or_else(|errors| panic!("{errors}"));
+                plan.check_against(DatasetFacts::published(&plan.config.dataset)).unwrap();
+                if let Some(shapes) = plan.on_shapes() {
+                    shapes.check_against(DatasetFacts::published(&shapes.config.dataset)).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_written_plan_reads_back_as_the_same_plan() {
+        for (path, text) in experiments() {
+            let first = Plan::from_text(&path, &text, &PlanOptions::default()).unwrap();
+            let second = Plan::from_text(&path, &first.to_toml(), &PlanOptions::default()).unwrap();
+            assert_eq!(first.config, second.config);
+            assert_eq!(first.hash("flex"), second.hash("flex"));
+            assert_eq!(first.to_toml(), second.to_toml());
+        }
+    }
+
+    #[test]
+    fn a_hash_depends_on_what_changes_results_and_on_nothing_else() {
+        let hash = |text: &str| plan(text).unwrap().hash("flex");
+        let same = format!("# A comment.\nseeds = [0]\n{GOOD}\n[training]\nepochs = 25\n[expected]\nasr = 1.0\n");
+        assert_eq!(hash(GOOD), hash(&same));
+        assert_ne!(hash(GOOD), hash(&format!("seeds = [1]\n{GOOD}")));
+        assert_ne!(hash(GOOD), hash(&format!("{GOOD}[training]\nepochs = 24\n")));
+        assert_ne!(hash(GOOD), plan(GOOD).unwrap().hash("cuda"));
+        // If this changes, nobody's finished runs are found any more: say so in the changelog.
+        insta::assert_snapshot!(hash(GOOD), @"");
+    }
+
+    #[test]
+    fn a_clean_twin_is_shared_by_attacks_and_seeds_but_not_by_other_images() {
+        let twin = |text: &str, images: &str| plan(text).unwrap().twin_hash("flex", images);
+        let other_attack = GOOD.replace("[trigger.square]", "[poisoning]\nrate = 0.1\n[trigger.square]\nsize = 2");
+        assert_eq!(twin(GOOD, "a"), twin(&format!("seeds = [3]\n{other_attack}"), "a"));
+        assert_ne!(twin(GOOD, "a"), twin(GOOD, "b"));
+        assert_ne!(twin(GOOD, "a"), twin(&format!("{GOOD}[training]\nepochs = 24\n"), "a"));
+    }
+
+    #[test]
+    fn impossible_values_are_reported_at_once_with_what_is_allowed() {
+        insta::assert_snapshot!(problems(
+            r#"
+dataset = "cifar10"
+seeds = [1, 1]
+
+[data]
+training-images = 48000
+test-images = 10001
+
+[data.augmentation]
+crop-padding = 32
+
+[poisoning]
+rate = 1.7
+target-class = 12
+
+[trigger.square]
+size = 33
+
+[model.patch-moe]
+patches-per-expert = 70
+widen-factor = 0
+
+[training]
+learning-rate = nan
+
+[expected]
+asr = 97
+"#
+        ));
+    }
+
+    #[test]
+    fn a_rate_that_poisons_no_image_is_a_problem() {
+        insta::assert_snapshot!(problems(&format!("{GOOD}[poisoning]\nrate = 0.001\n[data]\ntraining-images = 900\n")));
+    }
+
+    #[test]
+    fn a_default_that_does_not_fit_the_images_is_a_problem_of_its_table() {
+        let text = "dataset = \"mnist\"\n[trigger.square]\n[model.patch-moe]\npatch-size = 7\n";
+        insta::assert_snapshot!(problems(text));
+    }
+
+    #[test]
+    fn overrides_and_seeds_change_the_plan_and_are_recorded() {
+        let options = PlanOptions {
+            overrides: vec!["poisoning.rate=0.5".into(), "data.validation-fraction=0".into()],
+            seeds: Some(vec![4, 5]),
+            quick: false,
+        };
+        let plan = Plan::from_text("a.toml", GOOD, &options).unwrap();
+        assert_eq!(plan.config.poisoning.rate, 0.5);
+        assert_eq!(plan.config.seeds, [4, 5]);
+        assert_eq!(plan.overrides(), ["poisoning.rate=0.5", "data.validation-fraction=0", "seeds=[4, 5]"]);
+        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        assert_eq!((counts.training, counts.validation, counts.poisoned), (Some(50_000), Some(0), Some(25_000)));
+    }
+
+    #[test]
+    fn training_images_are_what_is_trained_on() {
+        let plan = plan(&format!("{GOOD}[data]\ntraining-images = 8000\n")).unwrap();
+        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        assert_eq!((counts.training, counts.validation, counts.poisoned), (Some(8000), Some(889), Some(160)));
+    }
+
+    #[test]
+    fn quick_shrinks_a_plan_but_still_poisons() {
+        let options = PlanOptions { quick: true, ..PlanOptions::default() };
+        let text = format!("seeds = [3, 4]\n{GOOD}[poisoning]\nrate = 0.0001\n");
+        let plan = Plan::from_text("a.toml", &text, &options).unwrap();
+        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        assert_eq!((counts.training, counts.test, counts.poisoned), (Some(400), Some(200), Some(1)));
+        assert_eq!((plan.config.seeds.as_slice(), plan.config.training.epochs), (&[3][..], 2));
+    }
+
+    /// Lines that go together more or less, so that random files get far into the checks.
+    fn lines() -> impl Strategy<Value = String> {
+        let keys = prop::sample::select(vec![
+            "dataset",
+            "seeds",
+            "clean-twin",
+            "rate",
+            "target-class",
+            "size",
+            "anchor",
+            "row",
+            "value",
+            "colour",
+            "widen-factor",
+            "experts",
+            "patches-per-expert",
+            "patch-size",
+            "epochs",
+            "batch-size",
+            "learning-rate",
+            "optimizer",
+            "schedule",
+            "validation-fraction",
+            "training-images",
+            "when-missing",
+            "asr",
+            "folder.path",
+        ]);
+        let values = prop::sample::select(vec![
+            "0",
+            "1",
+            "-1",
+            "300",
+            "1.7",
+            "nan",
+            "inf",
+            "1e400",
+            "99999999999999999999",
+            "true",
+            "\"shapes\"",
+            "\"é\"",
+            "\"cifar10\"",
+            "[]",
+            "[0, 1]",
+            "[255, 0, 300]",
+            "{}",
+            "{ sgd = {} }",
+            "{ a = [{ b = 1 }] }",
+            "1979-05-27",
+            "\"\"\"a\nb\"\"\"",
+            "\"upper-left\"",
+            "\"constant\"",
+        ]);
+        let tables = prop::sample::select(vec![
+            "[data]",
+            "[poisoning]",
+            "[trigger.square]",
+            "[trigger]",
+            "[model.patch-moe]",
+            "[model.wide-resnet]",
+            "[model.patch-moe.batch-norm]",
+            "[training]",
+            "[training.schedule.step]",
+            "[expected]",
+            "[[defenses]]",
+            "[\"a.b\"]",
+            "[dataset.shapes]",
+            "[dataset.folder]",
+            "[data.augmentation]",
+        ]);
+        prop_oneof![
+            4 => (keys, values).prop_map(|(key, value)| format!("{key} = {value}")),
+            2 => tables.prop_map(str::to_owned),
+            1 => Just("# comment".to_owned()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_plan_or_an_error(text in any::<String>(), set in any::<Option<String>>()) {
+            let options = PlanOptions { overrides: set.into_iter().collect(), ..PlanOptions::default() };
+            if let Err(errors) = Plan::from_text("a.toml", &text, &options) {
+                prop_assert!(!errors.diagnostics.is_empty());
+                let _ = errors.to_string();
+            }
+        }
+
+        #[test]
+        fn any_lines_are_a_plan_or_an_error(lines in prop::collection::vec(lines(), 0..24), quick in any::<bool>()) {
+            let text = lines.join("\n");
+            let options = PlanOptions { quick, ..PlanOptions::default() };
+            match Plan::from_text("a.toml", &text, &options) {
+                Ok(plan) => {
+                    let again = Plan::from_text("a.toml", &plan.to_toml(), &PlanOptions::default());
+                    prop_assert_eq!(again.unwrap().config, plan.config);
+                }
+                Err(errors) => {
+                    prop_assert!(!errors.diagnostics.is_empty());
+                    let _ = errors.to_string();
+                }
+            }
+        }
+
+        #[test]
+        fn any_override_of_a_good_file_is_a_plan_or_an_error(line in lines(), prefix in "(training|poisoning|data|model|trigger\\.square)?") {
+            let dot = if prefix.is_empty() { "" } else { "." };
+            let options = PlanOptions { overrides: vec![format!("{prefix}{dot}{line}")], ..PlanOptions::default() };
+            if let Err(errors) = Plan::from_text("a.toml", GOOD, &options) {
+                prop_assert!(!errors.diagnostics.is_empty());
+                let _ = errors.to_string();
+            }
+        }
     }
 }

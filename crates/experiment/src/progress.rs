@@ -134,9 +134,9 @@ impl TrainingObserver for TrainingProgress<'_> {
         self.history.push(record.clone());
         self.log();
         if !self.console.bars {
-            let validation = record.validation_accuracy.map_or_else(String::new, |share| {
-                format!(", validation accuracy {share:.3}")
-            });
+            let validation = record
+                .validation_accuracy
+                .map_or_else(String::new, |share| format!(", validation accuracy {share:.3}"));
             let left = Duration::from_secs_f64(record.seconds * (self.epochs - record.epoch - 1) as f64);
             self.console.say(format!(
                 "{}: epoch {}/{}, loss {:.3}, training accuracy {:.3}{validation}, {:.0} images/s, {} left",

@@ -37,9 +37,9 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         known(counts.validation, "a share for"),
         known(counts.test, "all"),
     ));
-    let steps = counts.training.map_or_else(String::new, |images| {
-        format!(" of {} steps", images.div_ceil(config.training.batch_size.max(1)))
-    });
+    let steps = counts
+        .training
+        .map_or_else(String::new, |images| format!(" of {} steps", images.div_ceil(config.training.batch_size.max(1))));
     lines.push(format!(
         "  {} {}, {} {}: {} trainings of {} {}{steps}",
         seeds,
@@ -73,8 +73,9 @@ pub fn table(runs: &[RunSummary]) -> String {
         header.push("expected".into());
     }
     let mut rows = Vec::new();
-    for run in runs {
-        rows.push(Row::Title(title(run)));
+    for (number, run) in runs.iter().enumerate() {
+        let gap = if number == 0 { "" } else { "\n" };
+        rows.push(Row::Title(format!("{gap}{}", title(run))));
         for metric in &METRICS {
             let Some(summary) = (metric.summary)(&run.metrics) else { continue };
             let mut cells = vec![metric.label.to_owned()];
@@ -237,11 +238,7 @@ mod tests {
             backend: "flex".into(),
             device: "a processor".into(),
             metrics: MetricSummaries::of(&seeds),
-            expected: Some(ExpectedConfig {
-                clean_accuracy: Some(0.92),
-                asr: Some(1.0),
-                ..ExpectedConfig::default()
-            }),
+            expected: Some(ExpectedConfig { clean_accuracy: Some(0.92), asr: Some(1.0), ..ExpectedConfig::default() }),
             seeds,
         }
     }

@@ -147,7 +147,8 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
     if let Some(folder) = found(plan).filter(|_| !settings.fresh) {
         return show(folder, console);
     }
-    let Acquired { plan, dataset, used, fingerprint } = acquire(plan, settings.roots, settings.offline, console)?;
+    let acquired = acquire(plan, settings.roots, settings.offline, settings.stop, console)?;
+    let Acquired { plan, dataset, used, fingerprint } = acquired;
     let directory = match RunDirectory::open(settings.out, &run_name(&plan, backend), settings.fresh)? {
         Opened::Finished(folder) => return show(folder, console),
         Opened::Ready(directory) => directory,
@@ -202,8 +203,7 @@ pub fn run_name(plan: &Plan, backend: &Backend) -> String {
 
 fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
     let path = folder.join("summary.json");
-    let summary =
-        serde_json::from_slice(&fs::read(&path)?).map_err(|source| RunError::Result { path, source })?;
+    let summary = serde_json::from_slice(&fs::read(&path)?).map_err(|source| RunError::Result { path, source })?;
     console.say(format!("finished earlier, in {}; --fresh computes it anew", folder.display()));
     Ok(Execution::Done { summary: Box::new(summary), folder })
 }

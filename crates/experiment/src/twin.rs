@@ -76,13 +76,18 @@ where
             }
         }
     } else {
-        job.console.say(format!("{} seed {seed}: clean twin trained before, in {}", job.plan.name(), finished.display()));
+        job.console.say(format!(
+            "{} seed {seed}: clean twin trained before, in {}",
+            job.plan.name(),
+            finished.display()
+        ));
     }
     let result = serde_json::from_slice(&fs::read(finished.join("result.json"))?)
         .map_err(|source| RunError::Result { path: finished.join("result.json"), source })?;
     let config = job.plan.config();
     let input = input_shape(&images.training);
-    let blank = config.model.init::<B::InnerBackend>(input, test.class_count(), &mut stream(seed, "weights"), device)?;
+    let blank =
+        config.model.init::<B::InnerBackend>(input, test.class_count(), &mut stream(seed, "weights"), device)?;
     let classifier = load_weights(blank, &finished.join("weights.safetensors"))?;
     Ok(TwinEnd::Ready(Box::new(Twin { folder, result, classifier })))
 }
@@ -150,17 +155,10 @@ where
     let write = |path: &Path, history: &[EpochRecord]| job.write_history(path, seed, history);
     let log: PathBuf = folder.join("metrics.jsonl");
     let mut progress = TrainingProgress::new(job.console, label, job.stop, log, &write, config.training.epochs);
-    let classifier = config.model.init::<B>(
-        input_shape(training),
-        training.class_count(),
-        &mut stream(seed, "weights"),
-        device,
-    )?;
-    let data = TrainingData {
-        training,
-        validation: images.validation.as_ref(),
-        augmentation: &config.data.augmentation,
-    };
+    let classifier =
+        config.model.init::<B>(input_shape(training), training.class_count(), &mut stream(seed, "weights"), device)?;
+    let data =
+        TrainingData { training, validation: images.validation.as_ref(), augmentation: &config.data.augmentation };
     let checkpoint = folder.join("checkpoint");
     let outcome = train(classifier, &data, &config.training, seed, Some(&checkpoint), &mut progress, device);
     if let Some(error) = progress.log_error.take() {

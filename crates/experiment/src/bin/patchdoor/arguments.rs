@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 
     /// Say more on standard error: runs, -vv epochs, -vvv batches (PATCHDOOR_LOG takes a filter)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 
@@ -37,9 +37,7 @@ pub(crate) enum Command {
     /// Check experiment files without running them
     Check(CheckArguments),
     /// List the experiments there are
-    #[command(
-        after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper"
-    )]
+    #[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
     List,
     /// List, fetch and export images
     #[command(
@@ -159,10 +157,8 @@ pub(crate) enum DataCommand {
         data: Option<PathBuf>,
     },
     /// Write the poisoned training images of an experiment to files, for other tools
-    #[command(
-        after_help = "Examples:\n  cargo xtask data export experiments/badnets.toml --to poisoned\n  \
-                      cargo xtask data export experiments/badnets.toml --to poisoned --format cifar10 --seed 1"
-    )]
+    #[command(after_help = "Examples:\n  cargo xtask data export experiments/badnets.toml --to poisoned\n  \
+                      cargo xtask data export experiments/badnets.toml --to poisoned --format cifar10 --seed 1")]
     Export(ExportArguments),
 }
 

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_experiment::{
-    Backend, ConfigErrors, Console, Execution, Plan, PlanOptions, RunDirectory, RunError, RunSettings, RunSummary,
-    SCHEMA, describe, execute, run_name, table,
+    Backend, ConfigErrors, Console, Execution, ImagesError, Plan, PlanOptions, RunDirectory, RunError, RunSettings,
+    RunSummary, SCHEMA, describe, execute, run_name, table,
 };
 
 use crate::arguments::{Changes, RunArguments};
@@ -44,8 +44,14 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
             }
             Err(error) => {
                 failure = Some(match error {
-                    RunError::Images(patchdoor_experiment::ImagesError::Unfit(errors)) => Stop::Config(vec![errors]),
-                    RunError::Images(_) | RunError::Directory(_) | RunError::OtherImages { .. } => Stop::unusable(error),
+                    RunError::Images(ImagesError::Unfit(errors)) => Stop::Config(vec![errors]),
+                    RunError::Images(ImagesError::Interrupted) => {
+                        say("interrupted; the same command goes on from here");
+                        Stop::Interrupted
+                    }
+                    RunError::Images(_) | RunError::Directory(_) | RunError::OtherImages { .. } => {
+                        Stop::unusable(error)
+                    }
                     _ => Stop::failed(error),
                 });
                 break;
@@ -72,11 +78,8 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
 
 /// Reads and checks experiment files; all problems of all files at once.
 pub(crate) fn read_plans(files: &[PathBuf], changes: &Changes) -> Result<Vec<Plan>, Stop> {
-    let options = PlanOptions {
-        overrides: changes.overrides.clone(),
-        seeds: changes.seeds.clone(),
-        quick: changes.quick,
-    };
+    let options =
+        PlanOptions { overrides: changes.overrides.clone(), seeds: changes.seeds.clone(), quick: changes.quick };
     let mut plans = Vec::new();
     let mut problems: Vec<ConfigErrors> = Vec::new();
     for file in files {
@@ -114,7 +117,7 @@ fn dry_run(arguments: &RunArguments, plans: &[Plan], backend: &Backend) -> Resul
 }
 
 /// The first Ctrl-C ends the epoch, the second the program.
-fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Stop> {
+pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Stop> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     let handler = move || {
@@ -122,7 +125,7 @@ fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Stop> {
             say("\ninterrupted again: the unfinished epoch is lost, earlier ones are saved");
             std::process::exit(130);
         }
-        say("\ninterrupted: finishing this epoch and saving it (once more to stop at once)");
+        say("\ninterrupted: ending this epoch and saving it (once more to stop at once)");
     };
     ctrlc::set_handler(handler).map_err(Stop::failed)?;
     Ok(stop)
