@@ -94,6 +94,7 @@ pub(crate) mod stock {
     use burn::tensor::ops::ConvOptions as BurnOptions;
 
     use super::{Backend, ConvOptions, FloatTensor, Tensor, primitive, tensor};
+    use crate::normalization::stock::sum_rows;
 
     pub(crate) fn forward<B: Backend>(
         x: FloatTensor<B>,
@@ -117,7 +118,7 @@ pub(crate) mod stock {
         let [top, left, bottom, right] = options.padding;
         let padded = [gradient.dims()[0], channels, top + height + bottom, left + width + right];
         // Burn reads only the shape of this input.
-        let x = Tensor::<B, 4>::zeros(padded, &gradient.device());
+        let x = Tensor::<B, 4>::zeros(padded, (&gradient.device(), gradient.dtype()));
         let x = B::conv2d_x_backward(primitive(x), weight, primitive(gradient), unpadded(options));
         let x = tensor::<B, 4>(x).slice([0..padded[0], 0..channels, top..top + height, left..left + width]);
         primitive(x.permute([0, 2, 3, 1]))
@@ -132,18 +133,25 @@ pub(crate) mod stock {
         let x = pad(tensor::<B, 4>(x).permute([0, 3, 1, 2]), options);
         let gradient = tensor::<B, 4>(gradient);
         let [batch, height, width, out] = gradient.dims();
-        let bias = gradient.clone().reshape([batch * height * width, out]).sum_dim(0).reshape([out]);
+        let bias = sum_rows(gradient.clone().reshape([batch * height * width, out])).reshape([out]);
         // Burn reads only the shape of this weight.
-        let weight = Tensor::<B, 4>::zeros([out, x.dims()[1], kernel[0], kernel[1]], &x.device());
+        let weight = Tensor::<B, 4>::zeros([out, x.dims()[1], kernel[0], kernel[1]], (&x.device(), x.dtype()));
         let gradient = primitive(gradient.permute([0, 3, 1, 2]));
         let weight = B::conv2d_weight_backward(primitive(x), primitive(weight), gradient, unpadded(options));
         (weight, primitive(bias))
     }
 
-    /// Adds the zeros around `[batch, channel, height, width]`; burn pads only symmetrically.
+    /// Adds the zeros around `[batch, channel, height, width]`; burn's convolution pads only symmetrically, and
+    /// `Tensor::pad` does not keep the element type.
     fn pad<B: Backend>(x: Tensor<B, 4>, options: ConvOptions) -> Tensor<B, 4> {
+        if options.padding == [0; 4] {
+            return x;
+        }
         let [top, left, bottom, right] = options.padding;
-        if options.padding == [0; 4] { x } else { x.pad((left, right, top, bottom), 0.0) }
+        let [batch, channels, height, width] = x.dims();
+        let padded = [batch, channels, top + height + bottom, left + width + right];
+        let inside = [0..batch, 0..channels, top..top + height, left..left + width];
+        Tensor::zeros(padded, (&x.device(), x.dtype())).slice_assign(inside, x)
     }
 
     fn unpadded(options: ConvOptions) -> BurnOptions<2> {

@@ -91,6 +91,20 @@ pub(crate) mod stock {
         primitive(row.squeeze_dim::<1>(0))
     }
 
+    /// Sums over rows in two levels, so that rounding grows with the root of their number only.
+    ///
+    /// # Shapes
+    /// - x: `[row, channel]`
+    /// - output: `[1, channel]`
+    pub(crate) fn sum_rows<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let [rows, channels] = x.dims();
+        let mut group = 1;
+        while 4 * group * group <= rows && rows % (2 * group) == 0 {
+            group *= 2;
+        }
+        x.reshape([rows / group, group, channels]).sum_dim(1).reshape([rows / group, channels]).sum_dim(0)
+    }
+
     pub(crate) fn batch_norm_relu<B: Backend>(
         x: FloatTensor<B>,
         gamma: FloatTensor<B>,
@@ -99,9 +113,10 @@ pub(crate) mod stock {
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
         let shape = x.shape();
         let x = rows::<B>(x);
-        let mean = x.clone().mean_dim(0);
+        let count = x.dims()[0] as f64;
+        let mean = sum_rows(x.clone()) / count;
         let centred = x - mean.clone();
-        let variance = (centred.clone() * centred.clone()).mean_dim(0);
+        let variance = sum_rows(centred.clone() * centred.clone()) / count;
         let scale = row::<B>(gamma) / (variance.clone() + epsilon).sqrt();
         let output = burn::tensor::activation::relu(centred * scale + row::<B>(beta));
         (B::float_reshape(primitive(output), shape), channels(mean), channels(variance))
@@ -123,8 +138,8 @@ pub(crate) mod stock {
         let dead = (normal.clone() * gamma.clone() + row::<B>(beta)).lower_equal_elem(0.0);
         let gradient = rows::<B>(gradient).mask_fill(dead, 0.0);
         let count = normal.dims()[0] as f64;
-        let beta_gradient = gradient.clone().sum_dim(0);
-        let gamma_gradient = (gradient.clone() * normal.clone()).sum_dim(0);
+        let beta_gradient = sum_rows(gradient.clone());
+        let gamma_gradient = sum_rows(gradient.clone() * normal.clone());
         let x_gradient = (gradient - beta_gradient.clone() / count - normal * (gamma_gradient.clone() / count))
             * (gamma * reciprocal);
         (B::float_reshape(primitive(x_gradient), shape), channels(gamma_gradient), channels(beta_gradient))
@@ -151,8 +166,8 @@ pub(crate) mod stock {
         let scale = row::<B>(scale);
         let dead = (x.clone() * scale.clone() + row::<B>(shift)).lower_equal_elem(0.0);
         let gradient = rows::<B>(gradient).mask_fill(dead, 0.0);
-        let scale_gradient = (gradient.clone() * x).sum_dim(0);
-        let shift_gradient = gradient.clone().sum_dim(0);
+        let scale_gradient = sum_rows(gradient.clone() * x);
+        let shift_gradient = sum_rows(gradient.clone());
         (B::float_reshape(primitive(gradient * scale), shape), channels(scale_gradient), channels(shift_gradient))
     }
 }

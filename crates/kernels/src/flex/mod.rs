@@ -9,6 +9,7 @@ mod tile;
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
+use crate::convolution::stock;
 use crate::{ConvOptions, Kernels};
 use convolution::Geometry;
 
@@ -30,6 +31,9 @@ fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
 #[allow(unsafe_code, reason = "results are made in memory that the kernels fill")]
 impl Kernels for Flex {
     fn conv2d_bias(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, options: ConvOptions) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            return stock::forward::<Self>(x, weight, bias, options);
+        }
         let [out, _, rows, columns] = dims(&weight);
         let geometry = geometry(dims(&x), out, [rows, columns], options);
         let [x, weight, bias] = [x, weight, bias].map(|tensor| tensor.to_contiguous());
@@ -45,6 +49,9 @@ impl Kernels for Flex {
         size: [usize; 2],
         options: ConvOptions,
     ) -> FlexTensor {
+        if gradient.dtype() != DType::F32 {
+            return stock::input_gradient::<Self>(weight, gradient, size, options);
+        }
         let [out, channels, rows, columns] = dims(&weight);
         let shape = [dims::<4>(&gradient)[0], size[0], size[1], channels];
         let geometry = geometry(shape, out, [rows, columns], options);
@@ -60,6 +67,9 @@ impl Kernels for Flex {
         kernel: [usize; 2],
         options: ConvOptions,
     ) -> (FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock::weight_gradients::<Self>(x, gradient, kernel, options);
+        }
         let [_, _, _, out] = dims(&gradient);
         let geometry = geometry(dims(&x), out, kernel, options);
         let [x, gradient] = [x, gradient].map(|tensor| tensor.to_contiguous());
