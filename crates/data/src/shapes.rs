@@ -41,9 +41,9 @@ fn draw_image(class: usize, rng: &mut StreamRng, image: &mut [u8]) {
     // Lighter and darker shapes are equally frequent in every class, so no single pixel tells a class.
     let background = [(); 3].map(|()| uniform(rng, 90.0, 165.0));
     let sign = if rng.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 };
-    let foreground = background.map(|value| value + sign * uniform(rng, 40.0, 90.0));
+    let foreground = background.map(|value| value + sign * uniform(rng, 50.0, 90.0));
     let slope = [uniform(rng, -1.5, 1.5), uniform(rng, -1.5, 1.5)];
-    let specks = [(); 5].map(|()| Speck::draw(rng));
+    let specks = [(); 4].map(|()| Speck::draw(rng));
 
     for (index, pixel) in image.chunks_exact_mut(3).enumerate() {
         let (x, y) = ((index % SIDE) as f64, (index / SIDE) as f64);
@@ -129,7 +129,7 @@ fn uniform(rng: &mut StreamRng, low: f64, high: f64) -> f64 {
     low + (high - low) * (f64::from(rng.next_u32()) / 4_294_967_296.0)
 }
 
-/// Three nearly normal numbers of standard deviation 10: each the sum of four uniform ones of 5 bits, rescaled.
+/// Three nearly normal numbers of standard deviation 8: each the sum of four uniform ones of 5 bits, rescaled.
 fn noise(rng: &mut StreamRng) -> [f64; 3] {
     let mut bits = rng.next_u64();
     [(); 3].map(|()| {
@@ -139,6 +139,6 @@ fn noise(rng: &mut StreamRng) -> [f64; 3] {
             bits >>= 5;
         }
         // Mean 4 * 15.5, variance 4 * (32 * 32 - 1) / 12 = 341 = 18.466^2.
-        (sum as f64 - 62.0) * (10.0 / 18.466)
+        (sum as f64 - 62.0) * (8.0 / 18.466)
     })
 }
