@@ -143,29 +143,29 @@ impl CatalogEntry {
         !self.archives.is_empty()
     }
 
-    /// Finds the data set's folder in the first of `roots` that has it; a root may also be that folder itself.
+    /// Finds the data set's folder in the first of `roots` that has it whole; a root may also be that folder itself.
     ///
     /// # Errors
     ///
-    /// [`DataError::Missing`] if no root has the folder, [`DataError::Incomplete`] if the folder lacks files.
+    /// [`DataError::Missing`] if no root has the folder, [`DataError::Incomplete`] if those that do lack files of it.
     pub fn locate(&self, roots: &[PathBuf]) -> Result<PathBuf, DataError> {
         let candidates: Vec<PathBuf> = roots
             .iter()
             .map(|root| if root.ends_with(self.folder) { root.clone() } else { root.join(self.folder) })
             .collect();
-        let Some(directory) = candidates.iter().find(|directory| directory.is_dir()) else {
-            return Err(DataError::Missing {
-                dataset: self.name.to_owned(),
-                looked_in: candidates,
-                how_to_get: self.how_to_get(),
-            });
-        };
-        let missing = self.missing_files(directory);
-        if missing.is_empty() {
-            Ok(directory.clone())
-        } else {
-            Err(DataError::Incomplete { directory: directory.clone(), missing, how_to_get: self.how_to_get() })
+        let mut incomplete = None;
+        for directory in candidates.iter().filter(|directory| directory.is_dir()) {
+            let missing = self.missing_files(directory);
+            if missing.is_empty() {
+                return Ok(directory.clone());
+            }
+            incomplete.get_or_insert((directory.clone(), missing));
         }
+        let how_to_get = self.how_to_get();
+        Err(match incomplete {
+            Some((directory, missing)) => DataError::Incomplete { directory, missing, how_to_get },
+            None => DataError::Missing { dataset: self.name.to_owned(), looked_in: candidates, how_to_get },
+        })
     }
 
     /// Names of the files that `directory` lacks.

@@ -43,6 +43,7 @@ pub mod catalog;
 mod cifar;
 mod dataset;
 mod error;
+pub mod export;
 pub mod fetch;
 mod folder;
 mod gtsrb;

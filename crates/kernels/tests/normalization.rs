@@ -2,17 +2,38 @@
 
 mod support;
 
+use burn::backend::Autodiff;
 use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
 use patchdoor_kernels::{batch_norm_relu, scale_shift_relu};
 use support::{Diff, assert_close, leaf, numbers, on_threads, random};
 
 const EPSILON: f64 = 1e-3;
 
 fn plain<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, beta: Tensor<B, 1>) -> Tensor<B, 2> {
+    relu(normalized(x, gamma, beta))
+}
+
+fn normalized<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, beta: Tensor<B, 1>) -> Tensor<B, 2> {
     let mean = x.clone().mean_dim(0);
     let variance = (x.clone() - mean.clone()).powi_scalar(2).mean_dim(0);
-    relu((x - mean) / (variance + EPSILON).sqrt() * gamma.unsqueeze() + beta.unsqueeze())
+    (x - mean) / (variance + EPSILON).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
+}
+
+/// The same values in f64 on the backend of reference.
+fn exact<const D: usize>(tensor: Tensor<Diff, D>) -> Tensor<Autodiff<NdArray<f64>>, D> {
+    Tensor::from_data(tensor.inner().into_data().convert::<f64>(), &burn_ndarray::NdArrayDevice::default())
+}
+
+fn single<const D: usize>(tensor: Tensor<NdArray<f64>, D>) -> Tensor<Flex, D> {
+    Tensor::from_data(tensor.into_data().convert::<f32>(), &burn_flex::FlexDevice)
+}
+
+/// No gradient where rounding decides whether the rectifier is open.
+fn away_from_corner(upstream: Tensor<Diff, 2>, before: Tensor<Diff, 2>) -> Tensor<Diff, 2> {
+    upstream.mask_fill(before.detach().abs().lower_elem(1e-4), 0.0)
 }
 
 const SHAPES: [[usize; 2]; 8] = [[1, 1], [2, 3], [64, 16], [77, 160], [1000, 5], [513, 33], [4099, 16], [130, 640]];
@@ -24,31 +45,31 @@ fn batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
         // Means far from zero show whether the variance is computed safely.
         let x = (random::<2>(1, shape) * 0.5 + random::<2>(5, [1, channels]) * 3.0).detach().require_grad();
         let [gamma, beta] = [leaf(2, [channels]), leaf(3, [channels])];
-        let upstream = random(4, shape);
+        let upstream = away_from_corner(random(4, shape), normalized(x.clone(), gamma.clone(), beta.clone()));
 
         let found = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
         let gradients = (found.output.clone() * upstream.clone()).sum().backward();
         let found_gradient = x.grad(&gradients).unwrap();
         let [found_gamma, found_beta] = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
 
+        // In f64, since burn's own sums in f32 are off by more than ours where means are far from zero.
+        let x = exact(x).require_grad();
+        let [gamma, beta] = [exact(gamma).require_grad(), exact(beta).require_grad()];
         let expected = plain(x.clone(), gamma.clone(), beta.clone());
-        let gradients = (expected.clone() * upstream).sum().backward();
+        let gradients = (expected.clone() * exact(upstream)).sum().backward();
 
         let name = |part: &str| format!("{part} of {rows} rows of {channels}");
-        assert_close(&name("output"), found.output.inner(), expected.inner(), 2e-5);
-        assert_close(&name("mean"), found.mean.inner(), x.clone().inner().mean_dim(0).squeeze_dim(0), 1e-5);
-        let centred = x.clone().inner() - x.clone().inner().mean_dim(0);
-        assert_close(
-            &name("variance"),
-            found.variance.inner(),
-            centred.powi_scalar(2).mean_dim(0).squeeze_dim(0),
-            1e-5,
-        );
+        assert_close(&name("output"), found.output.inner(), single(expected.inner()), 1e-5);
+        let mean = x.clone().inner().mean_dim(0);
+        assert_close(&name("mean"), found.mean.inner(), single(mean.clone().squeeze_dim(0)), 1e-6);
+        let variance = (x.clone().inner() - mean).powi_scalar(2).mean_dim(0);
+        assert_close(&name("variance"), found.variance.inner(), single(variance.squeeze_dim(0)), 1e-6);
+        // With one row all of these are zero but for rounding.
         if rows > 1 {
-            assert_close(&name("x gradient"), found_gradient, x.grad(&gradients).unwrap(), 5e-5);
+            assert_close(&name("x gradient"), found_gradient, single(x.grad(&gradients).unwrap()), 1e-5);
+            assert_close(&name("gamma gradient"), found_gamma, single(gamma.grad(&gradients).unwrap()), 1e-5);
         }
-        assert_close(&name("gamma gradient"), found_gamma, gamma.grad(&gradients).unwrap(), 5e-5);
-        assert_close(&name("beta gradient"), found_beta, beta.grad(&gradients).unwrap(), 1e-5);
+        assert_close(&name("beta gradient"), found_beta, single(beta.grad(&gradients).unwrap()), 1e-5);
     }
 }
 
@@ -58,7 +79,8 @@ fn scale_shift_relu_agrees_with_burn_on_values_and_gradients() {
         let [rows, channels] = shape;
         let x = leaf(1, shape);
         let [scale, shift] = [leaf(2, [channels]), leaf(3, [channels])];
-        let upstream = random(4, shape);
+        let before = x.clone() * scale.clone().unsqueeze() + shift.clone().unsqueeze();
+        let upstream = away_from_corner(random(4, shape), before);
 
         let found = scale_shift_relu(x.clone(), scale.clone(), shift.clone());
         let gradients = (found.clone() * upstream.clone()).sum().backward();

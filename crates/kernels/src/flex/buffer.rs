@@ -109,11 +109,6 @@ impl Buffer {
         self.start.as_ptr().cast()
     }
 
-    /// Start of the values.
-    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.start.as_ptr().cast()
-    }
-
     /// The values as a slice.
     ///
     /// # Safety

@@ -58,7 +58,8 @@ struct Padded {
     channels: usize,
     /// Zero rows above and zero columns left of the image.
     offset: [usize; 2],
-    padded: [usize; 2],
+    /// Rows and columns with the zeros.
+    within: [usize; 2],
 }
 
 impl Padded {
@@ -67,18 +68,18 @@ impl Padded {
     }
 
     fn length(&self) -> usize {
-        self.padded[0] * self.padded[1] * self.channels
+        self.within[0] * self.within[1] * self.channels
     }
 
     fn is_needed(&self) -> bool {
-        self.size != self.padded
+        self.size != self.within
     }
 
     fn fill(&self, image: &[f32], target: &mut [f32]) {
         let row = self.size[1] * self.channels;
         let left = self.offset[1] * self.channels;
         let rows = self.offset[0]..self.offset[0] + self.size[0];
-        for (index, target) in target.chunks_exact_mut(self.padded[1] * self.channels).enumerate() {
+        for (index, target) in target.chunks_exact_mut(self.within[1] * self.channels).enumerate() {
             if rows.contains(&index) {
                 let from = (index - self.offset[0]) * row;
                 target[..left].fill(0.0);
@@ -126,10 +127,10 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], geometry: &Geomet
     let [top, left, bottom, right] = options.padding;
     let [rows, columns] = geometry.output_size();
     let source =
-        Padded { size, channels, offset: [top, left], padded: [size[0] + top + bottom, size[1] + left + right] };
+        Padded { size, channels, offset: [top, left], within: [size[0] + top + bottom, size[1] + left + right] };
     let mut class = Class {
         runs: (0..kernel[0])
-            .map(|row| Run { offset: row * source.padded[1] * channels, length: kernel[1] * channels })
+            .map(|row| Run { offset: row * source.within[1] * channels, length: kernel[1] * channels })
             .collect(),
         taps: taps((0..kernel[0]).collect(), &(0..kernel[1]).collect::<Vec<_>>(), channels),
         weights: None,
@@ -137,7 +138,7 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], geometry: &Geomet
         columns,
         source: Steps {
             start: 0,
-            row: options.stride * source.padded[1] * channels,
+            row: options.stride * source.within[1] * channels,
             column: options.stride * channels,
         },
         target: Steps { start: 0, row: columns * out, column: out },
@@ -170,7 +171,7 @@ pub(super) fn input_gradient(weight: &[f32], gradient: &[f32], geometry: &Geomet
         size: output,
         channels: out,
         offset: reach,
-        padded: [0, 1].map(|index| reach[index] + output[index].max(last(index))),
+        within: [0, 1].map(|index| reach[index] + output[index].max(last(index))),
     };
     let area = kernel[0] * kernel[1];
     let panels = Panels::new(channels);
@@ -182,7 +183,7 @@ pub(super) fn input_gradient(weight: &[f32], gradient: &[f32], geometry: &Geomet
             if first_row == end_row || first_column == end_column {
                 continue;
             }
-            let row = source.padded[1] * out;
+            let row = source.within[1] * out;
             // The first tap in order is the last kernel element, which meets the earliest output.
             let start = |first: usize, reach: usize, taps: &[usize]| first + reach + 1 - taps.len().max(1);
             let start = start(first_row, reach[0], &row_taps) * row + start(first_column, reach[1], &column_taps) * out;
@@ -360,7 +361,7 @@ unsafe fn line<S: Simd, const C: usize>(
     macro_rules! tiles {
         ($pixels:literal) => {
             if $pixels * C <= S::SUMS {
-                while column + $pixels <= class.columns {
+                while class.columns - column >= $pixels {
                     // SAFETY: the tile ends within the row.
                     unsafe {
                         let target = Target { pointer: target.pointer.add(column * target.stride), ..target };
@@ -391,7 +392,7 @@ pub(super) fn weight_gradients(x: &[f32], gradient: &[f32], geometry: &Geometry)
     let Geometry { batch, size, channels, out, kernel, options } = *geometry;
     let [top, left, bottom, right] = options.padding;
     let source =
-        Padded { size, channels, offset: [top, left], padded: [size[0] + top + bottom, size[1] + left + right] };
+        Padded { size, channels, offset: [top, left], within: [size[0] + top + bottom, size[1] + left + right] };
     let panels = Panels::new(out);
     let depth = kernel[0] * kernel[1] * channels;
     let parts = parts(geometry);
@@ -550,7 +551,7 @@ impl Block<'_> {
             let sums = self.of.sums.add((depth + 1) * panel.channel);
             bias_sums::<S, C>(y, pixels, stride, sums.add(depth * lanes));
             let source = self.of.source;
-            let source_row = source.padded[1] * channels;
+            let source_row = source.within[1] * channels;
             for image in 0..self.images {
                 let shape = Pixels {
                     rows: self.rows,
@@ -601,7 +602,7 @@ unsafe fn products<S: Simd, const C: usize>(x: *const f32, y: *const f32, shape:
     macro_rules! tiles {
         ($values:literal) => {
             if $values * C <= S::SUMS {
-                while index + $values <= count {
+                while count - index >= $values {
                     // SAFETY: the values end within `count`.
                     unsafe { outer::<S, $values, C>(x.add(index), y, shape, sums.add(index * lanes), lanes) };
                     index += $values;

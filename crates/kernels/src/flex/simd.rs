@@ -4,6 +4,7 @@
     unsafe_code,
     reason = "vector instructions and raw pointers are unsafe to call; every kernel goes through here"
 )]
+#![allow(clippy::inline_always, reason = "see Kernel::run")]
 
 use std::sync::OnceLock;
 
@@ -149,7 +150,6 @@ macro_rules! lanewise {
     }};
 }
 
-#[allow(clippy::inline_always, reason = "see Kernel::run")]
 impl Simd for Portable {
     const LANES: usize = 8;
     const PANEL: usize = 1;
@@ -209,7 +209,6 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[allow(clippy::inline_always, reason = "see Kernel::run")]
 mod x86 {
     use std::arch::x86_64::{
         __m256, __m256i, __m512, _CMP_GT_OQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps, _mm256_fmadd_ps,
@@ -364,7 +363,6 @@ mod x86 {
 }
 
 #[cfg(target_arch = "aarch64")]
-#[allow(clippy::inline_always, reason = "see Kernel::run")]
 mod arm {
     use std::arch::aarch64::{
         float32x4_t, vaddq_f32, vandq_u32, vcgtzq_f32, vdupq_n_f32, vfmaq_f32, vld1q_f32, vmaxnmq_f32, vmulq_f32,
