@@ -17,7 +17,7 @@ pub struct CatalogEntry {
     pub files: &'static [&'static str],
     /// What `fetch` downloads; nothing, if the data set has no plain download.
     pub archives: Vec<Archive>,
-    /// What a user can do to have it by hand, if it has no plain download.
+    /// How a user can come by it otherwise, fit to follow a semicolon; empty if there is nothing to say.
     pub by_hand: &'static str,
 }
 
@@ -118,7 +118,7 @@ pub fn catalog() -> Vec<CatalogEntry> {
                     (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
                 ],
             ),
-            by_hand: "",
+            by_hand: "Debian's package dataset-fashion-mnist holds it too (`--data /usr/share/datasets`)",
         },
     ]
 }
@@ -131,10 +131,11 @@ pub fn entry(name: &str) -> Option<CatalogEntry> {
 impl CatalogEntry {
     /// What a user can do to have the data set, fit to follow a semicolon.
     pub fn how_to_get(&self) -> String {
-        if self.archives.is_empty() {
-            self.by_hand.to_owned()
-        } else {
-            format!("`cargo xtask data fetch {}` downloads it", self.name)
+        let fetch = format!("`cargo xtask data fetch {}` downloads it", self.name);
+        match (self.is_fetchable(), self.by_hand) {
+            (true, "") => fetch,
+            (true, by_hand) => format!("{fetch}; {by_hand}"),
+            (false, by_hand) => by_hand.to_owned(),
         }
     }
 
