@@ -216,7 +216,7 @@ pub struct Dataset {
     pub notes: Vec<String>,
 }
 
-/// Loads a data set whole into memory, from the first of `roots` that has its folder.
+/// Loads a data set whole into memory, from the first of `roots` that has all its files.
 ///
 /// # Errors
 ///

@@ -7,7 +7,7 @@ use crate::ImageSet;
 
 /// Parts a set into images that are kept and images that are held out, `fraction` of every class; indices ascend.
 ///
-/// Of a class with `n` images, `fraction * n` rounded to the nearest even number of ties are held out. Where the set has
+/// Of a class with `n` images, `fraction * n` are held out, rounded to the nearest, ties to even. Where the set has
 /// groups, whole groups are held out until the class comes as near to that number as its groups allow, and a group of
 /// several classes counts for the class of its first image.
 ///
