@@ -1,6 +1,7 @@
 //! Runs that are stopped and go on.
 #![cfg(unix)]
 
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,30 +26,26 @@ fn uninterrupted() -> Vec<u8> {
 /// Starts a run and returns once the backdoored model has a checkpoint.
 fn start_until_checkpoint(bench: &Bench) -> Child {
     bench.file("longer.toml", &longer());
-    let child = bench
-        .command(&["run", "longer.toml"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the runner starts");
+    let mut command = bench.command(&["run", "longer.toml"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the runner starts");
     let start = Instant::now();
-    loop {
-        let found = walk(bench.path()).into_iter().any(|path| {
-            let path = path.to_string_lossy();
-            !path.contains("twins")
-                && path.contains("epoch-")
-                && path.ends_with("state.json")
-                && !path.contains("partial")
-        });
-        if found {
-            return child;
-        }
-        assert!(start.elapsed() < Duration::from_secs(300), "no checkpoint appeared");
-        std::thread::sleep(Duration::from_millis(5));
+    while !walk(bench.path()).iter().any(|path| is_checkpoint(path)) {
+        assert!(child.try_wait().expect("it is ours").is_none(), "the run ended before a checkpoint was seen");
+        assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint appeared");
+        std::thread::sleep(Duration::from_millis(2));
     }
+    child
 }
 
-fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+/// Whether this is the state of a complete checkpoint of the backdoored model, not of its clean twin.
+fn is_checkpoint(path: &Path) -> bool {
+    let epoch = path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+    path.ends_with("state.json")
+        && epoch.strip_prefix("epoch-").is_some_and(|number| number.parse::<usize>().is_ok())
+        && path.components().all(|part| part.as_os_str() != "twins")
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     paths.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
