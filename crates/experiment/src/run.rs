@@ -390,13 +390,13 @@ impl Job<'_> {
         let plan = self.plan;
         let mut text = format!("# {what} {}, with every default written out.\n", plan.path().display());
         for set in plan.overrides() {
-            text.push_str(&format!("# --set {set}\n"));
+            text.extend(["# --set ", set, "\n"]);
         }
         if plan.is_quick() {
             text.push_str("# --quick: few images, two epochs, a thin network; its numbers mean nothing.\n");
         }
         if let Some(substitution) = &self.used.substitution {
-            text.push_str(&format!("# {substitution}.\n"));
+            text.extend(["# ", substitution, ".\n"]);
         }
         text.push('\n');
         text.push_str(&plan.to_toml());

@@ -1,3 +1,5 @@
+#![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
+
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
