@@ -136,7 +136,7 @@ impl Finished {
     ///
     /// # Panics
     /// With both outputs if it is another.
-    #[must_use]
+    #[allow(clippy::return_self_not_must_use, reason = "a check whose subject is often not needed again")]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(self.code(), Some(code), "\n--- stdout\n{}\n--- stderr\n{}", self.out(), self.err());
         self
