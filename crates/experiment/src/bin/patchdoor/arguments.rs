@@ -38,9 +38,8 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Check experiment files without running them
     Check(CheckArguments),
-    /// List the experiments there are
-    #[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
-    List,
+    /// List the experiments there are and the runs of them
+    List(ListArguments),
     /// List, fetch and export images
     #[command(
         subcommand_required = true,
@@ -129,6 +128,14 @@ pub(crate) struct CheckArguments {
 
     #[command(flatten)]
     pub(crate) changes: Changes,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
+pub(crate) struct ListArguments {
+    /// Where results are
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Args)]
