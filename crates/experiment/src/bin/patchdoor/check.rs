@@ -20,7 +20,8 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<(), Stop> {
 /// Every experiment file, sorted: in `experiments/` here, or else of the source this program was built from.
 pub(crate) fn all_experiments() -> Result<Vec<PathBuf>, Stop> {
     let here = PathBuf::from("experiments");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+    let source = workspace.join("experiments");
     let folder = [here, source].into_iter().find(|folder| folder.is_dir());
     let folder = folder.ok_or_else(|| Stop::unusable(anyhow!("there is no folder experiments/ here")))?;
     let mut files = Vec::new();
