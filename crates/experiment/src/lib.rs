@@ -33,6 +33,7 @@
 //! ```
 
 mod backend;
+mod checks;
 mod config;
 mod diagnostics;
 mod document;

@@ -1,3 +1,5 @@
+#![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
+
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -36,9 +38,8 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Check experiment files without running them
     Check(CheckArguments),
-    /// List the experiments there are
-    #[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
-    List,
+    /// List the experiments there are and the runs of them
+    List(ListArguments),
     /// List, fetch and export images
     #[command(
         subcommand_required = true,
@@ -127,6 +128,14 @@ pub(crate) struct CheckArguments {
 
     #[command(flatten)]
     pub(crate) changes: Changes,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
+pub(crate) struct ListArguments {
+    /// Where results are
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Args)]
