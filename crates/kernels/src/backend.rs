@@ -15,20 +15,21 @@ use crate::normalization;
 /// On `Autodiff<B>` the forward methods record a step of the backward pass, which calls `B`'s gradient methods; the
 /// gradient methods themselves are differentiable through their default bodies.
 pub trait Kernels: Backend {
-    /// Convolves feature maps; see [`conv2d`](crate::conv2d).
+    /// Convolves feature maps; see [`conv2d`](crate::conv2d) and [`grouped_conv2d`](crate::grouped_conv2d).
     ///
     /// # Shapes
     /// - x: `[batch, height, width, channel]`
-    /// - weight: `[out, channel, kernel height, kernel width]`
+    /// - weight: `[out, channel / groups, kernel height, kernel width]`
     /// - bias: `[out]`
     /// - output: `[batch, height', width', out]`
     fn conv2d_bias(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::stock::forward::<Self>(x, weight, bias, options)
+        convolution::stock::forward::<Self>(x, weight, bias, groups, options)
     }
 
     /// Gradient of [`conv2d_bias`](Self::conv2d_bias) for its input, of shape `[batch, height, width, channel]`.
@@ -38,9 +39,10 @@ pub trait Kernels: Backend {
         weight: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         size: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::stock::input_gradient::<Self>(weight, gradient, size, options)
+        convolution::stock::input_gradient::<Self>(weight, gradient, size, groups, options)
     }
 
     /// Gradients of [`conv2d_bias`](Self::conv2d_bias) for its weight and bias.
@@ -50,9 +52,10 @@ pub trait Kernels: Backend {
         x: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         kernel: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        convolution::stock::weight_gradients::<Self>(x, gradient, kernel, options)
+        convolution::stock::weight_gradients::<Self>(x, gradient, kernel, groups, options)
     }
 
     /// Normalizes over all axes but the last by the batch's own statistics, scales, shifts and rectifies; gives output,
@@ -116,9 +119,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::recorded::<B, C>(x, weight, bias, options)
+        convolution::recorded::<B, C>(x, weight, bias, groups, options)
     }
 
     fn batch_norm_relu(

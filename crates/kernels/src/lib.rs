@@ -33,5 +33,5 @@ mod flex;
 mod normalization;
 
 pub use backend::Kernels;
-pub use convolution::{ConvOptions, conv2d};
+pub use convolution::{ConvOptions, conv2d, grouped_conv2d};
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};

@@ -23,15 +23,14 @@ fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("the tensor is contiguous")
 }
 
-/// The tensor with its values in order; the only holder of its memory if it was before.
-#[allow(clippy::needless_pass_by_value, reason = "the tensor must be let go for its copy to be the only holder")]
+/// The tensor with its values in order, without a copy if they are.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
-    tensor.to_contiguous()
+    if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() }
 }
 
-fn geometry(x: [usize; 4], out: usize, kernel: [usize; 2], options: ConvOptions) -> Geometry {
+fn geometry(x: [usize; 4], out: usize, kernel: [usize; 2], groups: usize, options: ConvOptions) -> Geometry {
     let [batch, height, width, channels] = x;
-    Geometry { batch, size: [height, width], channels, out, kernel, options }
+    Geometry { batch, size: [height, width], groups, channels: channels / groups, out: out / groups, kernel, options }
 }
 
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
@@ -48,8 +47,9 @@ fn vector(values: Vec<f32>) -> FlexTensor {
 fn over<T>(gradient: FlexTensor, work: impl FnOnce(Gradient) -> T) -> (FlexTensor, T) {
     let mut gradient = contiguous(gradient);
     assert_eq!(gradient.dtype(), DType::F32, "the fast operations take f32");
+    let (start, end) = gradient.layout().contiguous_offsets().expect("the gradient is contiguous");
     if let Some(values) = gradient.try_storage_mut() {
-        let result = work(Gradient::Owned(values));
+        let result = work(Gradient::Owned(&mut values[start..end]));
         (gradient, result)
     } else {
         let mut output = Buffer::new(gradient.shape().num_elements());
@@ -61,12 +61,18 @@ fn over<T>(gradient: FlexTensor, work: impl FnOnce(Gradient) -> T) -> (FlexTenso
 
 #[allow(unsafe_code, reason = "results are made in memory that the kernels fill")]
 impl Kernels for Flex {
-    fn conv2d_bias(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, options: ConvOptions) -> FlexTensor {
+    fn conv2d_bias(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        groups: usize,
+        options: ConvOptions,
+    ) -> FlexTensor {
         if x.dtype() != DType::F32 {
-            return stock_convolution::forward::<Self>(x, weight, bias, options);
+            return stock_convolution::forward::<Self>(x, weight, bias, groups, options);
         }
         let [out, _, rows, columns] = dims(&weight);
-        let geometry = geometry(dims(&x), out, [rows, columns], options);
+        let geometry = geometry(dims(&x), out, [rows, columns], groups, options);
         let [x, weight, bias] = [x, weight, bias].map(contiguous);
         let output = convolution::forward(slice(&x), slice(&weight), slice(&bias), &geometry);
         let [height, width] = geometry.output_size();
@@ -78,14 +84,15 @@ impl Kernels for Flex {
         weight: FlexTensor,
         gradient: FlexTensor,
         size: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> FlexTensor {
         if gradient.dtype() != DType::F32 {
-            return stock_convolution::input_gradient::<Self>(weight, gradient, size, options);
+            return stock_convolution::input_gradient::<Self>(weight, gradient, size, groups, options);
         }
         let [out, channels, rows, columns] = dims(&weight);
-        let shape = [dims::<4>(&gradient)[0], size[0], size[1], channels];
-        let geometry = geometry(shape, out, [rows, columns], options);
+        let shape = [dims::<4>(&gradient)[0], size[0], size[1], groups * channels];
+        let geometry = geometry(shape, out, [rows, columns], groups, options);
         let [weight, gradient] = [weight, gradient].map(contiguous);
         let output = convolution::input_gradient(slice(&weight), slice(&gradient), &geometry);
         // SAFETY: every input belongs to one class of the gradient, whose pixels are all written.
@@ -96,13 +103,14 @@ impl Kernels for Flex {
         x: FlexTensor,
         gradient: FlexTensor,
         kernel: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> (FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock_convolution::weight_gradients::<Self>(x, gradient, kernel, options);
+            return stock_convolution::weight_gradients::<Self>(x, gradient, kernel, groups, options);
         }
         let [_, _, _, out] = dims(&gradient);
-        let geometry = geometry(dims(&x), out, kernel, options);
+        let geometry = geometry(dims(&x), out, kernel, groups, options);
         let [x, gradient] = [x, gradient].map(contiguous);
         let (weight, bias) = convolution::weight_gradients(slice(&x), slice(&gradient), &geometry);
         // SAFETY: both are written in full.
