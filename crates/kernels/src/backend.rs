@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
 use crate::convolution::{self, ConvOptions};
-use crate::normalization;
+use crate::{elementwise, experts, normalization};
 
 /// A backend with the operations of this crate.
 ///
@@ -106,6 +106,65 @@ pub trait Kernels: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         normalization::stock::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient)
     }
+
+    /// [`batch_norm_relu`](Self::batch_norm_relu) of what every expert sees; see
+    /// [`weighted_batch_norm_relu`](crate::weighted_batch_norm_relu).
+    fn weighted_batch_norm_relu(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        Self::batch_norm_relu(experts::stock::weigh::<Self>(map, weights), gamma, beta, epsilon)
+    }
+
+    /// Gradients of [`weighted_batch_norm_relu`](Self::weighted_batch_norm_relu)'s output for map, weights, gamma and
+    /// beta.
+    #[allow(clippy::too_many_arguments, reason = "all that the forward pass took and gave")]
+    fn weighted_batch_norm_relu_gradients(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let seen = experts::stock::weigh::<Self>(map.clone(), weights.clone());
+        let (gradient, gamma, beta) =
+            Self::batch_norm_relu_gradients(seen, gamma, beta, mean, variance, gradient, epsilon);
+        let (map, weights) = experts::stock::weigh_gradients::<Self>(map, weights, gradient);
+        (map, weights, gamma, beta)
+    }
+
+    /// [`scale_shift_relu`](Self::scale_shift_relu) of what every expert sees; see
+    /// [`weighted_scale_shift_relu`](crate::weighted_scale_shift_relu). Differentiable through its default body.
+    fn weighted_scale_shift_relu(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::scale_shift_relu(experts::stock::weigh::<Self>(map, weights), scale, shift)
+    }
+
+    /// Adds two tensors of one shape; see [`add`](crate::add).
+    fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(left, right)
+    }
+
+    /// Averages `[batch, height, width, channel]` to `[batch, channel]`; see
+    /// [`average_positions`](crate::average_positions).
+    fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::stock::average_positions::<Self>(map)
+    }
+
+    /// Gradient of [`average_positions`](Self::average_positions) for a map of this height and width.
+    fn average_positions_gradient(gradient: FloatTensor<Self>, size: [usize; 2]) -> FloatTensor<Self> {
+        elementwise::stock::average_positions_gradient::<Self>(gradient, size)
+    }
 }
 
 #[cfg(feature = "ndarray")]
@@ -136,5 +195,23 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn scale_shift_relu(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
         normalization::recorded_scale_shift_relu::<B, C>(x, scale, shift)
+    }
+
+    fn weighted_batch_norm_relu(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        experts::recorded::<B, C>(map, weights, gamma, beta, epsilon)
+    }
+
+    fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::recorded_add::<B, C>(left, right)
+    }
+
+    fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::recorded_average_positions::<B, C>(map)
     }
 }

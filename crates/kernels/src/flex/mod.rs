@@ -2,19 +2,25 @@
 
 mod buffer;
 mod convolution;
+mod elementwise;
+mod experts;
 mod normalization;
 mod panels;
 mod simd;
 mod tile;
 
-use burn::tensor::{DType, TensorData, TensorMetadata};
+use burn::tensor::ops::FloatTensorOps;
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use crate::convolution::stock as stock_convolution;
+use crate::elementwise::stock as stock_elementwise;
+use crate::experts::stock as stock_experts;
 use crate::normalization::stock as stock_normalization;
 use crate::{ConvOptions, Kernels};
 use buffer::Buffer;
 use convolution::Geometry;
+use experts::Weighted;
 use normalization::{Gradient, Normalization, Statistics};
 
 /// The tensor's values in order; the tensor must be contiguous.
@@ -57,6 +63,20 @@ fn over<T>(gradient: FlexTensor, work: impl FnOnce(Gradient) -> T) -> (FlexTenso
         // SAFETY: the work writes all of the gradient.
         (unsafe { output.into_tensor(gradient.shape()) }, result)
     }
+}
+
+/// Runs work on a contiguous map `[batch, height, width, channel]` and weights `[batch, expert, position]`.
+fn with_weighted<T>(map: &FlexTensor, weights: &FlexTensor, work: impl FnOnce(Weighted) -> T) -> T {
+    let [_, _, _, channels] = dims(map);
+    let [_, experts, positions] = dims(weights);
+    let weights = experts::by_position(slice(weights), experts, positions);
+    work(Weighted { map: slice(map), channels, weights: &weights, experts })
+}
+
+fn weighted_shape(map: &FlexTensor, weights: &FlexTensor) -> Shape {
+    let [batch, height, width, channels] = dims(map);
+    let [_, experts, _] = dims(weights);
+    [batch, height, width, experts * channels].into()
 }
 
 #[allow(unsafe_code, reason = "results are made in memory that the kernels fill")]
@@ -187,5 +207,119 @@ impl Kernels for Flex {
             normalization::scale_shift_relu_gradients(slice(&x), slice(&scale), slice(&shift), gradient)
         });
         (output, vector(scale), vector(shift))
+    }
+
+    fn weighted_batch_norm_relu(
+        map: FlexTensor,
+        weights: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        epsilon: f64,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if map.dtype() != DType::F32 {
+            let seen = stock_experts::weigh::<Self>(map, weights);
+            return stock_normalization::batch_norm_relu::<Self>(seen, gamma, beta, epsilon);
+        }
+        let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
+        with_weighted(&map, &weights, |weighted| {
+            let statistics = weighted.statistics();
+            let (scale, shift) = normalization::scale_and_shift(&statistics, slice(&gamma), slice(&beta), epsilon);
+            let output = weighted.scale_shift_relu(&scale, &shift);
+            // SAFETY: every row was written.
+            let output = unsafe { output.into_tensor(weighted_shape(&map, &weights)) };
+            (output, vector(statistics.mean), vector(statistics.variance))
+        })
+    }
+
+    fn weighted_batch_norm_relu_gradients(
+        map: FlexTensor,
+        weights: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        mean: FlexTensor,
+        variance: FlexTensor,
+        gradient: FlexTensor,
+        epsilon: f64,
+    ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+        if map.dtype() != DType::F32 {
+            let seen = stock_experts::weigh::<Self>(map.clone(), weights.clone());
+            let (gradient, gamma, beta) = stock_normalization::batch_norm_relu_gradients::<Self>(
+                seen, gamma, beta, mean, variance, gradient, epsilon,
+            );
+            let (map, weights) = stock_experts::weigh_gradients::<Self>(map, weights, gradient);
+            return (map, weights, gamma, beta);
+        }
+        let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
+        let [mean, variance, gradient] = [mean, variance, gradient].map(contiguous);
+        let statistics = Statistics { mean: slice(&mean).to_vec(), variance: slice(&variance).to_vec() };
+        let [batch, experts, positions] = dims(&weights);
+        with_weighted(&map, &weights, |weighted| {
+            let (map_gradient, weights_gradient, gamma, beta) =
+                weighted.gradients(slice(&gradient), &statistics, [slice(&gamma), slice(&beta)], epsilon);
+            // SAFETY: every row was written.
+            let map_gradient = unsafe { map_gradient.into_tensor(map.shape()) };
+            let weights_gradient = experts::by_position(&weights_gradient, positions, experts);
+            let weights_gradient =
+                FlexTensor::from_data(TensorData::new(weights_gradient, [batch, experts, positions]));
+            (map_gradient, weights_gradient, vector(gamma), vector(beta))
+        })
+    }
+
+    fn weighted_scale_shift_relu(
+        map: FlexTensor,
+        weights: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+    ) -> FlexTensor {
+        if map.dtype() != DType::F32 {
+            let seen = stock_experts::weigh::<Self>(map, weights);
+            return stock_normalization::scale_shift_relu::<Self>(seen, scale, shift);
+        }
+        let [map, weights, scale, shift] = [map, weights, scale, shift].map(contiguous);
+        with_weighted(&map, &weights, |weighted| {
+            let output = weighted.scale_shift_relu(slice(&scale), slice(&shift));
+            // SAFETY: every row was written.
+            unsafe { output.into_tensor(weighted_shape(&map, &weights)) }
+        })
+    }
+
+    fn add(left: FlexTensor, right: FlexTensor) -> FlexTensor {
+        if left.dtype() != DType::F32 {
+            return Self::float_add(left, right);
+        }
+        let [mut left, mut right] = [left, right].map(contiguous);
+        if left.try_storage_mut::<f32>().is_none() {
+            std::mem::swap(&mut left, &mut right);
+        }
+        let (start, end) = left.layout().contiguous_offsets().expect("the tensor is contiguous");
+        if let Some(values) = left.try_storage_mut() {
+            elementwise::add_assign(&mut values[start..end], slice(&right));
+            return left;
+        }
+        let output = elementwise::add(slice(&left), slice(&right));
+        // SAFETY: every sum was written.
+        unsafe { output.into_tensor(left.shape()) }
+    }
+
+    fn average_positions(map: FlexTensor) -> FlexTensor {
+        if map.dtype() != DType::F32 {
+            return stock_elementwise::average_positions::<Self>(map);
+        }
+        let map = contiguous(map);
+        let [batch, height, width, channels] = dims(&map);
+        let output = elementwise::average_positions(slice(&map), height * width, channels);
+        // SAFETY: every average was written.
+        unsafe { output.into_tensor([batch, channels].into()) }
+    }
+
+    fn average_positions_gradient(gradient: FlexTensor, [height, width]: [usize; 2]) -> FlexTensor {
+        if gradient.dtype() != DType::F32 {
+            return stock_elementwise::average_positions_gradient::<Self>(gradient, [height, width]);
+        }
+        let gradient = contiguous(gradient);
+        let [batch, channels] = dims(&gradient);
+        let output = elementwise::average_positions_gradient(slice(&gradient), height * width, channels);
+        // SAFETY: every position was written.
+        unsafe { output.into_tensor([batch, height, width, channels].into()) }
     }
 }
