@@ -1,1 +1,94 @@
-fn main() {}
+//! Project commands, started by `cargo xtask`.
+//!
+//! This program stays light, so that it answers at once: it builds the runner with the feature of the
+//! backend asked for, hands it the arguments, and passes its exit code on.
+
+mod ci;
+mod run;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Project commands: run experiments, check, benchmark, continuous integration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    max_term_width = 100,
+    after_help = "The first run compiles for 5 to 10 minutes; after that it starts at once.\n\n\
+                  Examples:\n  cargo xtask run experiments/badnets.toml\n  \
+                  cargo xtask run experiments/badnets.toml --quick --set poisoning.rate=0.05"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run experiments, go on with interrupted ones, show finished ones (--help lists the options)
+    #[command(disable_help_flag = true)]
+    Run(Passed),
+    /// Check experiment files without running them
+    #[command(disable_help_flag = true)]
+    Check(Passed),
+    /// List the experiments there are
+    #[command(disable_help_flag = true)]
+    List(Passed),
+    /// List, fetch and export images
+    #[command(disable_help_flag = true)]
+    Data(Passed),
+    /// Do what continuous integration does, cheapest first, until something fails
+    #[command(after_help = "Examples:\n  cargo xtask ci\n  cargo xtask ci format clippy")]
+    Ci {
+        /// Only these steps
+        #[arg(value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(ci::step_names()))]
+        steps: Vec<String>,
+    },
+    /// Run the benchmarks
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench routing -- --save-baseline before"
+    )]
+    Bench(Passed),
+}
+
+/// Arguments that are passed on as they are.
+#[derive(Debug, Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { command } = Arguments::parse();
+    match command {
+        Command::Run(passed) => run::run("run", &passed.arguments),
+        Command::Check(passed) => run::run("check", &passed.arguments),
+        Command::List(passed) => run::run("list", &passed.arguments),
+        Command::Data(passed) => run::run("data", &passed.arguments),
+        Command::Ci { steps } => ci::ci(&steps),
+        Command::Bench(passed) => run::bench(&passed.arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_the_runner_are_passed_on() {
+        let line = ["cargo xtask", "run", "a.toml", "--quick", "--backend", "flex", "--help"];
+        let Command::Run(passed) = Arguments::parse_from(line).command else { panic!("not run") };
+        assert_eq!(passed.arguments, ["a.toml", "--quick", "--backend", "flex", "--help"]);
+    }
+}

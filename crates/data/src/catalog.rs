@@ -1,8 +1,8 @@
-//! The published data sets: where they are looked for, what belongs to them, where they come from.
+//! The published data sets: where they are looked for, what belongs to them, where they come from, what is there.
 
 use std::path::{Path, PathBuf};
 
-use crate::{DataError, idx};
+use crate::{DataError, DatasetConfig, ImageSet, ShapesConfig, idx, load};
 
 /// A data set made of files.
 #[derive(Clone, Debug)]
@@ -17,8 +17,8 @@ pub struct CatalogEntry {
     pub files: &'static [&'static str],
     /// What `fetch` downloads; nothing, if the data set has no plain download.
     pub archives: Vec<Archive>,
-    /// How to have it where it cannot be fetched.
-    how_to_get: &'static str,
+    /// How a user can come by it otherwise, fit to follow a semicolon; empty if there is nothing to say.
+    pub by_hand: &'static str,
 }
 
 /// A file to download.
@@ -64,7 +64,7 @@ pub fn catalog() -> Vec<CatalogEntry> {
                 170_052_171,
                 "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
             )],
-            how_to_get: "",
+            by_hand: "",
         },
         CatalogEntry {
             name: "cifar100",
@@ -77,7 +77,7 @@ pub fn catalog() -> Vec<CatalogEntry> {
                 168_513_733,
                 "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
             )],
-            how_to_get: "",
+            by_hand: "",
         },
         CatalogEntry {
             name: "gtsrb",
@@ -85,7 +85,7 @@ pub fn catalog() -> Vec<CatalogEntry> {
             folder: "gtsrb-32x32",
             files: &["train.bin", "test.bin"],
             archives: Vec::new(),
-            how_to_get: "resize the official images (https://benchmark.ini.rub.de) to 32x32 and write them, ordered by \
+            by_hand: "resize the official images (https://benchmark.ini.rub.de) to 32x32 and write them, ordered by \
                          class, track and frame, as CIFAR-10 records to gtsrb-32x32/train.bin and test.bin",
         },
         CatalogEntry {
@@ -102,7 +102,7 @@ pub fn catalog() -> Vec<CatalogEntry> {
                     (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
                 ],
             ),
-            how_to_get: "",
+            by_hand: "",
         },
         CatalogEntry {
             name: "fashion-mnist",
@@ -118,7 +118,7 @@ pub fn catalog() -> Vec<CatalogEntry> {
                     (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
                 ],
             ),
-            how_to_get: "",
+            by_hand: "Debian's package dataset-fashion-mnist holds it too (`--data /usr/share/datasets`)",
         },
     ]
 }
@@ -131,10 +131,11 @@ pub fn entry(name: &str) -> Option<CatalogEntry> {
 impl CatalogEntry {
     /// What a user can do to have the data set, fit to follow a semicolon.
     pub fn how_to_get(&self) -> String {
-        if self.archives.is_empty() {
-            self.how_to_get.to_owned()
-        } else {
-            format!("`cargo xtask data fetch {}` downloads it", self.name)
+        let fetch = format!("`cargo xtask data fetch {}` downloads it", self.name);
+        match (self.is_fetchable(), self.by_hand) {
+            (true, "") => fetch,
+            (true, by_hand) => format!("{fetch}; {by_hand}"),
+            (false, by_hand) => by_hand.to_owned(),
         }
     }
 
@@ -143,33 +144,33 @@ impl CatalogEntry {
         !self.archives.is_empty()
     }
 
-    /// Finds the data set's folder in the first of `roots` that has it; a root may also be that folder itself.
+    /// Finds the data set's folder in the first of `roots` that has it whole; a root may also be that folder itself.
     ///
     /// # Errors
     ///
-    /// [`DataError::Missing`] if no root has the folder, [`DataError::Incomplete`] if the folder lacks files.
+    /// [`DataError::Missing`] if no root has the folder, [`DataError::Incomplete`] if those that do lack files of it.
     pub fn locate(&self, roots: &[PathBuf]) -> Result<PathBuf, DataError> {
         let candidates: Vec<PathBuf> = roots
             .iter()
             .map(|root| if root.ends_with(self.folder) { root.clone() } else { root.join(self.folder) })
             .collect();
-        let Some(directory) = candidates.iter().find(|directory| directory.is_dir()) else {
-            return Err(DataError::Missing {
-                dataset: self.name.to_owned(),
-                looked_in: candidates,
-                how_to_get: self.how_to_get(),
-            });
-        };
-        let missing = self.missing_files(directory);
-        if missing.is_empty() {
-            Ok(directory.clone())
-        } else {
-            Err(DataError::Incomplete { directory: directory.clone(), missing, how_to_get: self.how_to_get() })
+        let mut incomplete = None;
+        for directory in candidates.iter().filter(|directory| directory.is_dir()) {
+            let missing = self.missing_files(directory);
+            if missing.is_empty() {
+                return Ok(directory.clone());
+            }
+            incomplete.get_or_insert((directory.clone(), missing));
         }
+        let how_to_get = self.how_to_get();
+        Err(match incomplete {
+            Some((directory, missing)) => DataError::Incomplete { directory, missing, how_to_get },
+            None => DataError::Missing { dataset: self.name.to_owned(), looked_in: candidates, how_to_get },
+        })
     }
 
     /// Names of the files that `directory` lacks.
-    fn missing_files(&self, directory: &Path) -> Vec<String> {
+    pub(crate) fn missing_files(&self, directory: &Path) -> Vec<String> {
         let is_idx = self.files == idx::FILES;
         self.files
             .iter()
@@ -179,6 +180,139 @@ impl CatalogEntry {
             })
             .map(|&file| file.to_owned())
             .collect()
+    }
+}
+
+/// Whether a data set can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatasetState {
+    /// It is drawn, and needs no file.
+    BuiltIn,
+    /// Its files are here. Their content has not been looked at; [`verify`] does.
+    Present(PathBuf),
+    /// Its folder is here, but these files are missing from it.
+    Incomplete(PathBuf, Vec<String>),
+    /// It is in none of the places searched.
+    Missing,
+}
+
+/// What is known about a data set without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetStatus {
+    /// Its name, as in a configuration.
+    pub name: &'static str,
+    /// Its name as its authors write it, and what to cite.
+    pub title: &'static str,
+    /// Whether it can be used.
+    pub state: DatasetState,
+    /// What a user can do to have it, if it is not there.
+    pub how_to_get: String,
+}
+
+/// Looks for every data set in `roots`, in that order.
+pub fn status(roots: &[PathBuf]) -> Vec<DatasetStatus> {
+    let built_in = DatasetStatus {
+        name: "shapes",
+        title: "Ten classes of drawn shapes, built in",
+        state: DatasetState::BuiltIn,
+        how_to_get: "it is always there".to_owned(),
+    };
+    let from_files = catalog().into_iter().map(|entry| DatasetStatus {
+        name: entry.name,
+        title: entry.title,
+        state: match entry.locate(roots) {
+            Ok(location) => DatasetState::Present(location),
+            Err(DataError::Incomplete { directory, missing, .. }) => DatasetState::Incomplete(directory, missing),
+            Err(_) => DatasetState::Missing,
+        },
+        how_to_get: entry.how_to_get(),
+    });
+    std::iter::once(built_in).chain(from_files).collect()
+}
+
+/// What reading a whole data set has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// Where it was read; `None` if it is drawn.
+    pub location: Option<PathBuf>,
+    /// Training images of each class.
+    pub train_counts: Vec<usize>,
+    /// Test images of each class.
+    pub test_counts: Vec<usize>,
+    /// [`ImageSet::fingerprint`] of the training and of the test images.
+    pub fingerprints: [String; 2],
+    /// What a reader of results must know about these images; one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Reads a whole data set and compares it with what is published: file and record sizes, the range of the labels, and
+/// the number of images of each class.
+///
+/// # Errors
+///
+/// Those of [`load`]; [`DataError::WrongCounts`] if a class has another number of images than published, or, for GTSRB,
+/// of which there are subsets, none at all.
+pub fn verify(name: &str, roots: &[PathBuf]) -> Result<Verification, DataError> {
+    let config = match name {
+        "cifar10" => DatasetConfig::Cifar10,
+        "cifar100" => DatasetConfig::Cifar100,
+        "gtsrb" => DatasetConfig::Gtsrb,
+        "mnist" => DatasetConfig::Mnist,
+        "fashion-mnist" => DatasetConfig::FashionMnist,
+        "shapes" => DatasetConfig::Shapes(ShapesConfig::default()),
+        _ => {
+            let names: Vec<_> = status(&[]).iter().map(|status| status.name).collect();
+            return Err(crate::error::invalid("dataset", name, format!("one of {}", names.join(", "))));
+        }
+    };
+    let dataset = load(&config, roots)?;
+    let location = dataset.location.clone();
+    for (split, set, published) in [
+        ("training", &dataset.train, published_counts(&config, true)),
+        ("test", &dataset.test, published_counts(&config, false)),
+    ] {
+        check_counts(location.as_deref().unwrap_or(Path::new(name)), split, set, published.as_deref())?;
+    }
+    Ok(Verification {
+        location,
+        train_counts: dataset.train.class_counts(),
+        test_counts: dataset.test.class_counts(),
+        fingerprints: [dataset.train.fingerprint(), dataset.test.fingerprint()],
+        notes: dataset.notes,
+    })
+}
+
+/// Images of each class as published, if there is one number.
+fn published_counts(config: &DatasetConfig, train: bool) -> Option<Vec<usize>> {
+    const MNIST: [[usize; 10]; 2] = [
+        [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+    ];
+    Some(match (config, train) {
+        (DatasetConfig::Cifar10, true) => vec![5000; 10],
+        (DatasetConfig::Cifar10 | DatasetConfig::FashionMnist, false) => vec![1000; 10],
+        (DatasetConfig::Cifar100, true) => vec![500; 100],
+        (DatasetConfig::Cifar100, false) => vec![100; 100],
+        (DatasetConfig::FashionMnist, true) => vec![6000; 10],
+        (DatasetConfig::Mnist, true) => MNIST[0].to_vec(),
+        (DatasetConfig::Mnist, false) => MNIST[1].to_vec(),
+        (DatasetConfig::Gtsrb | DatasetConfig::Shapes(_) | DatasetConfig::Folder(_), _) => return None,
+    })
+}
+
+fn check_counts(path: &Path, split: &str, set: &ImageSet, published: Option<&[usize]>) -> Result<(), DataError> {
+    let counts = set.class_counts();
+    let wrong = counts.iter().enumerate().find_map(|(class, &found)| match published {
+        Some(published) => (found != published[class]).then(|| (class, found, published[class].to_string())),
+        None => (found == 0).then(|| (class, found, "at least one".to_owned())),
+    });
+    match wrong {
+        None => Ok(()),
+        Some((class, found, expected)) => Err(DataError::WrongCounts {
+            path: path.to_owned(),
+            found: format!("{found} {split} images of class {class} ({})", set.classes()[class]),
+            expected,
+        }),
     }
 }
 
@@ -195,4 +329,85 @@ fn archive(folders: &[&str], file_name: &str, size: u64, sha256: &str) -> Archiv
 fn idx_archives(folders: &[&str], sizes_and_sums: [(u64, &str); 4]) -> Vec<Archive> {
     let files = idx::FILES.into_iter().zip(sizes_and_sums);
     files.map(|(file, (size, sha256))| archive(folders, &format!("{file}.gz"), size, sha256)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sum_is_a_sha256_and_every_address_names_its_file() {
+        for entry in catalog() {
+            for archive in entry.archives {
+                assert_eq!(archive.sha256.len(), 64, "{}", archive.file_name);
+                assert!(archive.sha256.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)));
+                assert!(archive.urls.iter().all(|url| url.ends_with(&archive.file_name)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_root_that_has_the_folder_counts() {
+        let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let paths = roots.each_ref().map(|root| root.path().to_owned());
+        let cifar100 = || status(&paths).into_iter().find(|status| status.name == "cifar100").unwrap();
+        assert_eq!(cifar100().state, DatasetState::Missing);
+        assert_eq!(cifar100().how_to_get, "`cargo xtask data fetch cifar100` downloads it");
+        let folder = paths[1].join("cifar-100-binary");
+        fs_err::create_dir(&folder).unwrap();
+        fs_err::write(folder.join("test.bin"), "").unwrap();
+        assert_eq!(cifar100().state, DatasetState::Incomplete(folder.clone(), vec!["train.bin".to_owned()]));
+        fs_err::write(folder.join("train.bin"), "").unwrap();
+        assert_eq!(cifar100().state, DatasetState::Present(folder.clone()));
+        // The folder itself may be given too.
+        assert_eq!(entry("cifar100").unwrap().locate(std::slice::from_ref(&folder)).unwrap(), folder);
+        assert_eq!(status(&paths)[0].state, DatasetState::BuiltIn);
+    }
+
+    #[test]
+    fn idx_files_may_be_gzipped() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("mnist");
+        fs_err::create_dir(&folder).unwrap();
+        for file in idx::FILES {
+            fs_err::write(folder.join(format!("{file}.gz")), "").unwrap();
+        }
+        assert_eq!(entry("mnist").unwrap().locate(&[root.path().to_owned()]).unwrap(), folder);
+        fs_err::rename(folder.join("t10k-labels-idx1-ubyte.gz"), folder.join("t10k-labels-idx1-ubyte")).unwrap();
+        assert!(entry("mnist").unwrap().missing_files(&folder).is_empty());
+    }
+
+    #[test]
+    fn a_missing_set_says_where_it_was_looked_for_and_how_to_get_it() {
+        let error = load(&DatasetConfig::Cifar10, &["a".into(), "b".into()]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "cifar10 was not found in a/cifar-10-batches-bin, b/cifar-10-batches-bin; `cargo xtask data fetch cifar10` \
+             downloads it"
+        );
+    }
+
+    #[test]
+    fn counts_other_than_the_published_are_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("cifar-100-binary");
+        fs_err::create_dir(&folder).unwrap();
+        for file in ["train.bin", "test.bin"] {
+            fs_err::write(folder.join(file), [vec![0, 3], vec![0; 3072]].concat()).unwrap();
+        }
+        let roots = [root.path().to_owned()];
+        let notes = load(&DatasetConfig::Cifar100, &roots).unwrap().notes;
+        assert_eq!(notes, ["cifar100 in part: 1 of 50000 training and 1 of 10000 test images"]);
+        let error = verify("cifar100", &roots).unwrap_err().to_string();
+        assert!(
+            error.ends_with("cifar-100-binary holds 0 training images of class 0 (apple), expected 500"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn built_in_shapes_are_verified_and_unknown_names_refused() {
+        let error = verify("cifar", &[]).unwrap_err().to_string();
+        assert_eq!(error, "dataset is cifar, expected one of shapes, cifar10, cifar100, gtsrb, mnist, fashion-mnist");
+    }
 }

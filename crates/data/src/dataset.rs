@@ -216,7 +216,7 @@ pub struct Dataset {
     pub notes: Vec<String>,
 }
 
-/// Loads a data set whole into memory, from the first of `roots` that has its folder.
+/// Loads a data set whole into memory, from the first of `roots` that has all its files.
 ///
 /// # Errors
 ///
@@ -303,4 +303,171 @@ fn notes(
         notes.push("gtsrb without known tracks: a validation split shows signs that were trained on".to_owned());
     }
     Ok(notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{split, stream};
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct File {
+        dataset: DatasetConfig,
+    }
+
+    fn parse(text: &str) -> Result<DatasetConfig, toml::de::Error> {
+        toml::from_str::<File>(text).map(|file| file.dataset)
+    }
+
+    #[test]
+    fn a_data_set_is_a_name_or_a_table() {
+        assert_eq!(parse("dataset = \"cifar10\"").unwrap(), DatasetConfig::Cifar10);
+        assert_eq!(parse("dataset = \"fashion-mnist\"").unwrap(), DatasetConfig::FashionMnist);
+        assert_eq!(parse("dataset = \"shapes\"").unwrap(), DatasetConfig::Shapes(ShapesConfig::default()));
+        let shapes = ShapesConfig { train: 50, ..ShapesConfig::default() };
+        assert_eq!(parse("[dataset.shapes]\ntrain = 50").unwrap(), DatasetConfig::Shapes(shapes));
+        let folder = FolderConfig { path: "here".into(), size: 32 };
+        assert_eq!(parse("dataset.folder.path = \"here\"").unwrap(), DatasetConfig::Folder(folder));
+    }
+
+    #[test]
+    fn every_configuration_survives_toml() {
+        let folder = FolderConfig { path: "here".into(), size: 48 };
+        for dataset in [
+            DatasetConfig::Cifar10,
+            DatasetConfig::Cifar100,
+            DatasetConfig::Gtsrb,
+            DatasetConfig::Mnist,
+            DatasetConfig::FashionMnist,
+            DatasetConfig::Shapes(ShapesConfig::default()),
+            DatasetConfig::Folder(folder),
+        ] {
+            let file = File { dataset };
+            let text = toml::to_string(&file).unwrap();
+            assert_eq!(toml::from_str::<File>(&text).unwrap(), file, "{text}");
+            assert!(text.contains(file.dataset.name()), "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        for (text, message, at) in [
+            ("dataset = \"cifar\"", "unknown variant `cifar`, expected one of `cifar10`, `cifar100`, `gtsrb`", 10..17),
+            ("dataset = 3", "expected the name of a data set, or a table of one with its settings", 10..11),
+            ("[dataset.shapse]", "unknown variant `shapse`", 9..15),
+            ("[dataset.shapes]\ntrian = 3", "unknown field `trian`, expected one of `train`, `test`, `seed`", 17..22),
+            ("[dataset.shapes]\ntrain = \"x\"", "invalid type: string \"x\"", 25..28),
+            ("dataset = \"folder\"", "`folder` needs a path", 10..18),
+            ("[dataset.folder]\nsize = 3", "missing field `path`", 0..16),
+            ("[dataset.cifar10]\nsize = 3", "this data set has no settings: write its name alone", 1..8),
+            ("[dataset]", "expected one data set", 0..9),
+            ("[dataset]\nshapes = {}\nfolder = { path = \"a\" }", "expected one data set", 0..9),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.message().contains(message), "{text}: {}", error.message());
+            assert_eq!(error.span(), Some(at), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let texts =
+            |config: DatasetConfig| -> Vec<String> { config.validate().iter().map(ToString::to_string).collect() };
+        assert_eq!(
+            texts(DatasetConfig::Shapes(ShapesConfig { train: 9, test: 0, seed: 0 })),
+            ["train is 9, expected 10 to 10000000 images", "test is 0, expected 10 to 10000000 images"]
+        );
+        assert_eq!(
+            texts(DatasetConfig::Folder(FolderConfig { path: "".into(), size: 0 })),
+            ["path is empty, expected a folder", "size is 0, expected 1 to 1024 pixels"]
+        );
+        assert!(texts(DatasetConfig::Cifar10).is_empty());
+    }
+
+    #[test]
+    fn what_is_known_beforehand_is_true() {
+        let config = DatasetConfig::Shapes(ShapesConfig { train: 30, test: 10, seed: 0 });
+        let dataset = load(&config, &[]).unwrap();
+        assert_eq!(config.shape(), dataset.train.shape());
+        assert_eq!(config.class_count(), Some(dataset.train.class_count()));
+        assert_eq!(config.training_images(), Some(dataset.train.len()));
+        assert_eq!((dataset.name.as_str(), dataset.location), ("shapes", None));
+    }
+
+    #[test]
+    fn cifar10_is_read_from_its_six_files() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("cifar-10-batches-bin");
+        fs_err::create_dir(&folder).unwrap();
+        let roots = [root.path().to_owned()];
+        for batch in 1..=5 {
+            fs_err::write(folder.join(format!("data_batch_{batch}.bin")), [vec![batch], vec![batch; 3072]].concat())
+                .unwrap();
+        }
+        let error = load(&DatasetConfig::Cifar10, &roots).unwrap_err().to_string();
+        assert!(
+            error.ends_with("cifar-10-batches-bin lacks test_batch.bin; `cargo xtask data fetch cifar10` downloads it"),
+            "{error}"
+        );
+        fs_err::write(folder.join("test_batch.bin"), [vec![9], vec![0; 3072]].concat()).unwrap();
+        fs_err::write(folder.join("lossy_images.csv"), "file,index,label\ntest_batch.bin,0,9\n").unwrap();
+        let dataset = load(&DatasetConfig::Cifar10, &roots).unwrap();
+        assert_eq!(dataset.train.labels(), [1, 2, 3, 4, 5]);
+        assert_eq!(dataset.test.labels(), [9]);
+        assert_eq!(dataset.location, Some(folder));
+        assert_eq!(
+            dataset.notes,
+            [
+                "CIFAR-10 (reconstructed; 1 images JPEG-decoded)",
+                "cifar10 in part: 5 of 50000 training and 1 of 10000 test images"
+            ]
+        );
+    }
+
+    /// The folder of real data, or a word why a test is skipped. Only tests read the environment.
+    #[allow(clippy::print_stderr, reason = "a test says that it skips")]
+    fn real(folder: &str) -> Option<Vec<PathBuf>> {
+        let root = PathBuf::from(std::env::var_os("PATCHDOOR_DATA").unwrap_or_else(|| "../../../shared/data".into()));
+        if root.join(folder).is_dir() {
+            return Some(vec![root]);
+        }
+        eprintln!("skipped: no {folder} in {}, set PATCHDOOR_DATA", root.display());
+        None
+    }
+
+    #[test]
+    fn real_cifar10_has_the_published_counts_and_means() {
+        let Some(roots) = real("cifar-10-batches-bin") else { return };
+        let dataset = load(&DatasetConfig::Cifar10, &roots).unwrap();
+        assert_eq!(dataset.train.class_counts(), [5000; 10]);
+        assert_eq!(dataset.test.class_counts(), [1000; 10]);
+        // The first image of the distribution is a frog.
+        assert_eq!(dataset.train.classes()[usize::from(dataset.train.label(0))], "frog");
+        // Means of the channels over the training set as commonly quoted.
+        for (channel, expected) in [0.4914, 0.4822, 0.4465].into_iter().enumerate() {
+            let sum: u64 = dataset.train.all_pixels().iter().skip(channel).step_by(3).map(|&p| u64::from(p)).sum();
+            let mean = sum as f64 / (50_000.0 * 1024.0 * 255.0);
+            assert!((mean - expected).abs() < 1e-3, "channel {channel}: {mean}");
+        }
+    }
+
+    #[test]
+    fn real_gtsrb_is_split_by_whole_tracks() {
+        let Some(roots) = real("gtsrb-32x32") else { return };
+        let dataset = load(&DatasetConfig::Gtsrb, &roots).unwrap();
+        let groups = dataset.train.groups().expect("the subset's tracks are known");
+        assert_eq!(groups.last(), Some(&1306));
+        let (kept, held_out) = split::stratified(&dataset.train, 0.1, &mut stream(0, "validation"));
+        let kept: std::collections::BTreeSet<u32> = kept.iter().map(|&index| groups[index]).collect();
+        assert!(held_out.iter().all(|&index| !kept.contains(&groups[index])));
+        let share = held_out.len() as f64 / dataset.train.len() as f64;
+        assert!((share - 0.1).abs() < 0.01, "{share}");
+        catalog::verify("gtsrb", &roots).unwrap();
+    }
+
+    #[test]
+    fn real_fashion_mnist_has_the_published_counts() {
+        let Some(roots) = real("fashion-mnist") else { return };
+        catalog::verify("fashion-mnist", &roots).unwrap();
+    }
 }

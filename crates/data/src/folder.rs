@@ -113,3 +113,98 @@ fn entries(directory: &Path, is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<St
     names.sort_unstable();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn write_image(path: &Path, width: u32, height: u32, color: [u8; 3]) {
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(width, height, image::Rgb(color)).save(path).unwrap();
+    }
+
+    fn good_folder() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        write_image(&root.join("train/dog/b.png"), 8, 8, [1, 2, 3]);
+        write_image(&root.join("train/dog/a.PNG"), 8, 8, [4, 5, 6]);
+        write_image(&root.join("train/cat/z.jpg"), 20, 10, [200, 100, 50]);
+        write_image(&root.join("test/dog/one.png"), 3, 5, [7, 8, 9]);
+        fs_err::write(root.join("train/cat/notes.txt"), "not an image").unwrap();
+        fs_err::write(root.join("train/cat/.hidden.png"), "not an image").unwrap();
+        directory
+    }
+
+    #[test]
+    fn classes_and_files_come_in_the_order_of_their_names_and_are_resized() {
+        let directory = good_folder();
+        let (train, test) = read(directory.path(), 8).unwrap();
+        assert_eq!(train.classes(), ["cat", "dog"]);
+        assert_eq!(train.labels(), [0, 1, 1]);
+        assert_eq!(train.image(1).pixel(0, 0), [4, 5, 6]);
+        assert_eq!(train.image(2).pixel(7, 7), [1, 2, 3]);
+        // JPEG keeps a plain colour to within a step or two.
+        for (found, expected) in train.image(0).pixel(4, 4).iter().zip([200, 100, 50]) {
+            assert!(found.abs_diff(expected) <= 2, "{found}, expected {expected}");
+        }
+        assert_eq!(test.labels(), [1]);
+        assert_eq!(test.image(0).pixel(7, 0), [7, 8, 9]);
+    }
+
+    #[test]
+    fn a_relative_folder_is_found_in_a_root() {
+        let directory = good_folder();
+        let config = FolderConfig { path: "train".into(), size: 8 };
+        let found = locate(&config, &["no/such".into(), directory.path().to_owned()]).unwrap();
+        assert_eq!(found, directory.path().join("train"));
+        let config = FolderConfig { path: "nothing".into(), size: 8 };
+        let error = locate(&config, &["no/such".into()]).unwrap_err().to_string();
+        assert!(error.starts_with("folder nothing was not found in no/such/nothing, nothing; it must hold"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_folder_is_named() {
+        let directory = good_folder();
+        let root = directory.path();
+        let error = || read(root, 8).unwrap_err().to_string();
+        fs_err::create_dir(root.join("test/fish")).unwrap();
+        assert!(error().contains("test holds classes fish, expected only those of"), "{}", error());
+        fs_err::remove_dir(root.join("test/fish")).unwrap();
+        fs_err::create_dir(root.join("train/ant")).unwrap();
+        assert!(error().contains("ant holds no images, expected at least one .png, .jpg or .jpeg"), "{}", error());
+        fs_err::remove_dir(root.join("train/ant")).unwrap();
+        fs_err::remove_dir_all(root.join("test/dog")).unwrap();
+        assert!(error().contains("test holds no class"), "{}", error());
+        fs_err::write(root.join("train/dog/a.PNG"), "no PNG").unwrap();
+        assert!(error().ends_with("a.PNG is no image we can use"), "{}", error());
+        fs_err::remove_dir_all(root.join("train")).unwrap();
+        assert!(error().contains("train"), "{}", error());
+        fs_err::create_dir(root.join("train")).unwrap();
+        assert!(error().contains("train holds 0 folders, expected 1 to 256, one a class"), "{}", error());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400), damage: Option<(u8, u8)>) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("image.png");
+            match damage {
+                None => fs_err::write(&path, bytes).unwrap(),
+                Some((at, value)) => {
+                    write_image(&path, 5, 5, [1, 2, 3]);
+                    let mut file = fs_err::read(&path).unwrap();
+                    let at = usize::from(at) % file.len();
+                    file[at] ^= value;
+                    fs_err::write(&path, file).unwrap();
+                }
+            }
+            if let Ok(pixels) = read_image(&path, 4) {
+                prop_assert_eq!(pixels.len(), 48);
+            }
+        }
+    }
+}

@@ -12,9 +12,8 @@ const FRAMES_PER_TRACK: [usize; 2] = [30, 5];
 ///
 /// The files name no tracks, but they are ordered by class, track and frame, and a track has 30 frames: all classes
 /// have a multiple of 30 images (39,209 in all) or, where every sixth frame is kept, of 5 (6,534 in all). The exception
-/// is class 33, one image short. Its short track is number 19, counted from 0: the benchmark's `00033/00019_*` ends at
-/// frame 28, and in the images themselves the differences between neighbours are largest at the borders that this
-/// choice gives.
+/// is class 33, one image short: of its track 19, counted from 0, the benchmark has no `00033_00019_00029`. In the images
+/// of the subset, too, neighbours differ most at the borders that this choice gives.
 ///
 /// Returns `None` if the labels do not have that form; then nothing can be said about tracks.
 pub(crate) fn tracks(labels: &[u8]) -> Option<Vec<u32>> {

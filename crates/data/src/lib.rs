@@ -43,6 +43,8 @@ pub mod catalog;
 mod cifar;
 mod dataset;
 mod error;
+pub mod export;
+pub mod fetch;
 mod folder;
 mod gtsrb;
 mod idx;

@@ -49,11 +49,11 @@ impl PoisoningConfig {
     pub fn validate_for(&self, images: usize, classes: usize) -> Vec<DataError> {
         let mut problems = self.validate(classes);
         if self.rate > 0.0 && self.rate <= 1.0 && self.count(images) == 0 {
-            problems.push(invalid(
-                "rate",
-                format!("{}, which poisons none of {images} images", self.rate),
-                format!("0 or at least {}", self.count_rule.smallest_rate(images)),
-            ));
+            let allowed = match images {
+                0 => "0 where there are no images".to_owned(),
+                _ => format!("0 or at least {}", self.count_rule.smallest_rate(images)),
+            };
+            problems.push(invalid("rate", format!("{}, which poisons none of {images} images", self.rate), allowed));
         }
         problems
     }
@@ -99,11 +99,19 @@ impl CountRule {
         }
     }
 
-    /// A rate just large enough to poison one image.
+    /// The smallest rate that poisons one of `images` images, of which there is at least one.
     fn smallest_rate(self, images: usize) -> f64 {
-        let rate = 1.0 / images as f64;
-        // 1/49 * 49 is just below 1 in f64, so that its floor is 0; the next number up is not.
-        if self.count(rate, images) == 0 { rate.next_up() } else { rate }
+        let one = match self {
+            Self::Floor => 1.0,
+            Self::Round => 0.5,
+        };
+        let mut rate = one / images as f64;
+        // 1/49 * 49 is just below 1 in f64, so that its floor is 0; the next number up is not. A tie goes to 0, the even
+        // number.
+        while self.count(rate, images) == 0 {
+            rate = rate.next_up();
+        }
+        rate
     }
 }
 
@@ -307,6 +315,16 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_rate_named_poisons_one_image() {
+        for images in 1..2000 {
+            for rule in [CountRule::Floor, CountRule::Round] {
+                let rate = rule.smallest_rate(images);
+                assert_eq!((rule.count(rate, images), rule.count(rate.next_down(), images)), (1, 0), "{rate} {images}");
+            }
+        }
+    }
+
+    #[test]
     fn the_same_seed_poisons_the_same_images() {
         // A change of these numbers changes every published result.
         let set = tiny(&(0..100).map(|index| index % 4).collect::<Vec<_>>(), 4);
@@ -337,7 +355,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_planned_images_change(labels in prop::collection::vec(0_u8..4, 1..60), rate in 0.0..=1.0, seed: u64) {
+        fn exactly_the_planned_images_change(labels in prop::collection::vec(0_u8..4, 0..60), rate in 0.0..=1.0, seed: u64) {
             let set = tiny(&labels, 4);
             let before = set.fingerprint();
             let count = CountRule::Floor.count(rate, labels.len());

@@ -39,11 +39,10 @@ where
         device: &B::Device,
     ) -> Result<Repaired<B>, DefenseError> {
         let augmentation = AugmentationConfig::default();
-        let data = TrainingData { training: data.clean, validation: Some(data.validation), augmentation: &augmentation };
+        let data =
+            TrainingData { training: data.clean, validation: Some(data.validation), augmentation: &augmentation };
         match train(classifier, &data, &self.training, seed, None, observer, device)? {
-            Outcome::Finished(trained) => {
-                Ok(Repaired { classifier: trained.classifier, history: trained.history })
-            }
+            Outcome::Finished(trained) => Ok(Repaired { classifier: trained.classifier, history: trained.history }),
             Outcome::Interrupted { epochs } => Err(DefenseError::Interrupted { epochs }),
         }
     }
@@ -54,7 +53,7 @@ mod tests {
     use burn::backend::Autodiff;
     use burn::module::AutodiffModule;
     use burn_flex::{Flex, FlexDevice};
-    use patchdoor_data::{shapes, stream};
+    use patchdoor_data::{DatasetConfig, ShapesConfig, load, stream};
     use patchdoor_metrics::accuracy;
     use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
     use patchdoor_train::predict;
@@ -63,7 +62,8 @@ mod tests {
 
     #[test]
     fn fine_tuning_fits_the_clean_images() {
-        let images = shapes(24, 0);
+        let shapes = DatasetConfig::Shapes(ShapesConfig { train: 30, test: 10, seed: 0 });
+        let images = load(&shapes, &[]).expect("shapes need no file").train;
         let shape = images.shape();
         let input = InputShape { height: shape.height, width: shape.width, channels: shape.channels };
         let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
@@ -71,17 +71,17 @@ mod tests {
             config.init::<Autodiff<Flex>>(input, 10, &mut stream(0, "weights"), &FlexDevice).expect("valid");
         let data = DefenderData { clean: &images, validation: &images };
         let training = TrainingConfig {
-            epochs: 30,
-            batch_size: 24,
+            epochs: 45,
+            batch_size: 30,
             learning_rate: 0.05,
             batch_norm_statistics: patchdoor_train::BatchNormStatistics::Recomputed,
             ..Default::default()
         };
-        let before = accuracy(&predict(&classifier.valid(), &images, 24, &FlexDevice), images.labels());
+        let before = accuracy(&predict(&classifier.valid(), &images, 30, &FlexDevice), images.labels());
         let repaired =
             FineTuning { training }.repair(classifier, &data, 0, &mut (), &FlexDevice).expect("nothing fails");
-        assert_eq!(repaired.history.len(), 30);
-        let after = accuracy(&predict(&repaired.classifier.valid(), &images, 24, &FlexDevice), images.labels());
+        assert_eq!(repaired.history.len(), 45);
+        let after = accuracy(&predict(&repaired.classifier.valid(), &images, 30, &FlexDevice), images.labels());
         assert!(before < Some(0.5) && after > Some(0.9), "before {before:?}, after {after:?}");
     }
 }

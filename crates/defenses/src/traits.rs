@@ -16,7 +16,12 @@ where
     ///
     /// # Errors
     /// If the filter cannot run on this set or model.
-    fn suspects(&self, set: &ImageSet, classifier: &Classifier<B>, device: &B::Device) -> Result<Vec<bool>, DefenseError>;
+    fn suspects(
+        &self,
+        set: &ImageSet,
+        classifier: &Classifier<B>,
+        device: &B::Device,
+    ) -> Result<Vec<bool>, DefenseError>;
 }
 
 /// Looks at a model: whether it carries a backdoor.

@@ -90,10 +90,8 @@ mod tests {
     #[test]
     fn rates_follow_from_the_counts() {
         // Flagged: 3, of which 2 poisoned; poisoned: 4; clean: 2.
-        let outcome = DetectionOutcome::count(
-            &[true, true, true, false, false, false],
-            &[true, true, false, true, true, false],
-        );
+        let outcome =
+            DetectionOutcome::count(&[true, true, true, false, false, false], &[true, true, false, true, true, false]);
         assert_eq!(outcome.true_positive_rate(), Some(0.5));
         assert_eq!(outcome.false_positive_rate(), Some(0.5));
         assert_eq!(outcome.precision(), Some(2.0 / 3.0));

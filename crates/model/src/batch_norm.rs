@@ -22,11 +22,7 @@ pub(crate) struct BatchNormRelu<B: Backend> {
 }
 
 impl<B: Backend> BatchNormRelu<B> {
-    pub(crate) fn new<R: Rng>(
-        source: &ParameterSource<'_, R, B>,
-        channels: usize,
-        config: BatchNormConfig,
-    ) -> Self {
+    pub(crate) fn new<R: Rng>(source: &ParameterSource<'_, R, B>, channels: usize, config: BatchNormConfig) -> Self {
         Self {
             gamma: source.constant(1.0, channels),
             beta: source.constant(0.0, channels),

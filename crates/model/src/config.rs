@@ -203,7 +203,12 @@ fn invalid(field: &'static str, found: impl ToString, allowed: impl Into<String>
     ModelError::InvalidField { field, found: found.to_string(), allowed: allowed.into() }
 }
 
-fn validate_trunk(widen_factor: usize, batch_norm: BatchNormConfig, input: InputShape, classes: usize) -> Vec<ModelError> {
+fn validate_trunk(
+    widen_factor: usize,
+    batch_norm: BatchNormConfig,
+    input: InputShape,
+    classes: usize,
+) -> Vec<ModelError> {
     let mut problems = Vec::new();
     if !(1..=64).contains(&widen_factor) {
         problems.push(invalid("widen-factor", widen_factor, "1 to 64"));

@@ -45,6 +45,8 @@ mod wide_resnet;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod tests;
 
 pub use classifier::Classifier;
 pub use config::{

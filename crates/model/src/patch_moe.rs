@@ -55,7 +55,13 @@ impl<B: Backend> PatchMoe<B> {
             .map(|_| Expert {
                 norm: BatchNormRelu::new(source, patch_channels, config.batch_norm),
                 // Stride 1: both conventions pad alike.
-                conv: Convolution::new(source, [patch_channels, expert_channels], config.expert_kernel, 1, Padding::Symmetric),
+                conv: Convolution::new(
+                    source,
+                    [patch_channels, expert_channels],
+                    config.expert_kernel,
+                    1,
+                    Padding::Symmetric,
+                ),
             })
             .collect();
         let features = config.experts * expert_channels;
@@ -116,7 +122,8 @@ impl<B: Kernels> PatchMoe<B> {
         experts
             .map(|(e, expert)| {
                 let indices = routing.indices.clone().narrow(1, e, 1).reshape([batch, selected]);
-                let weights = routing.weights.clone().narrow(1, e, 1).reshape([batch, count]).gather(1, indices.clone());
+                let weights =
+                    routing.weights.clone().narrow(1, e, 1).reshape([batch, count]).gather(1, indices.clone());
                 let rows = (indices + first.clone().reshape([batch, 1])).reshape([batch * selected]);
                 let taken = all.clone().select(0, rows) * weights.reshape([batch * selected, 1]);
                 let output = expert.forward(taken.reshape([batch * selected, side, side, channels]));
@@ -144,9 +151,11 @@ pub(crate) fn into_patches<B: Backend>(map: Tensor<B, 4>, side: usize) -> Tensor
         return map.reshape([batch, rows * columns, channels]);
     }
     let (down, across) = (rows / side, columns / side);
-    map.reshape([batch, down, side, across, side, channels])
-        .permute([0, 1, 3, 2, 4, 5])
-        .reshape([batch, down * across, side * side * channels])
+    map.reshape([batch, down, side, across, side, channels]).permute([0, 1, 3, 2, 4, 5]).reshape([
+        batch,
+        down * across,
+        side * side * channels,
+    ])
 }
 
 /// Repeats one weight per patch over the positions of that patch.

@@ -96,8 +96,8 @@ impl CheckpointDirectory {
             return Ok(None);
         };
         let name = format!("epoch-{epochs:04}");
-        let state: State =
-            serde_json::from_slice(&fs::read(folder.join("state.json"))?).map_err(|error| self.problem(&name, error))?;
+        let state: State = serde_json::from_slice(&fs::read(folder.join("state.json"))?)
+            .map_err(|error| self.problem(&name, error))?;
         if state.schema != SCHEMA || state.history.len() != epochs {
             return Err(self.problem(&name, format!("has schema {} and {} epochs", state.schema, state.history.len())));
         }

@@ -162,9 +162,19 @@ impl TrainingConfig {
         match &self.optimizer {
             OptimizerConfig::Sgd(sgd) => {
                 let momentum = sgd.momentum;
-                expect((0.0..1.0).contains(&momentum), "optimizer.sgd.momentum", momentum.to_string(), "a number in [0, 1)");
+                expect(
+                    (0.0..1.0).contains(&momentum),
+                    "optimizer.sgd.momentum",
+                    momentum.to_string(),
+                    "a number in [0, 1)",
+                );
                 let decay = sgd.weight_decay;
-                expect((0.0..=1.0).contains(&decay), "optimizer.sgd.weight-decay", decay.to_string(), "a number in [0, 1]");
+                expect(
+                    (0.0..=1.0).contains(&decay),
+                    "optimizer.sgd.weight-decay",
+                    decay.to_string(),
+                    "a number in [0, 1]",
+                );
                 expect(
                     !sgd.nesterov || momentum > 0.0,
                     "optimizer.sgd.nesterov",
@@ -174,12 +184,32 @@ impl TrainingConfig {
             }
             OptimizerConfig::Adam(adam) => {
                 let unit = 0.0..1.0;
-                expect(unit.contains(&adam.beta1), "optimizer.adam.beta1", adam.beta1.to_string(), "a number in [0, 1)");
-                expect(unit.contains(&adam.beta2), "optimizer.adam.beta2", adam.beta2.to_string(), "a number in [0, 1)");
+                expect(
+                    unit.contains(&adam.beta1),
+                    "optimizer.adam.beta1",
+                    adam.beta1.to_string(),
+                    "a number in [0, 1)",
+                );
+                expect(
+                    unit.contains(&adam.beta2),
+                    "optimizer.adam.beta2",
+                    adam.beta2.to_string(),
+                    "a number in [0, 1)",
+                );
                 let epsilon = adam.epsilon;
-                expect(epsilon > 0.0 && epsilon < 1.0, "optimizer.adam.epsilon", epsilon.to_string(), "a number in (0, 1)");
+                expect(
+                    epsilon > 0.0 && epsilon < 1.0,
+                    "optimizer.adam.epsilon",
+                    epsilon.to_string(),
+                    "a number in (0, 1)",
+                );
                 let decay = adam.weight_decay;
-                expect((0.0..=1.0).contains(&decay), "optimizer.adam.weight-decay", decay.to_string(), "a number in [0, 1]");
+                expect(
+                    (0.0..=1.0).contains(&decay),
+                    "optimizer.adam.weight-decay",
+                    decay.to_string(),
+                    "a number in [0, 1]",
+                );
             }
         }
         match &self.schedule {
@@ -200,8 +230,18 @@ impl TrainingConfig {
             }
             ScheduleConfig::OneCycle(cycle) => {
                 let (warm_up, start) = (cycle.warm_up, cycle.start);
-                expect((0.0..1.0).contains(&warm_up), "schedule.one-cycle.warm-up", warm_up.to_string(), "a number in [0, 1)");
-                expect(start > 0.0 && start <= 1.0, "schedule.one-cycle.start", start.to_string(), "a number in (0, 1]");
+                expect(
+                    (0.0..1.0).contains(&warm_up),
+                    "schedule.one-cycle.warm-up",
+                    warm_up.to_string(),
+                    "a number in [0, 1)",
+                );
+                expect(
+                    start > 0.0 && start <= 1.0,
+                    "schedule.one-cycle.start",
+                    start.to_string(),
+                    "a number in (0, 1]",
+                );
             }
         }
         problems

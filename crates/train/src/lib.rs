@@ -8,11 +8,12 @@
 //! use burn::backend::Autodiff;
 //! use burn::module::AutodiffModule;
 //! use burn_flex::{Flex, FlexDevice};
-//! use patchdoor_data::{AugmentationConfig, shapes, stream};
+//! use patchdoor_data::{AugmentationConfig, DatasetConfig, ShapesConfig, load, stream};
 //! use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
 //! use patchdoor_train::{Outcome, TrainingConfig, TrainingData, predict, train};
 //!
-//! let images = shapes(16, 0);
+//! let shapes = DatasetConfig::Shapes(ShapesConfig { train: 16, test: 10, seed: 0 });
+//! let images = load(&shapes, &[])?.train;
 //! let shape = images.shape();
 //! let input = InputShape { height: shape.height, width: shape.width, channels: shape.channels };
 //! let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
@@ -36,6 +37,9 @@ mod optimizer;
 mod prediction;
 mod schedule;
 mod training;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,

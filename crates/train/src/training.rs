@@ -158,8 +158,7 @@ where
         classifier = optimizer.step(learning_rate, classifier, gradients);
         loss_sum += value * indices.len() as f64;
         right += indices.iter().zip(&predicted).filter(|&(&i, &class)| data.training.label(i) == class).count();
-        let progress =
-            BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss: value };
+        let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss: value };
         if let ControlFlow::Break(()) = observer.batch_done(&progress) {
             return Ok(None);
         }

@@ -1,0 +1,189 @@
+//! The only place that names concrete backends and devices.
+
+use clap::ValueEnum;
+
+use crate::environment::threads;
+use crate::run::{Job, RunEnd, RunError};
+
+/// What the user asks to compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// CUDA if this build has it and a GPU is there, else the CPU
+    #[default]
+    Auto,
+    /// An NVIDIA GPU
+    Cuda,
+    /// The CPU, fast
+    Flex,
+    /// The CPU, slow, for checks only
+    Ndarray,
+}
+
+/// A backend that is compiled in and has a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    kind: Kind,
+    device: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    #[cfg(feature = "flex")]
+    Flex,
+    #[cfg(feature = "ndarray")]
+    Ndarray,
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+/// Why a backend cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// It is not part of this build.
+    #[error(
+        "this build has no {name} backend (it has {available}); cargo xtask run --backend {name} builds it, \
+         or: cargo build --release -p patchdoor-experiment --features {name}"
+    )]
+    NotBuilt {
+        /// The backend asked for.
+        name: &'static str,
+        /// The backends there are.
+        available: String,
+    },
+    /// There is no GPU to use.
+    #[error("--backend cuda needs an NVIDIA GPU: {reason}; --backend flex computes on the CPU")]
+    NoGpu {
+        /// What is missing.
+        reason: String,
+    },
+}
+
+impl BackendChoice {
+    /// Finds the backend to use and makes sure that it has a device, before any of it is touched.
+    ///
+    /// # Errors
+    /// If it is not compiled in, or there is no GPU for it.
+    pub fn resolve(self) -> Result<Backend, BackendError> {
+        match self {
+            Self::Auto => {
+                #[cfg(feature = "cuda")]
+                if let Ok(device) = gpu() {
+                    return Ok(Backend { kind: Kind::Cuda, device });
+                }
+                Self::Flex.resolve().or_else(|_| Self::Ndarray.resolve())
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda => gpu().map(|device| Backend { kind: Kind::Cuda, device }),
+            #[cfg(feature = "flex")]
+            Self::Flex => Ok(Backend { kind: Kind::Flex, device: processor() }),
+            #[cfg(feature = "ndarray")]
+            Self::Ndarray => Ok(Backend { kind: Kind::Ndarray, device: processor() }),
+            #[allow(unreachable_patterns, reason = "reachable unless every backend is compiled in")]
+            missing => Err(BackendError::NotBuilt {
+                name: match missing {
+                    Self::Auto | Self::Flex => "flex",
+                    Self::Cuda => "cuda",
+                    Self::Ndarray => "ndarray",
+                },
+                available: built_in().join(", "),
+            }),
+        }
+    }
+}
+
+impl Backend {
+    /// The backend's name, as on the command line.
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            #[cfg(feature = "flex")]
+            Kind::Flex => "flex",
+            #[cfg(feature = "ndarray")]
+            Kind::Ndarray => "ndarray",
+            #[cfg(feature = "cuda")]
+            Kind::Cuda => "cuda",
+        }
+    }
+
+    /// The device in words.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Runs a job on this backend.
+    pub(crate) fn run(&self, job: &Job<'_>) -> Result<RunEnd, RunError> {
+        match self.kind {
+            #[cfg(feature = "flex")]
+            Kind::Flex => crate::run::run_on::<burn::backend::Autodiff<burn_flex::Flex>>(job, &burn_flex::FlexDevice),
+            #[cfg(feature = "ndarray")]
+            Kind::Ndarray => crate::run::run_on::<burn::backend::Autodiff<burn_ndarray::NdArray>>(
+                job,
+                &burn_ndarray::NdArrayDevice::Cpu,
+            ),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda => {
+                crate::run::run_on::<burn::backend::Autodiff<burn_cuda::Cuda>>(job, &burn_cuda::CudaDevice::new(0))
+            }
+        }
+    }
+}
+
+/// Names of the backends in this build.
+pub fn built_in() -> Vec<&'static str> {
+    let all =
+        [("flex", cfg!(feature = "flex")), ("ndarray", cfg!(feature = "ndarray")), ("cuda", cfg!(feature = "cuda"))];
+    all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
+
+/// The first GPU's name. burn itself panics in a thread of its own without a driver, so this asks first.
+#[cfg(feature = "cuda")]
+fn gpu() -> Result<String, BackendError> {
+    use cudarc::driver::CudaContext;
+    use std::panic;
+
+    let no_gpu = |reason: String| BackendError::NoGpu { reason };
+    // cudarc panics where the driver library is missing; its own test for it is an unsafe function.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let count = panic::catch_unwind(CudaContext::device_count);
+    panic::set_hook(hook);
+    let count = count
+        .map_err(|_| no_gpu("its driver library (libcuda) is not installed".into()))?
+        .map_err(|error| no_gpu(format!("the driver says {error:?}")))?;
+    if count == 0 {
+        return Err(no_gpu("the driver sees no device".into()));
+    }
+    let context = CudaContext::new(0).map_err(|error| no_gpu(format!("the driver says {error:?}")))?;
+    Ok(context.name().unwrap_or_else(|_| "NVIDIA GPU".into()))
+}
+
+/// The processor's name and its number of threads.
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+fn processor() -> String {
+    let threads = threads();
+    let cores = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
+    let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = information
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .and_then(|rest| rest.split_once(':'))
+        .map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned());
+    format!("{name}, {cores}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_outside_the_build_is_an_error_that_names_the_feature() {
+        for (choice, name) in
+            [(BackendChoice::Cuda, "cuda"), (BackendChoice::Ndarray, "ndarray"), (BackendChoice::Flex, "flex")]
+        {
+            match choice.resolve() {
+                Ok(backend) => assert_eq!(backend.name(), name),
+                Err(BackendError::NotBuilt { .. }) => assert!(!built_in().contains(&name)),
+                Err(BackendError::NoGpu { .. }) => assert_eq!(name, "cuda"),
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+use patchdoor_data::{DatasetConfig, ImageSet, ImageShape};
+use serde::Serialize;
+use serde_json::Value;
+
+/// What a plan is checked against: sizes of a data set, as far as they are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatasetFacts {
+    /// Images of the training split, before validation images are held out.
+    pub training_images: Option<usize>,
+    /// Images of the test split.
+    pub test_images: Option<usize>,
+    /// Height, width and channels of each.
+    pub shape: ImageShape,
+    /// Number of classes.
+    pub classes: Option<usize>,
+}
+
+impl DatasetFacts {
+    /// What is known before any file is read.
+    pub fn published(dataset: &DatasetConfig) -> Self {
+        let test_images = match dataset {
+            DatasetConfig::Cifar10 | DatasetConfig::Cifar100 | DatasetConfig::Mnist | DatasetConfig::FashionMnist => {
+                Some(10_000)
+            }
+            DatasetConfig::Shapes(shapes) => Some(shapes.test),
+            DatasetConfig::Gtsrb | DatasetConfig::Folder(_) => None,
+        };
+        Self {
+            training_images: dataset.training_images(),
+            test_images,
+            shape: dataset.shape(),
+            classes: dataset.class_count(),
+        }
+    }
+
+    /// What is true of a data set in memory.
+    pub fn of(train: &ImageSet, test: &ImageSet) -> Self {
+        Self {
+            training_images: Some(train.len()),
+            test_images: Some(test.len()),
+            shape: train.shape(),
+            classes: Some(train.class_count()),
+        }
+    }
+}
+
+/// Name of a choice as a configuration writes it: `cifar10`, `square`, `patch-moe`.
+///
+/// The choices are externally tagged enums, so the name is what they serialize to, or its only key.
+pub fn choice_name(choice: &impl Serialize) -> String {
+    match serde_json::to_value(choice).expect("configurations are plain data") {
+        Value::String(name) => name,
+        Value::Object(table) => table.into_iter().next().map(|(name, _)| name).unwrap_or_default(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_is_named_as_its_table() {
+        assert_eq!(choice_name(&DatasetConfig::Cifar10), "cifar10");
+        assert_eq!(choice_name(&DatasetConfig::Shapes(patchdoor_data::ShapesConfig::default())), "shapes");
+        assert_eq!(choice_name(&patchdoor_model::ClassifierConfig::WideResnet(Default::default())), "wide-resnet");
+    }
+}

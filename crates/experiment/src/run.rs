@@ -1,0 +1,455 @@
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::backend::AutodiffBackend;
+use fs_err as fs;
+use patchdoor_data::{DataError, Dataset, ImageSet, PoisoningConfig, PoisoningPlan, Trigger, trigger_test_images};
+use patchdoor_kernels::Kernels;
+use patchdoor_metrics::{AttackOutcome, accuracy};
+use patchdoor_model::{InputShape, ModelError};
+use patchdoor_train::{EpochRecord, TrainError, predict};
+use patchdoor_triggers::TriggerError;
+use serde::Serialize;
+
+use crate::Plan;
+use crate::backend::Backend;
+use crate::environment::{Environment, ImageSource};
+use crate::facts::DatasetFacts;
+use crate::files::{write_json, write_json_lines, write_whole};
+use crate::images::{Acquired, ImagesError, SeedImages, acquire, test_images};
+use crate::progress::Console;
+use crate::report::describe;
+use crate::result::{
+    ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
+    TwinMeasurements,
+};
+use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
+use crate::twin::{TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
+
+/// Images predicted at once; the predictions do not depend on it.
+pub(crate) const PREDICTION_BATCH: usize = 256;
+
+/// Where and how plans run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunSettings<'a> {
+    /// Where results go.
+    pub out: &'a Path,
+    /// Where images are looked for, in order.
+    pub roots: &'a [PathBuf],
+    /// Whether missing images are not fetched.
+    pub offline: bool,
+    /// Whether a run of the same name is moved aside and computed anew.
+    pub fresh: bool,
+    /// Set from outside to end the run after its epoch.
+    pub stop: &'a AtomicBool,
+    /// Where the run says what it does.
+    pub console: Console,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Execution {
+    /// With results, in their folder, now or earlier.
+    Done {
+        /// The results.
+        summary: Box<RunSummary>,
+        /// Their folder.
+        folder: PathBuf,
+    },
+    /// Before its end; the same call goes on.
+    Interrupted {
+        /// What is there so far.
+        folder: PathBuf,
+    },
+}
+
+/// What keeps a run from its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// There are no images to run on.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    /// There is no place for results.
+    #[error(transparent)]
+    Directory(#[from] RunDirectoryError),
+    /// An unfinished run of the same name was computed on other images.
+    #[error(
+        "{} was begun on other images than these ({found}, now {expected}); --fresh moves it aside",
+        path.display()
+    )]
+    OtherImages {
+        /// The unfinished run.
+        path: PathBuf,
+        /// Fingerprint of its images.
+        found: String,
+        /// Fingerprint of the images now.
+        expected: String,
+    },
+    /// A result file of an earlier run cannot be understood.
+    #[error("{} is not a result of this program; --fresh moves the run aside", path.display())]
+    Result {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The images cannot be poisoned as asked.
+    #[error("the training images cannot be poisoned")]
+    Poisoning(#[from] DataError),
+    /// The trigger cannot be built.
+    #[error("the trigger cannot be made")]
+    Trigger(#[from] TriggerError),
+    /// The classifier cannot be built, saved or loaded.
+    #[error("the classifier cannot be made, saved or loaded")]
+    Model(#[from] ModelError),
+    /// Training failed for another reason than its loss.
+    #[error("training failed")]
+    Training(#[from] TrainError),
+    /// A file cannot be read or written.
+    #[error("a result cannot be read or written")]
+    Io(#[from] io::Error),
+    /// The list of poisoned images cannot be written.
+    #[error("the list of poisoned images cannot be written")]
+    Csv(#[from] csv::Error),
+}
+
+/// Everything a run needs, as the generic part sees it.
+pub(crate) struct Job<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) dataset: &'a Dataset,
+    pub(crate) used: &'a ImagesUsed,
+    pub(crate) fingerprint: &'a str,
+    pub(crate) backend: &'a Backend,
+    /// The folder of this run.
+    pub(crate) folder: &'a Path,
+    pub(crate) out: &'a Path,
+    pub(crate) stop: &'a AtomicBool,
+    pub(crate) console: Console,
+}
+
+/// How the generic part of a run ended.
+pub(crate) enum RunEnd {
+    Finished(Vec<SeedResult>),
+    Interrupted,
+}
+
+/// Runs a plan, goes on with it, or finds that it has run.
+///
+/// # Errors
+/// If there are no images, no place for results, or something other than a training's loss fails. A
+/// training whose loss is no longer a number ends that seed only, with its reason in the results.
+pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Result<Execution, RunError> {
+    let console = settings.console;
+    let found = |plan: &Plan| RunDirectory::finished(settings.out, &run_name(plan, backend));
+    if let Some(folder) = found(plan).filter(|_| !settings.fresh) {
+        return show(folder, console);
+    }
+    let acquired = acquire(plan, settings.roots, settings.offline, settings.stop, console)?;
+    let Acquired { plan, dataset, used, fingerprint } = acquired;
+    let directory = match RunDirectory::open(settings.out, &run_name(&plan, backend), settings.fresh)? {
+        Opened::Finished(folder) => return show(folder, console),
+        Opened::Ready(directory) => directory,
+    };
+    let facts = DatasetFacts::of(&dataset.train, &dataset.test);
+    for line in describe(&plan, Some(facts), backend, directory.finished_path()) {
+        console.say(line);
+    }
+    if let Some(location) = &dataset.location {
+        console.say(format!("  images from {}", location.display()));
+    }
+    for note in &dataset.notes {
+        console.say(format!("  note: {note}"));
+    }
+    let job = Job {
+        plan: &plan,
+        dataset: &dataset,
+        used: &used,
+        fingerprint: &fingerprint,
+        backend,
+        folder: directory.path(),
+        out: settings.out,
+        stop: settings.stop,
+        console,
+    };
+    job.write_preamble()?;
+    let seeds = match backend.run(&job)? {
+        RunEnd::Finished(seeds) => seeds,
+        RunEnd::Interrupted => return Ok(Execution::Interrupted { folder: directory.path().to_owned() }),
+    };
+    let summary = RunSummary {
+        schema: SCHEMA,
+        experiment: plan.name(),
+        run: run_name(&plan, backend),
+        images: used.clone(),
+        notes: dataset.notes.clone(),
+        quick: plan.is_quick(),
+        backend: backend.name().into(),
+        device: backend.device().into(),
+        metrics: MetricSummaries::of(&seeds),
+        expected: plan.config().expected,
+        seeds,
+    };
+    write_json(&directory.path().join("summary.json"), &summary)?;
+    Ok(Execution::Done { summary: Box::new(summary), folder: directory.finish()? })
+}
+
+/// Name of a run's folder: the experiment's, and eight digits of what it depends on.
+pub fn run_name(plan: &Plan, backend: &Backend) -> String {
+    format!("{}-{}", plan.name(), plan.hash(backend.name()))
+}
+
+fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
+    let path = folder.join("summary.json");
+    let summary = serde_json::from_slice(&fs::read(&path)?).map_err(|source| RunError::Result { path, source })?;
+    console.say(format!("finished earlier, in {}; --fresh computes it anew", folder.display()));
+    Ok(Execution::Done { summary: Box::new(summary), folder })
+}
+
+/// Trains and measures every seed of a job.
+pub(crate) fn run_on<B>(job: &Job<'_>, device: &B::Device) -> Result<RunEnd, RunError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let test = test_images(job.plan.config(), &job.dataset.test);
+    let mut results = Vec::new();
+    for &seed in &job.plan.config().seeds {
+        let folder = job.folder.join(format!("seed-{seed}"));
+        let path = folder.join("result.json");
+        if path.is_file() {
+            let result = serde_json::from_slice(&fs::read(&path)?);
+            results.push(result.map_err(|source| RunError::Result { path, source })?);
+            continue;
+        }
+        fs::create_dir_all(&folder)?;
+        let Some(result) = run_seed::<B>(job, seed, &test, &folder, device)? else {
+            return Ok(RunEnd::Interrupted);
+        };
+        write_json(&path, &result)?;
+        if let SeedOutcome::Failed { reason } = &result.outcome {
+            job.console.say(format!("{} seed {seed} failed: {reason}", job.plan.name()));
+        } else {
+            remove_checkpoint(&folder)?;
+        }
+        results.push(result);
+    }
+    Ok(RunEnd::Finished(results))
+}
+
+/// Trains and measures one seed; `None` if interrupted.
+fn run_seed<B>(
+    job: &Job<'_>,
+    seed: u64,
+    test: &ImageSet,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<Option<SeedResult>, RunError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let config = job.plan.config();
+    let images = SeedImages::draw(config, &job.dataset.train, seed);
+    let trigger = config.trigger.build(images.training.shape())?;
+    let poisoning = PoisoningPlan::draw(&config.poisoning, &images.training, seed)?;
+    job.write_poisoned(&folder.join("poisoned-indices.csv"), &poisoning)?;
+    let result = |outcome| SeedResult {
+        schema: SCHEMA,
+        seed,
+        images: job.used.clone(),
+        training_images: images.training.len(),
+        validation_images: images.validation.as_ref().map_or(0, ImageSet::len),
+        poisoned_images: poisoning.examples().len(),
+        outcome,
+    };
+
+    // Without poison the classifier is its own twin.
+    let twin = if config.clean_twin && !poisoning.is_empty() {
+        match clean_twin::<B>(job, seed, &images, test, device)? {
+            TwinEnd::Ready(twin) => Some(twin),
+            TwinEnd::Failed(reason) => return Ok(Some(result(SeedOutcome::Failed { reason }))),
+            TwinEnd::Interrupted => return Ok(None),
+        }
+    } else {
+        None
+    };
+
+    let poisoned = poisoning.apply(&images.training, trigger.as_ref(), seed);
+    let label = format!("{} seed {seed}, backdoored", job.plan.name());
+    let (classifier, history) = match train_one::<B>(job, seed, &images, &poisoned, folder, label, device)? {
+        TrainingEnd::Finished(classifier, history) => (classifier, history),
+        TrainingEnd::Failed(reason) => return Ok(Some(result(SeedOutcome::Failed { reason }))),
+        TrainingEnd::Interrupted => return Ok(None),
+    };
+    drop(poisoned);
+
+    let triggered = TriggeredImages::stamp(test, &config.poisoning, trigger.as_ref(), seed);
+    let clean = predict(&classifier, test, PREDICTION_BATCH, device);
+    let (attack, predicted) = triggered.attack(|images| predict(&classifier, images, PREDICTION_BATCH, device));
+    let twin = twin.map(|twin| {
+        let (attack, _) = triggered.attack(|images| predict(&twin.classifier, images, PREDICTION_BATCH, device));
+        TwinMeasurements {
+            folder: twin.folder,
+            clean_accuracy: twin.result.clean_accuracy,
+            asr: attack.attack_success_rate(),
+        }
+    });
+    let clean_accuracy = accuracy(&clean, test.labels()).unwrap_or(0.0);
+    let seconds = history.iter().map(|epoch: &EpochRecord| epoch.seconds).sum::<f64>();
+    let measurements = Measurements {
+        test_images: test.len(),
+        triggered_images: attack.images,
+        clean_accuracy,
+        asr: attack.attack_success_rate(),
+        asr_all_classes: attack.attack_success_rate_all_classes(),
+        robust_accuracy: attack.robust_accuracy(),
+        clean_accuracy_drop: twin.as_ref().map(|twin| twin.clean_accuracy - clean_accuracy),
+        clean_twin: twin,
+        classes: ClassMeasurements::count(
+            test.classes(),
+            (&clean, test.labels()),
+            (&predicted, &triggered.labels()),
+            config.poisoning.target_class,
+        ),
+        training_seconds: seconds,
+        images_per_second: (images.training.len() * history.len()) as f64 / seconds.max(1e-9),
+    };
+    Ok(Some(result(SeedOutcome::Finished(Box::new(measurements)))))
+}
+
+/// The test images with the trigger.
+struct TriggeredImages {
+    /// Those whose true class is not the target, on which success is measured.
+    others: ImageSet,
+    /// Those of the target class, for the rate that other tools report.
+    of_target: ImageSet,
+    target: u8,
+}
+
+impl TriggeredImages {
+    fn stamp(test: &ImageSet, config: &PoisoningConfig, trigger: &dyn Trigger, seed: u64) -> Self {
+        let target = config.target_class;
+        let indices = (0..test.len()).filter(|&index| test.label(index) == target).collect::<Vec<_>>();
+        // With another class as target none of these is left out.
+        let elsewhere = PoisoningConfig { target_class: u8::from(target == 0), ..config.clone() };
+        Self {
+            others: trigger_test_images(test, config, trigger, seed),
+            of_target: trigger_test_images(&test.subset(&indices), &elsewhere, trigger, seed),
+            target,
+        }
+    }
+
+    fn labels(&self) -> Vec<u8> {
+        [self.others.labels(), self.of_target.labels()].concat()
+    }
+
+    /// What the attack came to, and the predictions in the order of [`Self::labels`].
+    fn attack(&self, predict: impl Fn(&ImageSet) -> Vec<u8>) -> (AttackOutcome, Vec<u8>) {
+        let mut predicted = predict(&self.others);
+        predicted.extend(predict(&self.of_target));
+        (AttackOutcome::all_to_one(&predicted, &self.labels(), self.target), predicted)
+    }
+}
+
+/// The images' height, width and channels, as the classifier takes them.
+pub(crate) fn input_shape(images: &ImageSet) -> InputShape {
+    let shape = images.shape();
+    InputShape { height: shape.height, width: shape.width, channels: shape.channels }
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct EpochLine<'a> {
+    seed: u64,
+    #[serde(flatten)]
+    images: &'a ImagesUsed,
+    #[serde(flatten)]
+    epoch: &'a EpochRecord,
+}
+
+/// One line of `poisoned-indices.csv`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct PoisonedLine<'a> {
+    /// Index among the images trained on.
+    index: usize,
+    /// Index in the data set's training split.
+    origin: u32,
+    original_label: u8,
+    poisoned_label: u8,
+    dataset: &'a str,
+}
+
+impl Job<'_> {
+    /// The configuration with every default written out, under a comment that says where it comes from.
+    pub(crate) fn config_toml(&self, what: &str) -> String {
+        let plan = self.plan;
+        let mut text = format!("# {what} {}, with every default written out.\n", plan.path().display());
+        for set in plan.overrides() {
+            text.push_str(&format!("# --set {set}\n"));
+        }
+        if plan.is_quick() {
+            text.push_str("# --quick: few images, two epochs, a thin network; its numbers mean nothing.\n");
+        }
+        if let Some(substitution) = &self.used.substitution {
+            text.push_str(&format!("# {substitution}.\n"));
+        }
+        text.push('\n');
+        text.push_str(&plan.to_toml());
+        text
+    }
+
+    /// Writes what is known before anything is trained, or checks that it is as it was when the run was begun.
+    fn write_preamble(&self) -> Result<(), RunError> {
+        write_whole(&self.folder.join("config.toml"), self.config_toml("The experiment").as_bytes())?;
+        let source = ImageSource {
+            used: self.used,
+            location: self.dataset.location.as_deref(),
+            notes: &self.dataset.notes,
+            fingerprint: self.fingerprint,
+        };
+        let environment = Environment::of(self.plan, self.backend, &source);
+        let mut path = self.folder.join("environment.json");
+        for resumption in 1.. {
+            let Some(before) = Environment::read(&path) else { break };
+            if before.fingerprint != environment.fingerprint {
+                let (found, expected) = (before.fingerprint, environment.fingerprint);
+                return Err(RunError::OtherImages { path: self.folder.to_owned(), found, expected });
+            }
+            if (Environment { started: before.started, ..environment.clone() }) == before {
+                return Ok(());
+            }
+            // Resumed with another build or on another machine: both are on record.
+            path = self.folder.join(format!("environment-resumed-{resumption}.json"));
+        }
+        Ok(environment.write(&path)?)
+    }
+
+    /// Writes the epochs of a training, a line of JSON each.
+    pub(crate) fn write_history(&self, path: &Path, seed: u64, history: &[EpochRecord]) -> io::Result<()> {
+        write_json_lines(path, history.iter().map(|epoch| EpochLine { seed, images: self.used, epoch }))
+    }
+
+    fn write_poisoned(&self, path: &Path, poisoning: &PoisoningPlan) -> Result<(), RunError> {
+        let dataset = match &self.used.substitution {
+            Some(substitution) => format!("{} ({substitution})", self.used.dataset),
+            None => self.used.dataset.clone(),
+        };
+        let mut table = csv::Writer::from_writer(Vec::new());
+        for example in poisoning.examples() {
+            table.serialize(PoisonedLine {
+                index: example.index,
+                origin: example.origin,
+                original_label: example.original_label,
+                poisoned_label: example.poisoned_label,
+                dataset: &dataset,
+            })?;
+        }
+        let bytes = table.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        Ok(write_whole(path, &bytes)?)
+    }
+}

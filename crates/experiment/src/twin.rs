@@ -1,0 +1,206 @@
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
+use fs_err as fs;
+use patchdoor_data::{ImageSet, stream};
+use patchdoor_kernels::Kernels;
+use patchdoor_model::{Classifier, load_weights, save_weights};
+use patchdoor_train::{EpochRecord, Outcome, TrainError, TrainingData, predict, train};
+use serde::{Deserialize, Serialize};
+
+use crate::files::{write_json, write_whole};
+use crate::images::SeedImages;
+use crate::progress::TrainingProgress;
+use crate::result::{ImagesUsed, SCHEMA};
+use crate::run::{Job, PREDICTION_BATCH, RunError, input_shape};
+use crate::run_directory::lock;
+
+/// What is known of a clean twin; its `result.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct TwinResult {
+    schema: u32,
+    seed: u64,
+    #[serde(flatten)]
+    images: ImagesUsed,
+    training_images: usize,
+    test_images: usize,
+    /// Share of untouched test images predicted right.
+    pub(crate) clean_accuracy: f64,
+    training_seconds: f64,
+}
+
+/// A trained clean twin.
+pub(crate) struct Twin<B: AutodiffBackend> {
+    /// Its folder, below the output folder.
+    pub(crate) folder: String,
+    pub(crate) result: TwinResult,
+    pub(crate) classifier: Classifier<B::InnerBackend>,
+}
+
+/// How the training of a twin ended.
+pub(crate) enum TwinEnd<B: AutodiffBackend> {
+    Ready(Box<Twin<B>>),
+    Failed(String),
+    Interrupted,
+}
+
+/// Finds the clean twin of a seed, or trains it: the same configuration, images, seed, nothing poisoned.
+pub(crate) fn clean_twin<B>(
+    job: &Job<'_>,
+    seed: u64,
+    images: &SeedImages,
+    test: &ImageSet,
+    device: &B::Device,
+) -> Result<TwinEnd<B>, RunError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let hash = job.plan.twin_hash(job.backend.name(), job.fingerprint);
+    let folder = format!("twins/{hash}/seed-{seed}");
+    let finished = job.out.join(&folder);
+    if !finished.join("result.json").is_file() {
+        let Some(_lock) = wait_for_lock(job, &format!("twin-{hash}-seed-{seed}"))? else {
+            return Ok(TwinEnd::Interrupted);
+        };
+        // Whoever held the lock may have trained it meanwhile.
+        if !finished.join("result.json").is_file() {
+            let partial = job.out.join(format!("{folder}.partial"));
+            match train_twin::<B>(job, seed, images, test, &partial, device)? {
+                TwinEnd::Ready(_) => fs::rename(&partial, &finished)?,
+                end => return Ok(end),
+            }
+        }
+    } else {
+        job.console.say(format!(
+            "{} seed {seed}: clean twin trained before, in {}",
+            job.plan.name(),
+            finished.display()
+        ));
+    }
+    let result = serde_json::from_slice(&fs::read(finished.join("result.json"))?)
+        .map_err(|source| RunError::Result { path: finished.join("result.json"), source })?;
+    let config = job.plan.config();
+    let input = input_shape(&images.training);
+    let blank =
+        config.model.init::<B::InnerBackend>(input, test.class_count(), &mut stream(seed, "weights"), device)?;
+    let classifier = load_weights(blank, &finished.join("weights.safetensors"))?;
+    Ok(TwinEnd::Ready(Box::new(Twin { folder, result, classifier })))
+}
+
+fn train_twin<B>(
+    job: &Job<'_>,
+    seed: u64,
+    images: &SeedImages,
+    test: &ImageSet,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<TwinEnd<B>, RunError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    fs::create_dir_all(folder)?;
+    write_whole(&folder.join("config.toml"), job.config_toml("The clean twin of").as_bytes())?;
+    let label = format!("{} seed {seed}, clean twin", job.plan.name());
+    let (classifier, history) = match train_one::<B>(job, seed, images, &images.training, folder, label, device)? {
+        TrainingEnd::Finished(classifier, history) => (classifier, history),
+        TrainingEnd::Failed(reason) => return Ok(TwinEnd::Failed(format!("clean twin: {reason}"))),
+        TrainingEnd::Interrupted => return Ok(TwinEnd::Interrupted),
+    };
+    let predicted = predict(&classifier, test, PREDICTION_BATCH, device);
+    let result = TwinResult {
+        schema: SCHEMA,
+        seed,
+        images: job.used.clone(),
+        training_images: images.training.len(),
+        test_images: test.len(),
+        clean_accuracy: patchdoor_metrics::accuracy(&predicted, test.labels()).unwrap_or(0.0),
+        training_seconds: history.iter().map(|epoch| epoch.seconds).sum(),
+    };
+    write_json(&folder.join("result.json"), &result)?;
+    remove_checkpoint(folder)?;
+    Ok(TwinEnd::Ready(Box::new(Twin { folder: String::new(), result, classifier })))
+}
+
+/// How one training ended.
+pub(crate) enum TrainingEnd<B: AutodiffBackend> {
+    Finished(Classifier<B::InnerBackend>, Vec<EpochRecord>),
+    Failed(String),
+    Interrupted,
+}
+
+/// Trains one classifier on the given training images, resuming what is in `folder`; leaves its weights and epochs there.
+pub(crate) fn train_one<B>(
+    job: &Job<'_>,
+    seed: u64,
+    images: &SeedImages,
+    training: &ImageSet,
+    folder: &Path,
+    label: String,
+    device: &B::Device,
+) -> Result<TrainingEnd<B>, RunError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    if job.stop.load(Ordering::Relaxed) {
+        return Ok(TrainingEnd::Interrupted);
+    }
+    let config = job.plan.config();
+    let write = |path: &Path, history: &[EpochRecord]| job.write_history(path, seed, history);
+    let log: PathBuf = folder.join("metrics.jsonl");
+    let mut progress = TrainingProgress::new(job.console, label, job.stop, log, &write, config.training.epochs);
+    let classifier =
+        config.model.init::<B>(input_shape(training), training.class_count(), &mut stream(seed, "weights"), device)?;
+    let data =
+        TrainingData { training, validation: images.validation.as_ref(), augmentation: &config.data.augmentation };
+    let checkpoint = folder.join("checkpoint");
+    let outcome = train(classifier, &data, &config.training, seed, Some(&checkpoint), &mut progress, device);
+    if let Some(error) = progress.log_error.take() {
+        return Err(error.into());
+    }
+    drop(progress);
+    match outcome {
+        Ok(Outcome::Finished(trained)) => {
+            let classifier = trained.classifier.valid();
+            save_weights(&classifier, &folder.join("weights.safetensors"))?;
+            write(&folder.join("metrics.jsonl"), &trained.history)?;
+            Ok(TrainingEnd::Finished(classifier, trained.history))
+        }
+        Ok(Outcome::Interrupted { .. }) => Ok(TrainingEnd::Interrupted),
+        Err(error @ TrainError::Diverged { .. }) => Ok(TrainingEnd::Failed(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the checkpoint of a finished training; its weights are saved.
+pub(crate) fn remove_checkpoint(folder: &Path) -> Result<(), RunError> {
+    let checkpoint = folder.join("checkpoint");
+    if checkpoint.exists() {
+        fs::remove_dir_all(checkpoint)?;
+    }
+    Ok(())
+}
+
+/// Waits until no other process trains this twin; `None` if interrupted meanwhile.
+fn wait_for_lock(job: &Job<'_>, name: &str) -> Result<Option<std::fs::File>, RunError> {
+    let mut said = false;
+    loop {
+        if let Some(file) = lock(job.out, name)? {
+            return Ok(Some(file));
+        }
+        if job.stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if !said {
+            job.console.say("waiting for another process, which trains the same clean twin");
+            said = true;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}

@@ -1,0 +1,243 @@
+//! Properties of routing, sizes of the networks, weights on the disk.
+
+use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_flex::{Flex, FlexDevice};
+use burn_ndarray::NdArray;
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+use crate::weights::named_tensors;
+use crate::{
+    Classifier, ClassifierConfig, ExpertForm, GateOrder, InputShape, ModelError, PatchMoeConfig, PatchRouter,
+    WideResNetConfig, load_weights, save_weights,
+};
+
+const INPUT: InputShape = InputShape { height: 32, width: 32, channels: 3 };
+
+fn build<B: Backend>(config: &ClassifierConfig, seed: u64) -> Classifier<B> {
+    config.init(INPUT, 10, &mut ChaCha8Rng::seed_from_u64(seed), &B::Device::default()).expect("valid")
+}
+
+fn patch_moe(config: PatchMoeConfig) -> ClassifierConfig {
+    ClassifierConfig::PatchMoe(config)
+}
+
+fn images(batch: usize, seed: u64) -> Tensor<Flex, 4> {
+    Tensor::from_data(TensorData::new(uniform(batch * 32 * 32 * 3, seed), [batch, 32, 32, 3]), &FlexDevice)
+}
+
+fn uniform(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_range(0.0..1.0)).collect()
+}
+
+#[test]
+fn published_networks_have_the_published_numbers_of_parameters() {
+    let moe = build::<Flex>(&patch_moe(PatchMoeConfig::default()), 0);
+    assert_eq!(moe.parameters(), 3_962_890);
+    let dense = build::<Flex>(&ClassifierConfig::WideResnet(WideResNetConfig::default()), 0);
+    assert_eq!(dense.parameters(), 7_438_730);
+}
+
+#[test]
+fn a_seed_gives_the_same_weights_on_every_backend() {
+    let config = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    let flex = named_tensors(&build::<Flex>(&config, 3));
+    let ndarray = named_tensors(&build::<NdArray>(&config, 3));
+    assert_eq!(flex, ndarray);
+    assert_ne!(flex, named_tensors(&build::<Flex>(&config, 4)));
+}
+
+#[test]
+fn every_variant_gives_one_logit_per_class() {
+    for expert_form in [ExpertForm::Masked, ExpertForm::Gathered] {
+        for gate_order in [GateOrder::SoftmaxThenSelect, GateOrder::SelectThenSoftmax] {
+            for (patch_size, patches_per_expert) in [(1, 16), (2, 5), (4, 1)] {
+                let config = patch_moe(PatchMoeConfig {
+                    widen_factor: 1,
+                    experts: 3,
+                    expert_form,
+                    gate_order,
+                    patch_size,
+                    patches_per_expert,
+                    expert_kernel: 3,
+                    ..Default::default()
+                });
+                let (logits, routing) = build::<Flex>(&config, 0).forward_with_routing(images(2, 0));
+                assert_eq!(logits.dims(), [2, 10]);
+                let routing = routing.expect("a mixture of experts routes");
+                assert_eq!(routing.weights.dims(), [2, 3, 64 / (patch_size * patch_size)]);
+                assert_eq!(routing.indices.dims(), [2, 3, patches_per_expert]);
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_that_take_every_patch_compute_the_same_in_both_forms() {
+    // With all patches selected nothing is masked, so gathering changes only the order of positions.
+    let config =
+        |expert_form| PatchMoeConfig { widen_factor: 1, patches_per_expert: 64, expert_form, ..Default::default() };
+    let logits = |form| build::<Flex>(&patch_moe(config(form)), 5).forward(images(2, 1)).into_data();
+    let tolerance = burn::tensor::Tolerance::<f32>::rel_abs(1e-4, 1e-5);
+    logits(ExpertForm::Masked).assert_approx_eq(&logits(ExpertForm::Gathered), tolerance);
+}
+
+#[test]
+fn weights_survive_the_disk() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let config = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    let saved = build::<Flex>(&config, 0);
+    save_weights(&saved, &path).expect("the folder is writable");
+    let loaded = load_weights(build::<Flex>(&config, 1), &path).expect("same configuration");
+    assert_eq!(named_tensors(&saved), named_tensors(&loaded));
+    let names: Vec<String> = named_tensors(&saved).into_keys().collect();
+    for name in ["trunk.stem.weight", "router.weight", "experts.3.norm.running_mean", "head.bias"] {
+        assert!(names.iter().any(|found| found == name), "{name} is not among {names:?}");
+    }
+
+    let fewer = patch_moe(PatchMoeConfig { widen_factor: 1, experts: 2, ..Default::default() });
+    let error = load_weights(build::<Flex>(&fewer, 0), &path).expect_err("the file has more experts");
+    assert!(matches!(error, ModelError::UnknownParameter { .. }), "{error}");
+    let wider = patch_moe(PatchMoeConfig { widen_factor: 2, ..Default::default() });
+    let error = load_weights(build::<Flex>(&wider, 0), &path).expect_err("the file is narrower");
+    assert!(matches!(error, ModelError::ParameterMismatch { .. }), "{error}");
+    fs_err::write(&path, b"not safetensors").expect("the folder is writable");
+    let error = load_weights(build::<Flex>(&config, 0), &path).expect_err("the file is garbage");
+    assert!(matches!(error, ModelError::Format { .. }), "{error}");
+}
+
+#[test]
+fn every_problem_of_a_configuration_is_reported() {
+    let config =
+        patch_moe(PatchMoeConfig { widen_factor: 0, patches_per_expert: 70, expert_kernel: 2, ..Default::default() });
+    let problems: Vec<String> = config.validate(INPUT, 10).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "widen-factor is 0, expected 1 to 64",
+            "patches-per-expert is 70, expected 1 to 64 (the 8x8 feature map has 64 patches)",
+            "expert-kernel is 2, expected 1, 3 or 5",
+        ]
+    );
+}
+
+/// Routes `[1, patch, channel]` patches with one expert.
+fn route(patches: &[Vec<f32>], kernel: &[f32], selected: usize, order: GateOrder) -> (Vec<i32>, Vec<f32>) {
+    let channels = kernel.len();
+    let kernels = Tensor::from_data(TensorData::new(kernel.to_vec(), [1, channels, 1, 1]), &FlexDevice);
+    let router = PatchRouter::<Flex>::with_kernels(kernels, selected, order);
+    let flat: Vec<f32> = patches.iter().flatten().copied().collect();
+    let routing = router.route(Tensor::from_data(TensorData::new(flat, [1, patches.len(), channels]), &FlexDevice));
+    let indices = routing.indices.into_data().convert::<i32>().into_vec().expect("i32");
+    (indices, routing.weights.into_data().into_vec().expect("f32"))
+}
+
+#[test]
+fn ties_go_to_the_lower_patch() {
+    // All scores are equal, so the first three of five patches win.
+    let (indices, weights) = route(&vec![vec![1.0]; 5], &[2.0], 3, GateOrder::SoftmaxThenSelect);
+    assert_eq!(indices, [0, 1, 2]);
+    assert_eq!(weights, [0.2, 0.2, 0.2, 0.0, 0.0]);
+}
+
+#[test]
+fn both_gate_orders_match_the_hand_calculation() {
+    // Scores ln 1, ln 2, ln 5: softmax 1/8, 2/8, 5/8.
+    let patches = [1.0f32, 2.0, 5.0].map(|x| vec![x.ln()]);
+    let close = |ours: Vec<f32>, expected: [f32; 3]| ours.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+    let (indices, weights) = route(&patches, &[1.0], 2, GateOrder::SoftmaxThenSelect);
+    assert_eq!(indices, [1, 2]);
+    assert!(close(weights, [0.0, 0.25, 0.625]));
+    // Among the selected: 2/7, 5/7.
+    let (_, weights) = route(&patches, &[1.0], 2, GateOrder::SelectThenSoftmax);
+    assert!(close(weights, [0.0, 2.0 / 7.0, 5.0 / 7.0]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn weights_sum_to_one_over_the_selected(seed in 0u64..1000, selected in 1usize..12) {
+        let values = uniform(12 * 3, seed);
+        let patches: Vec<Vec<f32>> = values.chunks(3).map(<[f32]>::to_vec).collect();
+        let (indices, weights) = route(&patches, &[1.0, -2.0, 0.5], selected, GateOrder::SelectThenSoftmax);
+        prop_assert_eq!(indices.len(), selected);
+        prop_assert!(indices.is_sorted_by(|a, b| a < b));
+        prop_assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        prop_assert_eq!(weights.iter().filter(|&&weight| weight > 0.0).count(), selected);
+    }
+
+    #[test]
+    fn permuting_patches_permutes_the_selection(seed in 0u64..1000, shift in 1usize..12) {
+        let values = uniform(12 * 3, seed);
+        let patches: Vec<Vec<f32>> = values.chunks(3).map(<[f32]>::to_vec).collect();
+        let mut rotated = patches.clone();
+        rotated.rotate_left(shift);
+        let kernel = [1.0, -2.0, 0.5];
+        let (before, _) = route(&patches, &kernel, 4, GateOrder::SoftmaxThenSelect);
+        let (after, _) = route(&rotated, &kernel, 4, GateOrder::SoftmaxThenSelect);
+        let mut expected: Vec<i32> = before.iter().map(|&index| (index + 12 - shift as i32) % 12).collect();
+        expected.sort_unstable();
+        prop_assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn selecting_all_patches_is_a_plain_softmax(seed in 0u64..1000) {
+        let values = uniform(8 * 2, seed);
+        let patches: Vec<Vec<f32>> = values.chunks(2).map(<[f32]>::to_vec).collect();
+        let (_, first) = route(&patches, &[3.0, -1.0], 8, GateOrder::SoftmaxThenSelect);
+        let (_, second) = route(&patches, &[3.0, -1.0], 8, GateOrder::SelectThenSoftmax);
+        prop_assert!(first.iter().zip(&second).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+}
+
+/// Central finite differences in double precision; random scores keep away from ties.
+#[test]
+fn gate_gradients_match_finite_differences() {
+    type Double = Autodiff<NdArray>;
+    let device = Default::default();
+    let (batch, count, channels, selected) = (2, 9, 3, 4);
+    let draw = |count: usize, seed: u64| -> Vec<f64> { uniform(count, seed).into_iter().map(f64::from).collect() };
+    let patches = draw(batch * count * channels, 1);
+    let kernel = draw(2 * channels, 2);
+    let upstream = draw(batch * 2 * count, 3);
+    let tensor = |values: &[f64], shape: [usize; 3]| {
+        Tensor::<Double, 3>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F64))
+    };
+    for order in [GateOrder::SoftmaxThenSelect, GateOrder::SelectThenSoftmax] {
+        let loss = |patches: Tensor<Double, 3>, kernel: Tensor<Double, 3>| {
+            let kernels = kernel.reshape([2, channels, 1, 1]);
+            let routing = PatchRouter::with_kernels(kernels, selected, order).route(patches);
+            (routing.weights * tensor(&upstream, [batch, 2, count])).sum()
+        };
+        let value = |patches: &[f64], kernel: &[f64]| {
+            let data = loss(tensor(patches, [batch, count, channels]), tensor(kernel, [1, 2, channels])).into_data();
+            data.as_slice::<f64>().expect("f64")[0]
+        };
+        let patch_tensor = tensor(&patches, [batch, count, channels]).require_grad();
+        let kernel_tensor = tensor(&kernel, [1, 2, channels]).require_grad();
+        let gradients = loss(patch_tensor.clone(), kernel_tensor.clone()).backward();
+        let analytic = |of: &Tensor<Double, 3>| -> Vec<f64> {
+            of.grad(&gradients).expect("takes part").into_data().into_vec().expect("f64")
+        };
+        let step = 1e-6;
+        for (i, analytic) in analytic(&patch_tensor).into_iter().enumerate() {
+            let (mut up, mut down) = (patches.clone(), patches.clone());
+            up[i] += step;
+            down[i] -= step;
+            let numeric = (value(&up, &kernel) - value(&down, &kernel)) / (2.0 * step);
+            assert!((numeric - analytic).abs() < 1e-7, "{order:?} patch {i}: {numeric} against {analytic}");
+        }
+        for (i, analytic) in analytic(&kernel_tensor).into_iter().enumerate() {
+            let (mut up, mut down) = (kernel.clone(), kernel.clone());
+            up[i] += step;
+            down[i] -= step;
+            let numeric = (value(&patches, &up) - value(&patches, &down)) / (2.0 * step);
+            assert!((numeric - analytic).abs() < 1e-7, "{order:?} kernel {i}: {numeric} against {analytic}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Training as a whole: determinism, interruption, divergence.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn_flex::{Flex, FlexDevice};
+use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
+use patchdoor_metrics::accuracy;
+use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig, save_weights};
+
+use crate::{
+    AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
+    ScheduleConfig, SgdConfig, TrainError, Trained, TrainingConfig, TrainingData, TrainingObserver, predict, train,
+};
+
+type Learner = Autodiff<Flex>;
+
+fn shapes(count: usize) -> ImageSet {
+    let config = DatasetConfig::Shapes(ShapesConfig { train: count, test: 10, seed: 0 });
+    load(&config, &[]).expect("shapes need no file").train
+}
+
+fn untrained(seed: u64) -> Classifier<Learner> {
+    let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    let input = InputShape { height: 32, width: 32, channels: 3 };
+    config.init(input, 10, &mut stream(seed, "weights"), &FlexDevice).expect("the configuration is valid")
+}
+
+fn bytes(classifier: &Classifier<Learner>) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    save_weights(classifier, &path).expect("the folder is writable");
+    fs_err::read(path).expect("just written")
+}
+
+const CROP_AND_FLIP: AugmentationConfig = AugmentationConfig { crop_padding: 2, flip: true };
+
+fn recipe() -> TrainingConfig {
+    TrainingConfig {
+        epochs: 3,
+        batch_size: 16,
+        learning_rate: 0.05,
+        optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
+        schedule: ScheduleConfig::Cosine(CosineConfig::default()),
+        batch_norm_statistics: BatchNormStatistics::Recomputed,
+    }
+}
+
+fn fit(
+    config: &TrainingConfig,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn TrainingObserver,
+) -> Result<Outcome<Learner>, TrainError> {
+    let images = shapes(40);
+    let validation = shapes(10);
+    let data = TrainingData { training: &images, validation: Some(&validation), augmentation: &CROP_AND_FLIP };
+    train(untrained(0), &data, config, 0, checkpoints, observer, &FlexDevice)
+}
+
+fn finished(outcome: Result<Outcome<Learner>, TrainError>) -> Trained<Learner> {
+    match outcome.expect("training succeeds") {
+        Outcome::Finished(trained) => trained,
+        Outcome::Interrupted { epochs } => panic!("interrupted after {epochs} epochs"),
+    }
+}
+
+fn losses(history: &[EpochRecord]) -> Vec<u64> {
+    history.iter().map(|record| record.loss.to_bits()).collect()
+}
+
+#[test]
+fn one_seed_gives_the_same_bits_for_any_number_of_threads() {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
+        pool.install(|| finished(fit(&recipe(), None, &mut ())))
+    };
+    let (one, two) = (on(1), on(2));
+    assert_eq!(losses(&one.history), losses(&two.history));
+    assert_eq!(bytes(&one.classifier), bytes(&two.classifier));
+}
+
+/// Stops after some epochs, or within the epoch that follows them.
+struct StopAfter {
+    epochs: usize,
+    within_next: bool,
+}
+
+impl TrainingObserver for StopAfter {
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        if self.within_next && progress.epoch == self.epochs && progress.step == 1 {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
+        if !self.within_next && record.epoch + 1 == self.epochs {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one() {
+    let adam = TrainingConfig { optimizer: OptimizerConfig::Adam(AdamConfig::default()), ..recipe() };
+    for config in [recipe(), adam] {
+        let straight = finished(fit(&config, None, &mut ()));
+        for within_next in [false, true] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let stopped = fit(&config, Some(folder.path()), &mut StopAfter { epochs: 2, within_next });
+            assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 2 })));
+            let resumed = finished(fit(&config, Some(folder.path()), &mut ()));
+            assert_eq!(losses(&straight.history), losses(&resumed.history));
+            assert_eq!(bytes(&straight.classifier), bytes(&resumed.classifier));
+        }
+    }
+}
+
+#[test]
+fn a_half_written_checkpoint_is_passed_over() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = fit(&recipe(), Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })));
+    let partial = folder.path().join("epoch-0002.partial");
+    fs_err::create_dir(&partial).expect("the folder is writable");
+    fs_err::write(partial.join("classifier.bin"), b"cut").expect("the folder is writable");
+    let resumed = finished(fit(&recipe(), Some(folder.path()), &mut ()));
+    assert_eq!(bytes(&resumed.classifier), bytes(&finished(fit(&recipe(), None, &mut ())).classifier));
+}
+
+#[test]
+fn a_checkpoint_resumes_no_other_training() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = fit(&recipe(), Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })));
+    let other = TrainingConfig { learning_rate: 0.06, ..recipe() };
+    let error = fit(&other, Some(folder.path()), &mut ()).expect_err("the learning rate differs");
+    assert!(error.to_string().contains("belongs to another training"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_training() {
+    let config = TrainingConfig { learning_rate: 1e30, ..recipe() };
+    let error = fit(&config, None, &mut ()).expect_err("weights overflow");
+    assert!(matches!(error, TrainError::Diverged { epoch: 0, .. }), "{error}");
+}
+
+#[test]
+fn a_tiny_model_learns_eight_images_by_heart() {
+    let images = shapes(8);
+    let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
+    let config = TrainingConfig {
+        epochs: 40,
+        batch_size: 8,
+        learning_rate: 0.05,
+        batch_norm_statistics: BatchNormStatistics::Recomputed,
+        ..Default::default()
+    };
+    let trained = finished(train(untrained(1), &data, &config, 1, None, &mut (), &FlexDevice));
+    let predicted = predict(&trained.classifier.valid(), &images, 8, &FlexDevice);
+    assert_eq!(accuracy(&predicted, images.labels()), Some(1.0));
+    assert!(trained.history.last().is_some_and(|record| record.loss < 0.2));
+}
+
+#[test]
+fn every_problem_of_a_configuration_is_reported() {
+    let config = TrainingConfig {
+        epochs: 0,
+        learning_rate: f64::NAN,
+        optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 1.0, ..Default::default() }),
+        ..Default::default()
+    };
+    let fields: Vec<String> = config.validate().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        fields,
+        [
+            "epochs is 0, expected 1 to 100000",
+            "learning-rate is NaN, expected a finite number above 0",
+            "optimizer.sgd.momentum is 1, expected a number in [0, 1)",
+        ]
+    );
+}

@@ -1,0 +1,169 @@
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+
+/// Help texts of the runner, as its tests keep them, so that asking for help compiles nothing.
+const HELP: [(&str, &str); 3] = [
+    (
+        "run",
+        include_str!(
+            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap"
+        ),
+    ),
+    (
+        "check",
+        include_str!(
+            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap"
+        ),
+    ),
+    (
+        "data",
+        include_str!(
+            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap"
+        ),
+    ),
+];
+
+/// Builds the runner and becomes it.
+pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    if arguments.first().is_some_and(|first| first == "--help" || first == "-h")
+        && let Some((_, snapshot)) = HELP.iter().find(|(name, _)| *name == command)
+    {
+        let text = snapshot.splitn(3, "---\n").last().unwrap_or(snapshot);
+        // Nobody is left to be told that nobody listens.
+        let _ = std::io::stdout().write_all(text.as_bytes());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let feature = if command == "run" { feature(arguments)? } else { None };
+    let built = runner("build", feature).status().context("cannot start cargo")?;
+    if !built.success() {
+        return Ok(exit_code(built.code()));
+    }
+    let mut runner = runner("run", feature);
+    runner.arg("--quiet").arg("--").arg(command).args(arguments);
+    become_process(runner)
+}
+
+/// Runs the benchmarks; what follows `--` goes to criterion, the rest to cargo.
+pub(crate) fn bench(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    let mut command = cargo();
+    command.args(["bench", "--package", "patchdoor-benches"]);
+    let (named, rest) = match arguments.iter().position(|argument| argument == "--") {
+        Some(dashes) => arguments.split_at(dashes),
+        None => (arguments, &[][..]),
+    };
+    for name in named {
+        if name.to_string_lossy().starts_with('-') {
+            command.arg(name)
+        } else {
+            command.arg("--bench").arg(name)
+        };
+    }
+    command.args(rest);
+    become_process(command)
+}
+
+/// Cargo on this workspace, wherever it is called from.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Set for this program, they would make cargo believe that the runner is this package.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The folder of the workspace.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace").to_owned()
+}
+
+/// `cargo build` or `cargo run` for the runner.
+fn runner(verb: &str, feature: Option<&str>) -> Command {
+    let mut command = cargo();
+    command.arg(verb).arg("--manifest-path").arg(root().join("Cargo.toml"));
+    command.args(["--release", "--package", "patchdoor-experiment", "--bin", "patchdoor"]);
+    if let Some(feature) = feature {
+        command.args(["--features", feature]);
+    }
+    command
+}
+
+/// The Cargo feature for the backend asked for; flex is always built.
+fn feature(arguments: &[OsString]) -> anyhow::Result<Option<&'static str>> {
+    let mut backend = OsStr::new("auto").to_owned();
+    let mut rest = arguments.iter().map_while(|argument| (argument != "--").then(|| argument.to_string_lossy()));
+    while let Some(argument) = rest.next() {
+        if argument == "--backend" {
+            backend = rest.next().map_or_else(OsString::new, |value| value.into_owned().into());
+        } else if let Some(value) = argument.strip_prefix("--backend=") {
+            backend = value.into();
+        }
+    }
+    Ok(match backend.to_string_lossy().as_ref() {
+        "auto" if has_nvidia_driver() => Some("cuda"),
+        "auto" | "flex" => None,
+        "cuda" => Some("cuda"),
+        "ndarray" => Some("ndarray"),
+        other => bail!("there is no backend {other:?}; --backend takes auto, cuda, flex or ndarray"),
+    })
+}
+
+/// Whether this machine seems to have an NVIDIA GPU; the runner looks closer.
+fn has_nvidia_driver() -> bool {
+    let places = [
+        "/proc/driver/nvidia/version",
+        "/dev/nvidia0",
+        "/usr/lib/wsl/lib/libcuda.so.1",
+        "C:\\Windows\\System32\\nvcuda.dll",
+    ];
+    places.iter().any(|place| Path::new(place).exists())
+}
+
+/// Replaces this process, so that Ctrl-C and the exit code are the other's.
+#[cfg(unix)]
+fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+
+    Err(command.exec()).context("cannot start cargo")
+}
+
+/// Waits for the other process and passes its exit code on; Ctrl-C reaches both.
+#[cfg(not(unix))]
+fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
+    let status = command.status().context("cannot start cargo")?;
+    Ok(exit_code(status.code()))
+}
+
+/// The exit code of a process, 1 if it has none.
+pub(crate) fn exit_code(code: Option<i32>) -> ExitCode {
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feature_of(line: &str) -> Option<&'static str> {
+        feature(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).expect("a known backend")
+    }
+
+    #[test]
+    fn the_backend_picks_the_feature() {
+        assert_eq!(feature_of("a.toml --backend ndarray"), Some("ndarray"));
+        assert_eq!(feature_of("--backend=cuda a.toml"), Some("cuda"));
+        assert_eq!(feature_of("a.toml --backend flex"), None);
+        assert!(feature(&["--backend".into(), "tpu".into()]).is_err());
+    }
+
+    #[test]
+    fn help_needs_no_compilation() {
+        for (command, snapshot) in HELP {
+            let text = snapshot.splitn(3, "---\n").last().expect("splitting gives a part");
+            assert!(text.contains(&format!("Usage: cargo xtask {command}")), "{text}");
+        }
+    }
+}
