@@ -60,7 +60,7 @@ fn main() {
                     0.0
                 } else {
                     time(|| {
-                        drop(Flex::conv2d_input_gradient(weight.clone(), gradient.clone(), [size, size], 1, options))
+                        drop(Flex::conv2d_input_gradient(weight.clone(), gradient.clone(), [size, size], 1, options));
                     })
                 },
                 time(|| drop(Flex::conv2d_weight_gradients(x.clone(), gradient.clone(), [kernel, kernel], 1, options))),

@@ -323,3 +323,72 @@ impl Kernels for Flex {
         unsafe { output.into_tensor([batch, height, width, channels].into()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(seed: u32, shape: &[usize]) -> FlexTensor {
+        let count = shape.iter().product::<usize>() as u32;
+        let value =
+            |index: u32| (index.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 8) as f32 / 8_388_608.0 - 1.0;
+        FlexTensor::from_data(TensorData::new((0..count).map(value).collect::<Vec<_>>(), shape.to_vec()))
+    }
+
+    /// Everything a set of instructions could do differently, for odd and even channels.
+    fn everything() -> Vec<Vec<f32>> {
+        let mut results = Vec::new();
+        let mut keep = |tensors: &[FlexTensor]| {
+            results.extend(tensors.iter().map(|tensor| slice(&contiguous(tensor.clone())).to_vec()));
+        };
+        for (channels, out, groups) in [(16, 32, 1), (5, 23, 1), (12, 9, 3), (64, 16, 1)] {
+            let options = ConvOptions::same([9, 17], [3, 3], 1 + out % 2);
+            let [height, width] = options.output_size([9, 17], [3, 3]);
+            let x = values(1, &[3, 9, 17, channels]);
+            let weight = values(2, &[out, channels / groups, 3, 3]);
+            let gradient = values(3, &[3, height, width, out]);
+            let output = Flex::conv2d_bias(x.clone(), weight.clone(), values(4, &[out]), groups, options);
+            let input = Flex::conv2d_input_gradient(weight, gradient.clone(), [9, 17], groups, options);
+            let (weight, bias) = Flex::conv2d_weight_gradients(x, gradient, [3, 3], groups, options);
+            keep(&[output, input, weight, bias]);
+        }
+        for channels in [3, 16, 37] {
+            let x = values(5, &[2, 7, 11, channels]);
+            let [gamma, beta] = [values(6, &[channels]), values(7, &[channels])];
+            let gradient = values(8, &[2, 7, 11, channels]);
+            let (output, mean, variance) = Flex::batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), 1e-3);
+            let (dx, dgamma, dbeta) = Flex::batch_norm_relu_gradients(
+                x.clone(),
+                gamma.clone(),
+                beta.clone(),
+                mean.clone(),
+                variance.clone(),
+                gradient,
+                1e-3,
+            );
+            keep(&[output, mean, variance, dx, dgamma, dbeta]);
+            let weights = values(9, &[2, 2, 77]);
+            let [gamma, beta] = [values(10, &[2 * channels]), values(11, &[2 * channels])];
+            let (output, mean, variance) =
+                Flex::weighted_batch_norm_relu(x.clone(), weights.clone(), gamma.clone(), beta.clone(), 1e-3);
+            let gradient = values(12, &[2, 7, 11, 2 * channels]);
+            let (map, weights, gamma, beta) =
+                Flex::weighted_batch_norm_relu_gradients(x, weights, gamma, beta, mean, variance, gradient, 1e-3);
+            keep(&[output, map, weights, gamma, beta]);
+        }
+        results
+    }
+
+    #[test]
+    fn every_set_of_instructions_computes_the_same() {
+        let results = simd::with_every_set(everything);
+        for other in &results[1..] {
+            for (index, (found, expected)) in other.iter().zip(&results[0]).enumerate() {
+                let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!((found - expected).abs() <= 1e-5 * largest, "result {index}: {found}, expected {expected}");
+                }
+            }
+        }
+    }
+}
