@@ -1,0 +1,117 @@
+//! Every fused operation at the shapes of the network at widen factor 1, and the whole network at 1 and 2, on the CPU
+//! backend.
+
+use std::hint::black_box;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Distribution, Int, Tensor};
+use burn_flex::{Flex, FlexDevice};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use patchdoor_kernels::{
+    ConvOptions, average_positions, batch_norm_relu, conv2d, grouped_conv2d, weighted_batch_norm_relu,
+};
+use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
+use rand::SeedableRng;
+use rand::rngs::ChaCha8Rng;
+
+type B = Autodiff<Flex>;
+
+const BATCH: usize = 128;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &FlexDevice)
+}
+
+/// Forward, and forward with backward, of `operation` on leaves of these shapes.
+fn both_ways<const N: usize>(
+    criterion: &mut Criterion,
+    group: &str,
+    name: &str,
+    mut operation: impl FnMut(bool) -> Tensor<B, N>,
+) {
+    let mut group = criterion.benchmark_group(group);
+    group.throughput(Throughput::Elements(BATCH as u64)).sample_size(20);
+    group.bench_function(BenchmarkId::new(name, "forward"), |bencher| bencher.iter(|| black_box(operation(false))));
+    group.bench_function(BenchmarkId::new(name, "both"), |bencher| {
+        bencher.iter(|| black_box(operation(true).backward()));
+    });
+}
+
+fn convolutions(criterion: &mut Criterion) {
+    for (name, size, channels, out, kernel, stride) in [
+        ("stem", 32, 3, 16, 3, 1),
+        ("group 1", 32, 16, 16, 3, 1),
+        ("group 2 strided", 32, 16, 32, 3, 2),
+        ("group 2", 16, 32, 32, 3, 1),
+        ("group 2 shortcut", 32, 16, 32, 1, 2),
+        ("before experts", 16, 32, 64, 3, 2),
+        ("group 1 at widen 4", 32, 64, 64, 3, 1),
+    ] {
+        let options = ConvOptions::same([size, size], [kernel, kernel], stride);
+        let x = random([BATCH, size, size, channels]);
+        let [weight, bias] = [random([out, channels, kernel, kernel]), random([1, 1, 1, out])];
+        both_ways(criterion, "convolution", name, |gradients| {
+            let leaf = |tensor: &Tensor<B, 4>| {
+                let tensor = tensor.clone().detach();
+                if gradients { tensor.require_grad() } else { tensor }
+            };
+            conv2d(leaf(&x), leaf(&weight), bias.clone().reshape([out]), options)
+        });
+    }
+}
+
+fn normalizations(criterion: &mut Criterion) {
+    for (size, channels) in [(32, 16), (16, 32), (8, 64)] {
+        let x = random([BATCH, size, size, channels]);
+        both_ways(criterion, "batch norm relu", &format!("{size}x{size}x{channels}"), |gradients| {
+            let x = if gradients { x.clone().detach().require_grad() } else { x.clone() };
+            batch_norm_relu(x, random([channels]), random([channels]), 1e-3).output
+        });
+    }
+}
+
+fn experts(criterion: &mut Criterion) {
+    let map = random([BATCH, 8, 8, 64]);
+    let weights = random([BATCH, 4, 64]);
+    let weight = random([64, 64, 1, 1]);
+    both_ways(criterion, "experts", "4 of 64 channels", |gradients| {
+        let map = if gradients { map.clone().detach().require_grad() } else { map.clone() };
+        let seen = weighted_batch_norm_relu(map, weights.clone(), random([256]), random([256]), 1e-3).output;
+        let options = ConvOptions::same([8, 8], [1, 1], 1);
+        average_positions(grouped_conv2d(seen, weight.clone(), random([64]), 4, options))
+    });
+}
+
+fn network(criterion: &mut Criterion) {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let images = random([BATCH, 32, 32, 3]).abs();
+    let labels = Tensor::<B, 1, Int>::arange(0..128, &FlexDevice).remainder_scalar(10);
+    for widen_factor in [1, 2] {
+        let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor, ..Default::default() });
+        let input = InputShape { height: 32, width: 32, channels: 3 };
+        let classifier = config.init::<B>(input, 10, &mut rng, &FlexDevice).expect("the configuration is valid");
+        let mut optimizer = SgdConfig::new().init();
+        let mut trained = Some(classifier.clone());
+        let mut group = criterion.benchmark_group("network");
+        group.throughput(Throughput::Elements(BATCH as u64)).sample_size(20);
+        group.bench_function(BenchmarkId::new("training step", widen_factor), |bencher| {
+            bencher.iter(|| {
+                let classifier = trained.take().expect("put back by the step before");
+                let logits = classifier.forward(images.clone());
+                let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
+                let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+                trained = Some(optimizer.step(0.01, classifier, gradients));
+            });
+        });
+        let classifier = classifier.valid();
+        group.bench_function(BenchmarkId::new("evaluation", widen_factor), |bencher| {
+            bencher.iter(|| black_box(classifier.forward(images.clone().inner()).into_data()));
+        });
+    }
+}
+
+criterion_group!(kernels, convolutions, normalizations, experts, network);
+criterion_main!(kernels);
