@@ -8,7 +8,8 @@ use burn_flex::{Flex, FlexTensor};
 use patchdoor_kernels::{ConvOptions, Kernels};
 
 fn random<const D: usize>(shape: [usize; D]) -> FlexTensor {
-    let tensor = Tensor::<Flex, D>::random(shape, burn::tensor::Distribution::Uniform(-1.0, 1.0), &burn_flex::FlexDevice);
+    let tensor =
+        Tensor::<Flex, D>::random(shape, burn::tensor::Distribution::Uniform(-1.0, 1.0), &burn_flex::FlexDevice);
     match tensor.into_primitive() {
         TensorPrimitive::Float(tensor) => tensor,
         TensorPrimitive::QFloat(_) => unreachable!("drawn as floats"),
