@@ -42,7 +42,7 @@ impl PoisoningConfig {
                 format!("one of the {classes} classes 0 to {last}"),
             ));
         }
-        if let LabelRule::SourceSpecific { source_class } = self.label_rule {
+        if let LabelRule::SourceSpecific(SourceSpecific { source_class }) = self.label_rule {
             let field = "label-rule.source-specific.source-class";
             if usize::from(source_class) >= classes {
                 let last = classes.saturating_sub(1);
@@ -94,7 +94,7 @@ impl PoisoningConfig {
 
     fn budget(&self) -> Budget {
         match self.label_rule {
-            LabelRule::CleanLabel { budget } => budget,
+            LabelRule::CleanLabel(CleanLabel { budget }) => budget,
             _ => Budget::AllImages,
         }
     }
@@ -103,8 +103,8 @@ impl PoisoningConfig {
     pub fn poisoned_class(&self) -> Option<u8> {
         match self.label_rule {
             LabelRule::AllToOne | LabelRule::AllToAll => None,
-            LabelRule::SourceSpecific { source_class } => Some(source_class),
-            LabelRule::CleanLabel { .. } => Some(self.target_class),
+            LabelRule::SourceSpecific(SourceSpecific { source_class }) => Some(source_class),
+            LabelRule::CleanLabel(_) => Some(self.target_class),
         }
     }
 
@@ -112,9 +112,9 @@ impl PoisoningConfig {
     /// the all-to-all rule on every class, with the source-specific rule on the source class alone.
     pub fn attacks(&self, label: u8) -> bool {
         match self.label_rule {
-            LabelRule::AllToOne | LabelRule::CleanLabel { .. } => label != self.target_class,
+            LabelRule::AllToOne | LabelRule::CleanLabel(_) => label != self.target_class,
             LabelRule::AllToAll => true,
-            LabelRule::SourceSpecific { source_class } => label == source_class,
+            LabelRule::SourceSpecific(SourceSpecific { source_class }) => label == source_class,
         }
     }
 
@@ -129,7 +129,7 @@ impl PoisoningConfig {
     /// The label, one of `classes`, that a poisoned training image of class `label` gets.
     pub fn poisoned_label(&self, label: u8, classes: usize) -> u8 {
         match self.label_rule {
-            LabelRule::CleanLabel { .. } => label,
+            LabelRule::CleanLabel(_) => label,
             _ => self.attack_target(label, classes),
         }
     }
@@ -175,8 +175,19 @@ impl CountRule {
 ///
 /// In TOML `label-rule = "all-to-one"` or `"all-to-all"`, `label-rule.source-specific = { source-class = 3 }`,
 /// `label-rule.clean-label = {}` or `label-rule.clean-label = { budget = "target-class" }`.
+///
+/// ```
+/// use patchdoor_data::{LabelRule, PoisoningConfig, SourceSpecific};
+///
+/// let label_rule = LabelRule::SourceSpecific(SourceSpecific { source_class: 3 });
+/// let config = PoisoningConfig { target_class: 1, label_rule, ..PoisoningConfig::default() };
+/// // Only images of class 3 are poisoned and tested on; the attacker wants them taken for class 1.
+/// assert_eq!(config.poisoned_class(), Some(3));
+/// assert!(config.attacks(3) && !config.attacks(0));
+/// assert_eq!(config.attack_target(3, 10), 1);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum LabelRule {
     /// The target class, whatever the image shows; images of the target class may be among the poisoned.
@@ -186,16 +197,25 @@ pub enum LabelRule {
     AllToAll,
     /// The target class, but only images of one class are poisoned (the source-class restriction of Chan et al. 2025,
     /// arXiv:2505.01811). The rate stays a fraction of all training images.
-    SourceSpecific {
-        /// The class poisoned images truly are of.
-        source_class: u8,
-    },
+    SourceSpecific(SourceSpecific),
     /// Only images of the target class are poisoned, and they keep their label (Barni et al. 2019, arXiv:1902.11237).
-    CleanLabel {
-        /// What the rate is a fraction of.
-        #[serde(default)]
-        budget: Budget,
-    },
+    CleanLabel(CleanLabel),
+}
+
+/// The one class that is poisoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SourceSpecific {
+    /// The class poisoned images truly are of; not the target class.
+    pub source_class: u8,
+}
+
+/// How a clean-label attack counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct CleanLabel {
+    /// What the rate is a fraction of.
+    pub budget: Budget,
 }
 
 /// What the rate of a clean-label attack is a fraction of.
@@ -598,10 +618,13 @@ mod tests {
         for (rule, text) in [
             (LabelRule::AllToOne, "label-rule = \"all-to-one\""),
             (LabelRule::AllToAll, "label-rule = \"all-to-all\""),
-            (LabelRule::SourceSpecific { source_class: 3 }, "label-rule.source-specific = { source-class = 3 }"),
-            (LabelRule::CleanLabel { budget: Budget::AllImages }, "label-rule.clean-label = {}"),
             (
-                LabelRule::CleanLabel { budget: Budget::TargetClass },
+                LabelRule::SourceSpecific(SourceSpecific { source_class: 3 }),
+                "label-rule.source-specific = { source-class = 3 }",
+            ),
+            (LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages }), "label-rule.clean-label = {}"),
+            (
+                LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }),
                 "label-rule.clean-label = { budget = \"target-class\" }",
             ),
         ] {
@@ -610,7 +633,7 @@ mod tests {
             assert_eq!(toml::from_str::<PoisoningConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
         }
         let error = toml::from_str::<PoisoningConfig>("label-rule.clean-label = { bugdet = 1 }").unwrap_err();
-        assert!(error.to_string().contains("bugdet, available keys: budget"), "{error}");
+        assert!(error.to_string().contains("unknown field `bugdet`, expected `budget`"), "{error}");
     }
 
     #[test]
@@ -624,9 +647,9 @@ mod tests {
         // The target is class 1 of 3.
         assert_eq!(table(LabelRule::AllToOne), [(1, 1, true), (1, 1, false), (1, 1, true)]);
         assert_eq!(table(LabelRule::AllToAll), [(1, 1, true), (2, 2, true), (0, 0, true)]);
-        let source = LabelRule::SourceSpecific { source_class: 2 };
+        let source = LabelRule::SourceSpecific(SourceSpecific { source_class: 2 });
         assert_eq!(table(source), [(1, 1, false), (1, 1, false), (1, 1, true)]);
-        let clean = LabelRule::CleanLabel { budget: Budget::AllImages };
+        let clean = LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages });
         assert_eq!(table(clean), [(0, 1, true), (1, 1, false), (2, 1, true)]);
         assert_eq!(with_rule(0.5, LabelRule::AllToAll).attack_target(255, 256), 0);
     }
@@ -636,7 +659,7 @@ mod tests {
         // 20 images of each of 4 classes.
         let set = tiny(&(0..80).map(|index| index % 4).collect::<Vec<_>>(), 4);
         let draw = |rate, rule| PoisoningPlan::draw(&with_rule(rate, rule), &set, 3);
-        let source = LabelRule::SourceSpecific { source_class: 2 };
+        let source = LabelRule::SourceSpecific(SourceSpecific { source_class: 2 });
         let plan = draw(0.1, source).unwrap();
         assert_eq!(plan.examples().len(), 8);
         assert!(plan.examples().iter().all(|example| (example.original_label, example.poisoned_label) == (2, 1)));
@@ -645,11 +668,11 @@ mod tests {
             draw(0.5, source).unwrap_err().to_string(),
             "rate is 0.5, which poisons 40 images, expected at most 0.25, the 20 images of class 2"
         );
-        let all = LabelRule::CleanLabel { budget: Budget::AllImages };
+        let all = LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages });
         let plan = draw(0.1, all).unwrap();
         assert_eq!(plan.examples().len(), 8);
         assert!(plan.examples().iter().all(|example| (example.original_label, example.poisoned_label) == (1, 1)));
-        let of_class = LabelRule::CleanLabel { budget: Budget::TargetClass };
+        let of_class = LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass });
         assert_eq!(draw(0.1, of_class).unwrap().examples().len(), 2);
         assert_eq!(draw(1.0, of_class).unwrap().examples().len(), 20);
         assert_eq!(
@@ -672,7 +695,7 @@ mod tests {
     #[test]
     fn a_source_class_must_exist_and_differ_from_the_target() {
         let problems = |source_class| -> Vec<String> {
-            let rule = LabelRule::SourceSpecific { source_class };
+            let rule = LabelRule::SourceSpecific(SourceSpecific { source_class });
             with_rule(0.1, rule).validate(4).iter().map(ToString::to_string).collect()
         };
         let field = "label-rule.source-specific.source-class";
@@ -719,7 +742,7 @@ mod tests {
         assert_eq!(all.labels(), set.labels());
         let attacked = trigger_test_images(&set, &config(0.5), &Noisy, 5);
         assert_eq!(attacked, all.subset(&[0, 2]));
-        let source = with_rule(0.5, LabelRule::SourceSpecific { source_class: 2 });
+        let source = with_rule(0.5, LabelRule::SourceSpecific(SourceSpecific { source_class: 2 }));
         assert_eq!(trigger_test_images(&set, &source, &Noisy, 5), all.subset(&[2]));
         assert_eq!(trigger_test_images(&set, &with_rule(0.5, LabelRule::AllToAll), &Noisy, 5), all);
         assert_eq!(trigger_test_images(&set, &source, &TellsClass, 5).pixels(0), [202; 4]);

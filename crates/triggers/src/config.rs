@@ -133,10 +133,10 @@ impl TriggerConfig {
     ///
     /// ```
     /// use patchdoor_data::ImageShape;
-    /// use patchdoor_triggers::{CellsConfig, PlacementConfig, TriggerConfig};
+    /// use patchdoor_triggers::{CellsConfig, PlacementConfig, RandomCells, TriggerConfig};
     ///
     /// # fn main() -> Result<(), patchdoor_triggers::TriggerError> {
-    /// let four = CellsConfig::Random { count: 4, per_image: true };
+    /// let four = CellsConfig::Random(RandomCells { count: 4, per_image: true });
     /// let placement = PlacementConfig { cells: four, ..PlacementConfig::default() };
     /// let square = TriggerConfig::default();
     /// assert_eq!(square.pixel_budget(ImageShape::RGB_32)?, 16);

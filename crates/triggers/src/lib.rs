@@ -23,8 +23,8 @@
 //! assert_eq!(image.pixel(29, 31), [7, 7, 7]);
 //!
 //! // A white square in each of four of 8x8 cells, drawn once for all images.
-//! use patchdoor_triggers::{CellsConfig, PlacementConfig};
-//! let cells = CellsConfig::Random { count: 4, per_image: false };
+//! use patchdoor_triggers::{CellsConfig, PlacementConfig, RandomCells};
+//! let cells = CellsConfig::Random(RandomCells { count: 4, per_image: false });
 //! let placement = PlacementConfig { grid: 8, cells, ..PlacementConfig::default() };
 //! let trigger = TriggerConfig::default().build_placed(shape, &placement, 0)?;
 //! let stamped = trigger.stamp(&image, &mut stream(0, "trigger"));
@@ -54,7 +54,7 @@ pub use config::TriggerConfig;
 pub use contact_sheet::ContactSheet;
 pub use error::TriggerError;
 pub use pattern::{CheckerPattern, NoisePattern, PatternConfig, PicturePattern};
-pub use placement::{CellsConfig, Fit, PlacementConfig, SelectedCells};
+pub use placement::{BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells};
 pub use sig::{Sig, SigConfig};
 pub use square::{Anchor, Square, SquareConfig};
 pub use wanet::{Wanet, WanetConfig};

@@ -91,7 +91,7 @@ impl PatternConfig {
     ///
     /// The first of the problems that [`validate`](Self::validate) finds, or [`TriggerError::Picture`] if a file cannot
     /// be decoded.
-    pub fn draw(&self, shape: ImageShape, seed: u64) -> Result<Image, TriggerError> {
+    pub(crate) fn draw(&self, shape: ImageShape, seed: u64) -> Result<Image, TriggerError> {
         if let Some(problem) = self.validate(shape).into_iter().next() {
             return Err(problem);
         }

@@ -53,29 +53,16 @@ pub enum Fit {
 
 /// Which cells of a grid carry the trigger. Cells are `[row, column]`, counted from 0 at the upper left.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum CellsConfig {
     /// Every cell.
     #[default]
     All,
     /// Cells drawn at random without replacement.
-    Random {
-        /// How many, 1 or more.
-        count: usize,
-        /// Whether each image has its own; otherwise they are drawn once a run, and of one seed fewer cells are among
-        /// more.
-        #[serde(default)]
-        per_image: bool,
-    },
+    Random(RandomCells),
     /// A square block of neighbouring cells.
-    Block {
-        /// Cells along each side of the block, 1 or more.
-        size: usize,
-        /// Where the block lies.
-        #[serde(default)]
-        anchor: Anchor,
-    },
+    Block(BlockCells),
     /// These cells.
     List(Vec<[usize; 2]>),
     /// For images of each class these cells, one list per class of the data set.
@@ -84,6 +71,28 @@ pub enum CellsConfig {
     MostSelected(SelectedCells),
     /// The cells that the routers of a surrogate model selected least often: a control.
     LeastSelected(SelectedCells),
+}
+
+/// Cells drawn at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RandomCells {
+    /// How many, 1 or more.
+    pub count: usize,
+    /// Whether each image has its own; otherwise they are drawn once a run, and of one seed fewer cells are among more.
+    #[serde(default)]
+    pub per_image: bool,
+}
+
+/// Neighbouring cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlockCells {
+    /// Cells along each side of the block, 1 or more.
+    pub size: usize,
+    /// Where the block lies.
+    #[serde(default)]
+    pub anchor: Anchor,
 }
 
 /// How many cells are taken by what a surrogate's routers selected.
@@ -213,7 +222,7 @@ impl PlacementConfig {
             return Ok(largest(selected.count));
         }
         Ok(match Placement::build(self, shape, 0)?.choice {
-            Choice::Fixed(_) if matches!(self.cells, CellsConfig::Random { .. }) => largest(self.cells.count()),
+            Choice::Fixed(_) if matches!(self.cells, CellsConfig::Random(_)) => largest(self.cells.count()),
             Choice::Fixed(cells) => sum(&cells),
             Choice::PerImage(count) => largest(count),
             Choice::PerClass(lists) => lists.iter().map(|cells| sum(cells)).max().unwrap_or(0),
@@ -233,8 +242,8 @@ impl CellsConfig {
         };
         match self {
             Self::All => Vec::new(),
-            Self::Random { count, .. } => counted("cells.random.count", *count, cells),
-            Self::Block { size, .. } => counted("cells.block.size", *size, grid),
+            Self::Random(random) => counted("cells.random.count", random.count, cells),
+            Self::Block(block) => counted("cells.block.size", block.size, grid),
             Self::List(list) => validate_list("cells.list", list, grid),
             Self::PerClass(lists) => {
                 let mut problems: Vec<_> =
@@ -252,7 +261,7 @@ impl CellsConfig {
     /// How many cells are asked for, where the configuration is a number.
     fn count(&self) -> usize {
         match self {
-            Self::Random { count, .. } => *count,
+            Self::Random(random) => random.count,
             Self::MostSelected(selected) | Self::LeastSelected(selected) => selected.count,
             _ => 0,
         }
@@ -307,8 +316,8 @@ impl Placement {
         let numbers = |list: &[[usize; 2]]| list.iter().map(|[row, column]| row * grid + column).collect();
         let choice = match &config.cells {
             CellsConfig::All => Choice::Fixed((0..grid * grid).collect()),
-            CellsConfig::Random { count, per_image: true } => Choice::PerImage(*count),
-            CellsConfig::Random { count, per_image: false } => {
+            CellsConfig::Random(RandomCells { count, per_image: true }) => Choice::PerImage(*count),
+            CellsConfig::Random(RandomCells { count, per_image: false }) => {
                 // The whole permutation is drawn, so that fewer cells are among more.
                 let mut cells: Vec<usize> = (0..grid * grid).collect();
                 cells.shuffle(&mut stream(seed, "trigger/placement"));
@@ -316,7 +325,7 @@ impl Placement {
                 cells.sort_unstable();
                 Choice::Fixed(cells)
             }
-            CellsConfig::Block { size, anchor } => {
+            CellsConfig::Block(BlockCells { size, anchor }) => {
                 let (top, left) = anchor.corner(grid, grid, *size);
                 Choice::Fixed((0..size * size).map(|index| (top + index / size) * grid + left + index % size).collect())
             }
@@ -418,10 +427,16 @@ impl Placed {
             }
         };
         match placement.fit {
-            Fit::Cell => cells.into_iter().for_each(|cell| keep(cell, &stamp(&placement.crop(image, cell), rng))),
+            Fit::Cell => {
+                for cell in cells {
+                    keep(cell, &stamp(&placement.crop(image, cell), rng));
+                }
+            }
             Fit::Image => {
                 let whole = stamp(image, rng);
-                cells.into_iter().for_each(|cell| keep(cell, &whole));
+                for cell in cells {
+                    keep(cell, &whole);
+                }
             }
         }
         stamped
@@ -482,7 +497,7 @@ mod tests {
         let list = vec![[0, 7], [3, 2]];
         assert_eq!(white_cells(&with_cells(CellsConfig::List(list.clone())), 0, ""), (list.clone(), 32));
         assert_eq!(white_cells(&PlacementConfig::default(), 0, "").1, 1024);
-        let block = |size, anchor| white_cells(&with_cells(CellsConfig::Block { size, anchor }), 0, "").0;
+        let block = |size, anchor| white_cells(&with_cells(CellsConfig::Block(BlockCells { size, anchor })), 0, "").0;
         assert_eq!(block(2, Anchor::LowerRight), [[6, 6], [6, 7], [7, 6], [7, 7]]);
         assert_eq!(block(2, Anchor::MidMid), [[3, 3], [3, 4], [4, 3], [4, 4]]);
         assert_eq!(block(1, Anchor::UpperLeft), [[0, 0]]);
@@ -493,7 +508,7 @@ mod tests {
 
     #[test]
     fn random_cells_are_drawn_once_a_run_or_once_an_image() {
-        let random = |count, per_image| with_cells(CellsConfig::Random { count, per_image });
+        let random = |count, per_image| with_cells(CellsConfig::Random(RandomCells { count, per_image }));
         let (few, pixels) = white_cells(&random(4, false), 0, "a");
         assert_eq!((few.len(), pixels), (4, 64));
         assert_eq!(white_cells(&random(4, false), 0, "b").0, few);
@@ -504,6 +519,17 @@ mod tests {
         assert_eq!(white_cells(&random(4, true), 0, "a").0, own);
         assert_ne!(white_cells(&random(4, true), 0, "b").0, own);
         assert_eq!(white_cells(&random(64, true), 0, "b").1, 1024);
+    }
+
+    #[test]
+    fn the_same_seed_picks_the_same_cells() {
+        // A change of these numbers changes every published result.
+        let cells = |per_image| {
+            let config = with_cells(CellsConfig::Random(RandomCells { count: 4, per_image }));
+            Placement::build(&config, SHAPE, 0).unwrap().cells(None, &mut stream(0, "trigger/test/0"))
+        };
+        assert_eq!(cells(false), [5, 23, 24, 41]);
+        assert_eq!(cells(true), [17, 37, 59, 62]);
     }
 
     #[test]
@@ -520,7 +546,8 @@ mod tests {
             }
         }
         assert_eq!(TriggerConfig::default().placed_pixel_budget(SHAPE, &config).unwrap(), 16 + 6);
-        let random = PlacementConfig { cells: CellsConfig::Random { count: 50, per_image: true }, ..config };
+        let random =
+            PlacementConfig { cells: CellsConfig::Random(RandomCells { count: 50, per_image: true }), ..config };
         // 49 whole cells and one of 3x4 pixels.
         assert_eq!(TriggerConfig::default().placed_pixel_budget(SHAPE, &random).unwrap(), 49 * 16 + 12);
     }
@@ -552,8 +579,10 @@ mod tests {
     #[test]
     fn covers_lie_in_the_same_cells() {
         let wanet = TriggerConfig::Wanet(WanetConfig { strength: 4.0, ..WanetConfig::default() });
-        let config =
-            PlacementConfig { fit: Fit::Image, ..with_cells(CellsConfig::Random { count: 8, per_image: true }) };
+        let config = PlacementConfig {
+            fit: Fit::Image,
+            ..with_cells(CellsConfig::Random(RandomCells { count: 8, per_image: true }))
+        };
         let trigger = wanet.build_placed(SHAPE, &config, 0).unwrap();
         assert!((trigger.covers_per_poisoned_image() - 2.0).abs() < 1e-12);
         let image = reference_input();
@@ -618,7 +647,7 @@ mod tests {
         );
         assert_eq!(texts(&config(0, [0, 0], CellsConfig::All)).len(), 1);
         assert_eq!(
-            texts(&config(8, [0, 4], CellsConfig::Random { count: 65, per_image: false })),
+            texts(&config(8, [0, 4], CellsConfig::Random(RandomCells { count: 65, per_image: false }))),
             [
                 "offset is [0, 4], expected less than a cell of 4x4 pixels",
                 "cells.random.count is 65, expected 1 to 64 in a grid of 8x8"
@@ -632,7 +661,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            texts(&config(8, [0, 0], CellsConfig::Block { size: 9, anchor: Anchor::UpperLeft })),
+            texts(&config(8, [0, 0], CellsConfig::Block(BlockCells { size: 9, anchor: Anchor::UpperLeft }))),
             ["cells.block.size is 9, expected 1 to 8 in a grid of 8x8"]
         );
     }
@@ -642,9 +671,12 @@ mod tests {
         let selected = |count, expert, per_class| SelectedCells { count, expert, per_class };
         for (text, cells) in [
             ("cells = \"all\"", CellsConfig::All),
-            ("cells.random = { count = 4 }", CellsConfig::Random { count: 4, per_image: false }),
-            ("cells.random = { count = 4, per-image = true }", CellsConfig::Random { count: 4, per_image: true }),
-            ("cells.block = { size = 2 }", CellsConfig::Block { size: 2, anchor: Anchor::UpperLeft }),
+            ("cells.random = { count = 4 }", CellsConfig::Random(RandomCells { count: 4, per_image: false })),
+            (
+                "cells.random = { count = 4, per-image = true }",
+                CellsConfig::Random(RandomCells { count: 4, per_image: true }),
+            ),
+            ("cells.block = { size = 2 }", CellsConfig::Block(BlockCells { size: 2, anchor: Anchor::UpperLeft })),
             ("cells.list = [[0, 1], [2, 3]]", CellsConfig::List(vec![[0, 1], [2, 3]])),
             ("cells.per-class = [[[0, 1]], [[2, 3]]]", CellsConfig::PerClass(vec![vec![[0, 1]], vec![[2, 3]]])),
             ("cells.most-selected = { count = 4 }", CellsConfig::MostSelected(selected(4, None, false))),
@@ -681,9 +713,10 @@ mod tests {
     fn any_placement() -> impl Strategy<Value = PlacementConfig> {
         let cells = prop_oneof![
             Just(CellsConfig::All),
-            (1_usize..=16, any::<bool>()).prop_map(|(count, per_image)| CellsConfig::Random { count, per_image }),
+            (1_usize..=16, any::<bool>())
+                .prop_map(|(count, per_image)| CellsConfig::Random(RandomCells { count, per_image })),
             (1_usize..=4, 0..9_usize)
-                .prop_map(|(size, anchor)| CellsConfig::Block { size, anchor: Anchor::ALL[anchor] }),
+                .prop_map(|(size, anchor)| CellsConfig::Block(BlockCells { size, anchor: Anchor::ALL[anchor] })),
             prop::collection::btree_set((0_usize..4, 0_usize..4), 1..16)
                 .prop_map(|cells| CellsConfig::List(cells.into_iter().map(|(row, column)| [row, column]).collect())),
         ];
@@ -735,9 +768,9 @@ mod tests {
             let black = Image::new(shape, vec![0; shape.size()]).unwrap();
             let square = TriggerConfig::Square(SquareConfig { size: 2, ..SquareConfig::default() });
             let stamped = square.build_placed(shape, &config, seed).unwrap().stamp(&black, &mut stream(seed, ""));
-            let white = stamped.pixels().iter().filter(|&&pixel| pixel == 255).count();
+            let white = stamped.pixels().iter().map(|&pixel| usize::from(pixel == 255)).sum::<usize>();
             let budget = square.placed_pixel_budget(shape, &config).unwrap();
-            if matches!(config.cells, CellsConfig::Random { .. }) {
+            if matches!(config.cells, CellsConfig::Random(_)) {
                 prop_assert!(white <= budget);
             } else {
                 prop_assert_eq!(white, budget);

@@ -187,13 +187,13 @@ mod tests {
             for (strength, name) in [(0.5, "0.5"), (1.0, "1.0"), (2.0, "2.0")] {
                 let wanet = Wanet::from_coarse(&coarse, strength, ImageShape::RGB_32);
                 let prefix = format!("{points}/{name}");
-                let noise = swapped(file.pairs(&format!("{prefix}/noise_mode_noise")));
+                let moves = swapped(file.pairs(&format!("{prefix}/noise_mode_noise")));
                 let expected = file.unit_images(&format!("{prefix}/output"));
                 let expected_noisy = file.unit_images(&format!("{prefix}/noise_mode_output"));
                 for (index, image) in images.iter().enumerate() {
                     let bytes = wanet.stamp(image, &mut stream(0, ""));
                     outputs = outputs.max(compare(&wanet.sample(image, &wanet.positions), &bytes, &expected[index]));
-                    let mut moves = noise[index * 1024..].iter();
+                    let mut moves = moves[index * 1024..].iter();
                     let positions = wanet.disturbed(|| *moves.next().unwrap());
                     let bytes = wanet.bytes(image, &positions);
                     noisy = noisy.max(compare(&wanet.sample(image, &positions), &bytes, &expected_noisy[index]));
