@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use patchdoor_data::{
-//!     DatasetConfig, Image, PoisoningConfig, PoisoningPlan, SourceSpecific, ShapesConfig, StreamRng, Trigger, load,
+//!     DatasetConfig, Image, PoisoningConfig, PoisoningPlan, ShapesConfig, StreamRng, Trigger, load,
 //! };
 //!
 //! /// Makes the first pixel white.
@@ -64,7 +64,7 @@ pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
 pub use poisoning::{
     Budget, CleanLabel, CountRule, CoverExample, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan,
-    trigger_all_images, trigger_test_images,
+    SourceSpecific, trigger_all_images, trigger_test_images,
 };
 pub use random::{StreamRng, stream};
 pub use split::stratified_subset;
