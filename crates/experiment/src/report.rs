@@ -98,7 +98,7 @@ pub fn table(runs: &[RunSummary]) -> String {
 
 /// One line about a run: what, on what, how much of it poisoned.
 fn title(run: &RunSummary) -> String {
-    let mut title = format!("{} on {}", run.experiment, run.images.dataset);
+    let mut title = format!("{} on {}", run.run, run.images.dataset);
     if let Some(seed) = run.seeds.first() {
         let share = 100.0 * seed.poisoned_images as f64 / (seed.training_images as f64).max(1.0);
         let finished = run.seeds.iter().filter(|seed| seed.measurements().is_some()).count();

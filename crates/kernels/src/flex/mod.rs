@@ -10,7 +10,8 @@ mod tile;
 use burn::tensor::{DType, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use crate::convolution::stock;
+use crate::convolution::stock as stock_convolution;
+use crate::normalization::stock as stock_normalization;
 use crate::{ConvOptions, Kernels};
 use buffer::Buffer;
 use convolution::Geometry;
@@ -62,7 +63,7 @@ fn over<T>(gradient: FlexTensor, work: impl FnOnce(Gradient) -> T) -> (FlexTenso
 impl Kernels for Flex {
     fn conv2d_bias(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, options: ConvOptions) -> FlexTensor {
         if x.dtype() != DType::F32 {
-            return stock::forward::<Self>(x, weight, bias, options);
+            return stock_convolution::forward::<Self>(x, weight, bias, options);
         }
         let [out, _, rows, columns] = dims(&weight);
         let geometry = geometry(dims(&x), out, [rows, columns], options);
@@ -80,7 +81,7 @@ impl Kernels for Flex {
         options: ConvOptions,
     ) -> FlexTensor {
         if gradient.dtype() != DType::F32 {
-            return stock::input_gradient::<Self>(weight, gradient, size, options);
+            return stock_convolution::input_gradient::<Self>(weight, gradient, size, options);
         }
         let [out, channels, rows, columns] = dims(&weight);
         let shape = [dims::<4>(&gradient)[0], size[0], size[1], channels];
@@ -98,7 +99,7 @@ impl Kernels for Flex {
         options: ConvOptions,
     ) -> (FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock::weight_gradients::<Self>(x, gradient, kernel, options);
+            return stock_convolution::weight_gradients::<Self>(x, gradient, kernel, options);
         }
         let [_, _, _, out] = dims(&gradient);
         let geometry = geometry(dims(&x), out, kernel, options);
@@ -116,6 +117,9 @@ impl Kernels for Flex {
         beta: FlexTensor,
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::batch_norm_relu::<Self>(x, gamma, beta, epsilon);
+        }
         let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
         let statistics = normalization::statistics(slice(&x), slice(&gamma).len());
         let (scale, shift) = normalization::scale_and_shift(&statistics, slice(&gamma), slice(&beta), epsilon);
@@ -134,6 +138,11 @@ impl Kernels for Flex {
         gradient: FlexTensor,
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::batch_norm_relu_gradients::<Self>(
+                x, gamma, beta, mean, variance, gradient, epsilon,
+            );
+        }
         let [x, gamma, beta, mean, variance] = [x, gamma, beta, mean, variance].map(contiguous);
         let normalization = Normalization {
             gamma: slice(&gamma),
@@ -147,6 +156,9 @@ impl Kernels for Flex {
     }
 
     fn scale_shift_relu(x: FlexTensor, scale: FlexTensor, shift: FlexTensor) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::scale_shift_relu::<Self>(x, scale, shift);
+        }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
         let output = normalization::scale_shift_relu(slice(&x), slice(&scale), slice(&shift));
         // SAFETY: every row was written.
@@ -159,6 +171,9 @@ impl Kernels for Flex {
         shift: FlexTensor,
         gradient: FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient);
+        }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
         let (output, (scale, shift)) = over(gradient, |gradient| {
             normalization::scale_shift_relu_gradients(slice(&x), slice(&scale), slice(&shift), gradient)

@@ -196,6 +196,15 @@ pub(crate) enum ExportFormat {
     Cifar10,
 }
 
+impl From<ExportFormat> for patchdoor_data::export::ExportFormat {
+    fn from(format: ExportFormat) -> Self {
+        match format {
+            ExportFormat::Png => Self::PngFolder,
+            ExportFormat::Cifar10 => Self::Cifar10Binary,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
