@@ -320,7 +320,7 @@ impl PoisoningPlan {
                 return Err(invalid("rate", found, allowed));
             }
         }
-        let cover_count = (count as f64 * covers_per_poisoned.max(0.0)).round() as usize;
+        let cover_count = cover_count(count, covers_per_poisoned);
         if count + cover_count > set.len() {
             let found = format!("{}, which takes {count} poisoned and {cover_count} cover images", config.rate);
             return Err(invalid("rate", found, format!("no more than all {} images together", set.len())));
@@ -374,10 +374,16 @@ impl PoisoningPlan {
     ///
     /// # Panics
     ///
-    /// If `set` is not the one the plan was drawn for (as far as length, origins and labels tell), or if the trigger
-    /// returns an image of another shape.
+    /// If `set` is not the one the plan was drawn for (as far as length, origins and labels tell), if the plan has not
+    /// the cover images that the trigger asks for (see [`draw_for`](Self::draw_for)), or if the trigger returns an image
+    /// of another shape.
     pub fn apply(&self, set: &ImageSet, trigger: &dyn Trigger, seed: u64) -> ImageSet {
         assert_eq!(self.images, set.len(), "a plan is applied to the set it was drawn for");
+        assert_eq!(
+            self.covers.len(),
+            cover_count(self.examples.len(), trigger.covers_per_poisoned_image()),
+            "a plan has as many cover images as its trigger asks for; `draw_for` draws them"
+        );
         let check = |index: usize, origin: u32, label: u8| {
             assert!(
                 set.origin(index) == origin && set.label(index) == label,
@@ -410,6 +416,10 @@ impl PoisoningPlan {
             groups: set.groups.clone(),
         }
     }
+}
+
+fn cover_count(poisoned: usize, covers_per_poisoned: f64) -> usize {
+    (poisoned as f64 * covers_per_poisoned.max(0.0)).round() as usize
 }
 
 /// The images on which an attack's success is measured: those of `set` whose class the attack aims at (see
@@ -736,6 +746,13 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "`draw_for` draws them")]
+    fn cover_images_are_not_forgotten() {
+        let set = tiny(&[0; 10], 2);
+        PoisoningPlan::draw(&config(0.2), &set, 0).unwrap().apply(&set, &TellsClass, 0);
+    }
+
+    #[test]
     fn the_images_of_the_attack_look_as_among_all_triggered_images() {
         let set = tiny(&[0, 1, 2, 1], 3);
         let all = trigger_all_images(&set, &Noisy, 5);
@@ -784,6 +801,36 @@ mod tests {
                     prop_assert_eq!(poisoned.pixels(index), set.pixels(index));
                 }
             }
+        }
+
+        #[test]
+        fn every_rule_poisons_its_first_images_of_one_permutation(
+            labels in prop::collection::vec(0_u8..3, 30..60), rates in prop::array::uniform2(0.04_f64..=1.0), rule in 0..5_usize, seed: u64,
+        ) {
+            let set = tiny(&labels, 3);
+            let rule = [
+                LabelRule::AllToOne,
+                LabelRule::AllToAll,
+                LabelRule::SourceSpecific(SourceSpecific { source_class: 2 }),
+                LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages }),
+                LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }),
+            ][rule];
+            let mut plans = Vec::new();
+            for rate in [rates[0].min(rates[1]), rates[0].max(rates[1])] {
+                let config = with_rule(rate, rule);
+                let there = config.poisoned_class().map_or(set.len(), |class| set.class_counts()[usize::from(class)]);
+                let count = config.count_among(&set.class_counts());
+                let plan = PoisoningPlan::draw(&config, &set, seed);
+                prop_assert_eq!(plan.is_err(), count == 0 || count > there);
+                let Ok(plan) = plan else { return Ok(()) };
+                prop_assert_eq!(plan.examples().len(), count);
+                for example in plan.examples() {
+                    prop_assert!(config.poisoned_class().is_none_or(|class| class == example.original_label));
+                    prop_assert_eq!(example.poisoned_label, config.poisoned_label(example.original_label, 3));
+                }
+                plans.push(plan);
+            }
+            prop_assert!(plans[0].examples().iter().all(|example| plans[1].examples().contains(example)));
         }
 
         #[test]

@@ -127,6 +127,19 @@ impl PlacementConfig {
         problems
     }
 
+    /// Checks every field against the images of a data set of `classes` classes and returns all problems at once: what
+    /// [`validate`](Self::validate) checks, and that cells listed per class are listed for each.
+    pub fn validate_for(&self, shape: ImageShape, classes: usize) -> Vec<TriggerError> {
+        let mut problems = self.validate(shape);
+        if let CellsConfig::PerClass(lists) = &self.cells
+            && lists.len() != classes
+        {
+            let found = format!("{} lists", lists.len());
+            problems.push(invalid("cells.per-class", found, format!("one for each of {classes} classes")));
+        }
+        problems
+    }
+
     /// The shape of the images that the trigger must be valid for: one cell, or the whole image (see [`Fit`]).
     pub fn trigger_shape(&self, shape: ImageShape) -> ImageShape {
         match self.fit {
@@ -660,6 +673,10 @@ mod tests {
                 "cells.list is [1, 1] twice, expected distinct cells"
             ]
         );
+        let per_class = config(8, [0, 0], CellsConfig::PerClass(vec![vec![[0, 0]], vec![[1, 0]]]));
+        assert!(per_class.validate_for(SHAPE, 2).is_empty());
+        let problems: Vec<String> = per_class.validate_for(SHAPE, 3).iter().map(ToString::to_string).collect();
+        assert_eq!(problems, ["cells.per-class is 2 lists, expected one for each of 3 classes"]);
         assert_eq!(
             texts(&config(8, [0, 0], CellsConfig::Block(BlockCells { size: 9, anchor: Anchor::UpperLeft }))),
             ["cells.block.size is 9, expected 1 to 8 in a grid of 8x8"]
