@@ -108,6 +108,15 @@ mod tests {
     }
 
     #[test]
+    fn a_wave_runs_along_the_columns_of_every_row() {
+        let shape = ImageShape { height: 2, width: 4, channels: 1 };
+        let sig = SigConfig { frequency: 1.0, ..SigConfig::default() }.build(shape).unwrap();
+        let stamped = sig.stamp(&Image::new(shape, vec![100; 8]).unwrap(), &mut stream(0, ""));
+        // Sines of 0, 90, 180 and 270 degrees; that of 180 is a little above 0.
+        assert_eq!(stamped.pixels(), [100, 140, 100, 60, 100, 140, 100, 60]);
+    }
+
+    #[test]
     fn all_problems_are_reported_at_once() {
         let problems: Vec<String> =
             SigConfig { amplitude: 256.0, frequency: 0.0 }.validate().iter().map(ToString::to_string).collect();
