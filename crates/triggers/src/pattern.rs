@@ -11,7 +11,7 @@ use crate::error::invalid;
 /// A picture that is mixed into an image.
 ///
 /// In TOML `pattern = "face"`, `pattern.checker = { cell = 4 }`, `pattern.noise = {}`, or a file of the user's,
-/// `pattern.picture = { path = "hello-kitty.png" }`. The published pictures may not be passed on; ours are drawn.
+/// `pattern.picture = { path = "picture.png" }`. The published pictures may not be passed on; ours are drawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
