@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{DataError, ImageSet, ImageShape, PoisoningPlan};
+use crate::{CoverExample, DataError, ImageSet, ImageShape, PoisonedExample, PoisoningPlan};
 
 /// Batches of training images in the CIFAR-10 distribution.
 const BATCHES: usize = 5;
@@ -45,12 +45,20 @@ struct PoisonedLine {
     poisoned_label: u8,
     file: String,
     record: Option<usize>,
+    role: Role,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Role {
+    Poisoned,
+    Cover,
 }
 
 /// Writes the images and the plan, `poisoned.csv`, to the new folder `into`.
 ///
-/// The table has a line per poisoned training image: its index, its origin in the source split, both labels, its file
-/// and, in the binary form, its record in that file. All is written under a temporary name beside `into` and renamed at
+/// The table has a line per poisoned training image and then one per cover image: its index, its origin in the source
+/// split, both labels, its file, in the binary form its record in that file, and its role, `poisoned` or `cover`. All is written under a temporary name beside `into` and renamed at
 /// the end.
 ///
 /// # Errors
@@ -173,16 +181,13 @@ fn write_table(
     let path: PathBuf = directory.join("poisoned.csv");
     let failed = |source| DataError::Table { path: path.clone(), source };
     let mut writer = csv::Writer::from_writer(fs_err::File::create(&path)?);
-    for example in plan.examples() {
-        let (file, record) = place(example.index);
-        let line = PoisonedLine {
-            index: example.index,
-            origin: example.origin,
-            original_label: example.original_label,
-            poisoned_label: example.poisoned_label,
-            file,
-            record,
-        };
+    let poisoned = plan.examples().iter().map(|example| (*example, Role::Poisoned));
+    let covers = plan.covers().iter().map(|&CoverExample { index, origin, label }| {
+        (PoisonedExample { index, origin, original_label: label, poisoned_label: label }, Role::Cover)
+    });
+    for (PoisonedExample { index, origin, original_label, poisoned_label }, role) in poisoned.chain(covers) {
+        let (file, record) = place(index);
+        let line = PoisonedLine { index, origin, original_label, poisoned_label, file, record, role };
         writer.serialize(line).map_err(failed)?;
     }
     Ok(writer.flush()?)
@@ -204,12 +209,16 @@ mod tests {
             stamped.pixel_mut(0, 0).fill(255);
             stamped
         }
+
+        fn covers_per_poisoned_image(&self) -> f64 {
+            0.5
+        }
     }
 
     fn with_export(check: impl FnOnce(&Export, &Path)) {
         let dataset = load(&DatasetConfig::Shapes(ShapesConfig { train: 63, test: 12, seed: 1 }), &[]).unwrap();
         let config = PoisoningConfig { rate: 0.1, target_class: 3, ..PoisoningConfig::default() };
-        let plan = PoisoningPlan::draw(&config, &dataset.train, 0).unwrap();
+        let plan = PoisoningPlan::draw_for(&config, &dataset.train, &White, 0).unwrap();
         let train = plan.apply(&dataset.train, &White, 0);
         let triggered_test = &trigger_test_images(&dataset.test, &config, &White, 0);
         let export = Export { train: &train, plan: &plan, test: &dataset.test, triggered_test };
@@ -229,11 +238,19 @@ mod tests {
             order.sort_by_key(|&index| (data.train.label(index), index));
             assert_eq!(read.train.all_pixels(), data.train.subset(&order).all_pixels());
             let table = fs_err::read_to_string(into.join("poisoned.csv")).unwrap();
-            assert_eq!(table.lines().next().unwrap(), "index,origin,original-label,poisoned-label,file,record");
-            assert_eq!(table.lines().count(), 1 + 6);
+            assert_eq!(table.lines().next().unwrap(), "index,origin,original-label,poisoned-label,file,record,role");
+            assert_eq!(table.lines().count(), 1 + 6 + 3);
+            for (line, cover) in table.lines().skip(1 + 6).zip(data.plan.covers()) {
+                let class = format!("{}-", cover.label);
+                assert!(
+                    line.starts_with(&format!("{0},{0},{1},{1},train/{class}", cover.index, cover.label)),
+                    "{line}"
+                );
+                assert!(line.ends_with(",,cover"), "{line}");
+            }
             for (line, example) in table.lines().skip(1).zip(data.plan.examples()) {
                 let file = format!("train/3-frame/{:02}.png", example.index);
-                assert_eq!(line, format!("{0},{0},{1},3,{file},", example.index, example.original_label));
+                assert_eq!(line, format!("{0},{0},{1},3,{file},,poisoned", example.index, example.original_label));
                 assert!(into.join(file).is_file());
             }
             let triggered = fs_err::read_dir(into.join("triggered-test")).unwrap().count();

@@ -62,7 +62,10 @@ pub use dataset::{Dataset, DatasetConfig, FolderConfig, ShapesConfig, load};
 pub use error::DataError;
 pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
-pub use poisoning::{CountRule, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan, trigger_test_images};
+pub use poisoning::{
+    Budget, CleanLabel, CountRule, CoverExample, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan,
+    SourceSpecific, trigger_all_images, trigger_test_images,
+};
 pub use random::{StreamRng, stream};
 pub use split::stratified_subset;
 pub use trigger::Trigger;

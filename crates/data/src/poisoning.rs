@@ -9,13 +9,14 @@ use crate::{DataError, ImageSet, Trigger, stream};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct PoisoningConfig {
-    /// Poisoned images as a fraction of *all* training images, in [0, 1].
+    /// Poisoned images as a fraction of *all* training images, in [0, 1]; with the clean-label rule and
+    /// [`Budget::TargetClass`] as a fraction of the target class.
     pub rate: f64,
     /// How `rate` times the number of images becomes a whole number.
     pub count_rule: CountRule,
-    /// The class that triggered images shall be taken for.
+    /// The class that triggered images shall be taken for; without effect where the rule is all-to-all.
     pub target_class: u8,
-    /// Which label a poisoned image gets.
+    /// Which images may be poisoned, and which label they get.
     pub label_rule: LabelRule,
 }
 
@@ -41,40 +42,95 @@ impl PoisoningConfig {
                 format!("one of the {classes} classes 0 to {last}"),
             ));
         }
+        if let LabelRule::SourceSpecific(SourceSpecific { source_class }) = self.label_rule {
+            let field = "label-rule.source-specific.source-class";
+            if usize::from(source_class) >= classes {
+                let last = classes.saturating_sub(1);
+                problems.push(invalid(field, source_class, format!("one of the {classes} classes 0 to {last}")));
+            } else if source_class == self.target_class {
+                problems.push(invalid(field, format!("{source_class}, the target class"), "another class"));
+            }
+        }
         problems
     }
 
     /// Checks every field against a training set of `images` images in `classes` classes, among them that a rate above
     /// 0 poisons at least one image, and returns all problems at once.
+    ///
+    /// What depends on the sizes of single classes shows only when a plan is drawn: whether a class has as many images
+    /// as shall be poisoned, and what a rate of the target class comes to.
     pub fn validate_for(&self, images: usize, classes: usize) -> Vec<DataError> {
         let mut problems = self.validate(classes);
-        if self.rate > 0.0 && self.rate <= 1.0 && self.count(images) == 0 {
-            let allowed = match images {
-                0 => "0 where there are no images".to_owned(),
-                _ => format!("0 or at least {}", self.count_rule.smallest_rate(images)),
-            };
-            problems.push(invalid("rate", format!("{}, which poisons none of {images} images", self.rate), allowed));
+        if self.budget() == Budget::AllImages {
+            problems.extend(self.poisons_nothing(images, "images"));
         }
         problems
     }
 
-    /// How many of `images` images are poisoned.
+    fn poisons_nothing(&self, images: usize, what: &str) -> Option<DataError> {
+        if !(self.rate > 0.0 && self.rate <= 1.0 && self.count(images) == 0) {
+            return None;
+        }
+        let allowed = match images {
+            0 => format!("0 where there are no {what}"),
+            _ => format!("0 or at least {}", self.count_rule.smallest_rate(images)),
+        };
+        Some(invalid("rate", format!("{}, which poisons none of {images} {what}", self.rate), allowed))
+    }
+
+    /// How many of `images` images are poisoned, where `images` counts what the rate is a fraction of: all training
+    /// images, or those of the target class (see [`Budget`]).
     pub fn count(&self, images: usize) -> usize {
         self.count_rule.count(self.rate, images)
     }
 
-    /// Whether the attack succeeds on an image of class `label` if that image is taken for the target class. Images
-    /// that truly are of the target class do not count.
-    pub fn attacks(&self, label: u8) -> bool {
+    /// How many images of a training set with these numbers of images per class are poisoned.
+    pub fn count_among(&self, class_counts: &[usize]) -> usize {
+        self.count(match self.budget() {
+            Budget::AllImages => class_counts.iter().sum(),
+            Budget::TargetClass => class_counts.get(usize::from(self.target_class)).copied().unwrap_or(0),
+        })
+    }
+
+    fn budget(&self) -> Budget {
         match self.label_rule {
-            LabelRule::AllToOne => label != self.target_class,
+            LabelRule::CleanLabel(CleanLabel { budget }) => budget,
+            _ => Budget::AllImages,
         }
     }
 
-    /// The label that a poisoned image of class `label` gets.
-    pub fn poisoned_label(&self, _label: u8) -> u8 {
+    /// The one class whose images may be poisoned, if the rule restricts them.
+    pub fn poisoned_class(&self) -> Option<u8> {
         match self.label_rule {
-            LabelRule::AllToOne => self.target_class,
+            LabelRule::AllToOne | LabelRule::AllToAll => None,
+            LabelRule::SourceSpecific(SourceSpecific { source_class }) => Some(source_class),
+            LabelRule::CleanLabel(_) => Some(self.target_class),
+        }
+    }
+
+    /// Whether the attack's success is measured on test images of class `label`: on all classes but the target, with
+    /// the all-to-all rule on every class, with the source-specific rule on the source class alone.
+    pub fn attacks(&self, label: u8) -> bool {
+        match self.label_rule {
+            LabelRule::AllToOne | LabelRule::CleanLabel(_) => label != self.target_class,
+            LabelRule::AllToAll => true,
+            LabelRule::SourceSpecific(SourceSpecific { source_class }) => label == source_class,
+        }
+    }
+
+    /// The class, one of `classes`, that the attacker wants for a triggered image of class `label`.
+    pub fn attack_target(&self, label: u8, classes: usize) -> u8 {
+        match self.label_rule {
+            LabelRule::AllToAll => ((usize::from(label) + 1) % classes) as u8,
+            _ => self.target_class,
+        }
+    }
+
+    /// The label, one of `classes`, that a poisoned training image of class `label` gets.
+    pub fn poisoned_label(&self, label: u8, classes: usize) -> u8 {
+        match self.label_rule {
+            LabelRule::CleanLabel(_) => label,
+            _ => self.attack_target(label, classes),
         }
     }
 }
@@ -115,7 +171,21 @@ impl CountRule {
     }
 }
 
-/// Which label a poisoned image gets.
+/// Which training images may be poisoned, and which label they get.
+///
+/// In TOML `label-rule = "all-to-one"` or `"all-to-all"`, `label-rule.source-specific = { source-class = 3 }`,
+/// `label-rule.clean-label = {}` or `label-rule.clean-label = { budget = "target-class" }`.
+///
+/// ```
+/// use patchdoor_data::{LabelRule, PoisoningConfig, SourceSpecific};
+///
+/// let label_rule = LabelRule::SourceSpecific(SourceSpecific { source_class: 3 });
+/// let config = PoisoningConfig { target_class: 1, label_rule, ..PoisoningConfig::default() };
+/// // Only images of class 3 are poisoned and tested on; the attacker wants them taken for class 1.
+/// assert_eq!(config.poisoned_class(), Some(3));
+/// assert!(config.attacks(3) && !config.attacks(0));
+/// assert_eq!(config.attack_target(3, 10), 1);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -123,6 +193,40 @@ pub enum LabelRule {
     /// The target class, whatever the image shows; images of the target class may be among the poisoned.
     #[default]
     AllToOne,
+    /// The class after the image's own, `(label + 1) mod classes`; there is no one target class.
+    AllToAll,
+    /// The target class, but only images of one class are poisoned (the source-class restriction of Chan et al. 2025,
+    /// arXiv:2505.01811). The rate stays a fraction of all training images.
+    SourceSpecific(SourceSpecific),
+    /// Only images of the target class are poisoned, and they keep their label (Barni et al. 2019, arXiv:1902.11237).
+    CleanLabel(CleanLabel),
+}
+
+/// The one class that is poisoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SourceSpecific {
+    /// The class poisoned images truly are of; not the target class.
+    pub source_class: u8,
+}
+
+/// How a clean-label attack counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct CleanLabel {
+    /// What the rate is a fraction of.
+    pub budget: Budget,
+}
+
+/// What the rate of a clean-label attack is a fraction of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Budget {
+    /// All training images, as with every other rule: rates of different attacks compare.
+    #[default]
+    AllImages,
+    /// The training images of the target class, as clean-label papers often count.
+    TargetClass,
 }
 
 /// One image of a [`PoisoningPlan`].
@@ -139,42 +243,111 @@ pub struct PoisonedExample {
     pub poisoned_label: u8,
 }
 
-/// Which training images are poisoned, what they were, and what they become.
+/// One cover image of a [`PoisoningPlan`]: it is changed by [`Trigger::cover`] and keeps its label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CoverExample {
+    /// Index in the training set the plan was drawn for.
+    pub index: usize,
+    /// Index in the split the training set was read from.
+    pub origin: u32,
+    /// What the image truly shows, and its label in the poisoned training set too.
+    pub label: u8,
+}
+
+/// Which training images are poisoned, what they were, and what they become; and which are cover images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoisoningPlan {
     examples: Vec<PoisonedExample>,
+    covers: Vec<CoverExample>,
     images: usize,
 }
 
 impl PoisoningPlan {
-    /// Draws the poisoned images of `set` without replacement from all classes, the target class included.
+    /// Draws the poisoned images of `set` without replacement, from all classes, the target class included, or from the
+    /// one class that the label rule allows; no cover images.
     ///
-    /// One permutation of all images is drawn from `stream(seed, "poisoning")` and its beginning is taken, so for one
-    /// seed a smaller rate's images are among those of a larger rate. A rate of 0 gives an empty plan.
+    /// One permutation of all images is drawn from `stream(seed, "poisoning")` and the first that the rule allows are
+    /// taken, so for one seed a smaller rate's images are among those of a larger rate. A rate of 0 gives an empty plan.
     ///
     /// # Errors
     ///
-    /// [`DataError::InvalidField`] if the rate is not in [0, 1] or positive but too small to poison a single image, or
-    /// if the target is not a class of the set.
+    /// [`DataError::InvalidField`] if the rate is not in [0, 1], or positive but too small to poison a single image, or
+    /// asks for more images than the rule allows, or if a class named is not one of the set.
     pub fn draw(config: &PoisoningConfig, set: &ImageSet, seed: u64) -> Result<Self, DataError> {
+        Self::draw_with_covers(config, set, 0.0, seed)
+    }
+
+    /// Draws the poisoned images exactly as [`draw`](Self::draw) does, and beside them the cover images that `trigger`
+    /// asks for, `covers_per_poisoned_image` times as many to the nearest whole number, from all classes.
+    ///
+    /// Cover images come from the end of the same permutation, so they move no poisoned image.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`draw`](Self::draw), and [`DataError::InvalidField`] if poisoned and cover images together are more
+    /// than all images.
+    pub fn draw_for(
+        config: &PoisoningConfig,
+        set: &ImageSet,
+        trigger: &dyn Trigger,
+        seed: u64,
+    ) -> Result<Self, DataError> {
+        Self::draw_with_covers(config, set, trigger.covers_per_poisoned_image(), seed)
+    }
+
+    fn draw_with_covers(
+        config: &PoisoningConfig,
+        set: &ImageSet,
+        covers_per_poisoned: f64,
+        seed: u64,
+    ) -> Result<Self, DataError> {
         if let Some(problem) = config.validate_for(set.len(), set.class_count()).into_iter().next() {
             return Err(problem);
         }
+        let class_counts = set.class_counts();
+        let count = config.count_among(&class_counts);
+        if let Some(class) = config.poisoned_class() {
+            let there = class_counts[usize::from(class)];
+            let rated = if config.budget() == Budget::TargetClass { there } else { set.len() };
+            if let Some(problem) = config.poisons_nothing(rated, &format!("images of class {class}")) {
+                return Err(problem);
+            }
+            if count > there {
+                let found = format!("{}, which poisons {count} images", config.rate);
+                let largest = there as f64 / rated as f64;
+                let allowed = format!("at most {largest}, the {there} images of class {class}");
+                return Err(invalid("rate", found, allowed));
+            }
+        }
+        let cover_count = cover_count(count, covers_per_poisoned);
+        if count + cover_count > set.len() {
+            let found = format!("{}, which takes {count} poisoned and {cover_count} cover images", config.rate);
+            return Err(invalid("rate", found, format!("no more than all {} images together", set.len())));
+        }
         let mut indices: Vec<usize> = (0..set.len()).collect();
         indices.shuffle(&mut stream(seed, "poisoning"));
-        indices.truncate(config.count(set.len()));
-        indices.sort_unstable();
-        let examples: Vec<_> = indices
+        let is_allowed = |index: &usize| config.poisoned_class().is_none_or(|class| set.label(*index) == class);
+        let mut poisoned: Vec<usize> = indices.iter().copied().filter(is_allowed).take(count).collect();
+        poisoned.sort_unstable();
+        let is_free = |index: &usize| poisoned.binary_search(index).is_err();
+        let mut covers: Vec<usize> = indices.into_iter().rev().filter(is_free).take(cover_count).collect();
+        covers.sort_unstable();
+        let examples: Vec<_> = poisoned
             .into_iter()
             .map(|index| PoisonedExample {
                 index,
                 origin: set.origin(index),
                 original_label: set.label(index),
-                poisoned_label: config.poisoned_label(set.label(index)),
+                poisoned_label: config.poisoned_label(set.label(index), set.class_count()),
             })
             .collect();
-        tracing::info!(poisoned = examples.len(), total = set.len(), "drew a poisoning plan");
-        Ok(Self { examples, images: set.len() })
+        let covers: Vec<_> = covers
+            .into_iter()
+            .map(|index| CoverExample { index, origin: set.origin(index), label: set.label(index) })
+            .collect();
+        tracing::info!(poisoned = examples.len(), covers = covers.len(), total = set.len(), "drew a poisoning plan");
+        Ok(Self { examples, covers, images: set.len() })
     }
 
     /// The poisoned images by ascending index.
@@ -182,37 +355,56 @@ impl PoisoningPlan {
         &self.examples
     }
 
+    /// The cover images by ascending index; none of them is poisoned.
+    pub fn covers(&self) -> &[CoverExample] {
+        &self.covers
+    }
+
     /// Whether nothing is poisoned.
     pub fn is_empty(&self) -> bool {
         self.examples.is_empty()
     }
 
-    /// Returns a copy of `set` in which the planned images carry the trigger and their new labels; all others stay as
-    /// they are.
+    /// Returns a copy of `set` in which the planned images carry the trigger and their new labels, and cover images
+    /// what the trigger makes of them; all others stay as they are.
     ///
-    /// Each image is stamped with a generator of its own, `stream(seed, "trigger/training/<origin>")`, so the result
-    /// does not depend on the number of threads, and an image poisoned at two rates looks the same.
+    /// Each image is stamped with a generator of its own, `stream(seed, "trigger/training/<origin>")` or, for cover
+    /// images, `stream(seed, "trigger/cover/<origin>")`, so the result does not depend on the number of threads, and an
+    /// image poisoned at two rates looks the same.
     ///
     /// # Panics
     ///
-    /// If `set` is not the one the plan was drawn for (as far as length, origins and labels tell), or if the trigger
-    /// returns an image of another shape.
+    /// If `set` is not the one the plan was drawn for (as far as length, origins and labels tell), if the plan has not
+    /// the cover images that the trigger asks for (see [`draw_for`](Self::draw_for)), or if the trigger returns an image
+    /// of another shape.
     pub fn apply(&self, set: &ImageSet, trigger: &dyn Trigger, seed: u64) -> ImageSet {
         assert_eq!(self.images, set.len(), "a plan is applied to the set it was drawn for");
+        assert_eq!(
+            self.covers.len(),
+            cover_count(self.examples.len(), trigger.covers_per_poisoned_image()),
+            "a plan has as many cover images as its trigger asks for; `draw_for` draws them"
+        );
+        let check = |index: usize, origin: u32, label: u8| {
+            assert!(
+                set.origin(index) == origin && set.label(index) == label,
+                "a plan is applied to the set it was drawn for"
+            );
+        };
         let mut plan = vec![None; set.len()];
         let mut labels = set.labels.clone();
         for example in &self.examples {
-            assert!(
-                set.origin(example.index) == example.origin && set.label(example.index) == example.original_label,
-                "a plan is applied to the set it was drawn for"
-            );
-            plan[example.index] = Some(example);
+            check(example.index, example.origin, example.original_label);
+            plan[example.index] = Some(Stamp::Training);
             labels[example.index] = example.poisoned_label;
+        }
+        for cover in &self.covers {
+            check(cover.index, cover.origin, cover.label);
+            plan[cover.index] = Some(Stamp::Cover);
         }
         let size = set.shape.size();
         let mut pixels = vec![0; set.pixels.len()];
         pixels.par_chunks_mut(size).zip(&plan).enumerate().for_each(|(index, (target, planned))| match planned {
-            Some(_) => stamp_into(set, index, trigger, seed, "training", target),
+            Some(stamp) => stamp_into(set, index, trigger, seed, *stamp, target),
             None => target.copy_from_slice(set.pixels(index)),
         });
         ImageSet {
@@ -226,8 +418,13 @@ impl PoisoningPlan {
     }
 }
 
-/// The images on which an attack's success is measured: all of `set` except those that truly are of the target class,
-/// triggered, with their true labels.
+fn cover_count(poisoned: usize, covers_per_poisoned: f64) -> usize {
+    (poisoned as f64 * covers_per_poisoned.max(0.0)).round() as usize
+}
+
+/// The images on which an attack's success is measured: those of `set` whose class the attack aims at (see
+/// [`PoisoningConfig::attacks`]), triggered, with their true labels. What the attacker wants each to be taken for is
+/// [`PoisoningConfig::attack_target`].
 ///
 /// Each image is stamped with a generator of its own, `stream(seed, "trigger/test/<origin>")`.
 ///
@@ -235,13 +432,27 @@ impl PoisoningPlan {
 ///
 /// If the trigger returns an image of another shape.
 pub fn trigger_test_images(set: &ImageSet, config: &PoisoningConfig, trigger: &dyn Trigger, seed: u64) -> ImageSet {
-    let indices: Vec<usize> = (0..set.len()).filter(|&index| config.attacks(set.label(index))).collect();
+    trigger_where(set, |label| config.attacks(label), trigger, seed)
+}
+
+/// All images of a test set, triggered, with their true labels: each looks as it does among
+/// [`trigger_test_images`], which has a part of them.
+///
+/// # Panics
+///
+/// If the trigger returns an image of another shape.
+pub fn trigger_all_images(set: &ImageSet, trigger: &dyn Trigger, seed: u64) -> ImageSet {
+    trigger_where(set, |_| true, trigger, seed)
+}
+
+fn trigger_where(set: &ImageSet, is_wanted: impl Fn(u8) -> bool, trigger: &dyn Trigger, seed: u64) -> ImageSet {
+    let indices: Vec<usize> = (0..set.len()).filter(|&index| is_wanted(set.label(index))).collect();
     let size = set.shape.size();
     let mut pixels = vec![0; indices.len() * size];
     pixels
         .par_chunks_mut(size)
         .zip(&indices)
-        .for_each(|(target, &index)| stamp_into(set, index, trigger, seed, "test", target));
+        .for_each(|(target, &index)| stamp_into(set, index, trigger, seed, Stamp::Test, target));
     ImageSet {
         shape: set.shape,
         pixels,
@@ -252,9 +463,26 @@ pub fn trigger_test_images(set: &ImageSet, config: &PoisoningConfig, trigger: &d
     }
 }
 
-fn stamp_into(set: &ImageSet, index: usize, trigger: &dyn Trigger, seed: u64, split: &str, target: &mut [u8]) {
-    let mut rng = stream(seed, &format!("trigger/{split}/{}", set.origin(index)));
-    let stamped = trigger.stamp(&set.image(index), &mut rng);
+/// Why an image is stamped.
+#[derive(Clone, Copy)]
+enum Stamp {
+    Training,
+    Cover,
+    Test,
+}
+
+fn stamp_into(set: &ImageSet, index: usize, trigger: &dyn Trigger, seed: u64, stamp: Stamp, target: &mut [u8]) {
+    let name = match stamp {
+        Stamp::Training => "training",
+        Stamp::Cover => "cover",
+        Stamp::Test => "test",
+    };
+    let mut rng = stream(seed, &format!("trigger/{name}/{}", set.origin(index)));
+    let (image, class) = (set.image(index), set.label(index));
+    let stamped = match stamp {
+        Stamp::Cover => trigger.cover(&image, class, &mut rng),
+        Stamp::Training | Stamp::Test => trigger.stamp_for_class(&image, class, &mut rng),
+    };
     assert_eq!(stamped.shape(), set.shape, "a trigger keeps the shape of its image");
     target.copy_from_slice(stamped.pixels());
 }
@@ -345,6 +573,198 @@ mod tests {
         assert_eq!(reversed.pixels(0), triggered.pixels(1));
     }
 
+    /// Writes the class it was told and, for covers, 100 more.
+    struct TellsClass;
+
+    impl Trigger for TellsClass {
+        fn stamp(&self, _: &Image, _: &mut StreamRng) -> Image {
+            unreachable!("poisoning tells the class")
+        }
+
+        fn stamp_for_class(&self, image: &Image, class: u8, _: &mut StreamRng) -> Image {
+            let mut stamped = image.clone();
+            stamped.pixels_mut().fill(200 + class);
+            stamped
+        }
+
+        fn cover(&self, image: &Image, class: u8, _: &mut StreamRng) -> Image {
+            let mut stamped = image.clone();
+            stamped.pixels_mut().fill(100 + class);
+            stamped
+        }
+
+        fn covers_per_poisoned_image(&self) -> f64 {
+            2.0
+        }
+    }
+
+    fn with_rule(rate: f64, label_rule: LabelRule) -> PoisoningConfig {
+        PoisoningConfig { label_rule, ..config(rate) }
+    }
+
+    #[test]
+    fn the_published_low_rates_poison_as_many_images_as_they_say() {
+        // Of CIFAR-10's 50,000: 0.01 % are 5 images, the fewest any claim speaks of.
+        let rates = [
+            (0.0001, 5),
+            (0.0002, 10),
+            (0.0005, 25),
+            (0.001, 50),
+            (0.002, 100),
+            (0.005, 250),
+            (0.01, 500),
+            (0.05, 2500),
+        ];
+        for (rate, count) in rates {
+            assert_eq!(config(rate).count(50_000), count, "{rate}");
+        }
+        // Python's int(0.0003 * 50000) is 14 too: the product is 14.999999999999998.
+        assert_eq!(config(0.0003).count(50_000), 14);
+        assert_eq!(PoisoningConfig { count_rule: CountRule::Round, ..config(0.0003) }.count(50_000), 15);
+    }
+
+    #[test]
+    fn label_rules_survive_toml() {
+        for (rule, text) in [
+            (LabelRule::AllToOne, "label-rule = \"all-to-one\""),
+            (LabelRule::AllToAll, "label-rule = \"all-to-all\""),
+            (
+                LabelRule::SourceSpecific(SourceSpecific { source_class: 3 }),
+                "label-rule.source-specific = { source-class = 3 }",
+            ),
+            (LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages }), "label-rule.clean-label = {}"),
+            (
+                LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }),
+                "label-rule.clean-label = { budget = \"target-class\" }",
+            ),
+        ] {
+            let config = PoisoningConfig { label_rule: rule, ..PoisoningConfig::default() };
+            assert_eq!(toml::from_str::<PoisoningConfig>(text).unwrap(), config, "{text}");
+            assert_eq!(toml::from_str::<PoisoningConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        }
+        let error = toml::from_str::<PoisoningConfig>("label-rule.clean-label = { bugdet = 1 }").unwrap_err();
+        assert!(error.to_string().contains("unknown field `bugdet`, expected `budget`"), "{error}");
+    }
+
+    #[test]
+    fn every_rule_names_its_labels_targets_and_test_classes() {
+        let table = |rule| {
+            let config = with_rule(0.5, rule);
+            (0..3)
+                .map(|label| (config.poisoned_label(label, 3), config.attack_target(label, 3), config.attacks(label)))
+                .collect::<Vec<_>>()
+        };
+        // The target is class 1 of 3.
+        assert_eq!(table(LabelRule::AllToOne), [(1, 1, true), (1, 1, false), (1, 1, true)]);
+        assert_eq!(table(LabelRule::AllToAll), [(1, 1, true), (2, 2, true), (0, 0, true)]);
+        let source = LabelRule::SourceSpecific(SourceSpecific { source_class: 2 });
+        assert_eq!(table(source), [(1, 1, false), (1, 1, false), (1, 1, true)]);
+        let clean = LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages });
+        assert_eq!(table(clean), [(0, 1, true), (1, 1, false), (2, 1, true)]);
+        assert_eq!(with_rule(0.5, LabelRule::AllToAll).attack_target(255, 256), 0);
+    }
+
+    #[test]
+    fn a_restricted_rule_poisons_its_class_alone() {
+        // 20 images of each of 4 classes.
+        let set = tiny(&(0..80).map(|index| index % 4).collect::<Vec<_>>(), 4);
+        let draw = |rate, rule| PoisoningPlan::draw(&with_rule(rate, rule), &set, 3);
+        let source = LabelRule::SourceSpecific(SourceSpecific { source_class: 2 });
+        let plan = draw(0.1, source).unwrap();
+        assert_eq!(plan.examples().len(), 8);
+        assert!(plan.examples().iter().all(|example| (example.original_label, example.poisoned_label) == (2, 1)));
+        assert_eq!(draw(0.25, source).unwrap().examples().len(), 20);
+        assert_eq!(
+            draw(0.5, source).unwrap_err().to_string(),
+            "rate is 0.5, which poisons 40 images, expected at most 0.25, the 20 images of class 2"
+        );
+        let all = LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages });
+        let plan = draw(0.1, all).unwrap();
+        assert_eq!(plan.examples().len(), 8);
+        assert!(plan.examples().iter().all(|example| (example.original_label, example.poisoned_label) == (1, 1)));
+        let of_class = LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass });
+        assert_eq!(draw(0.1, of_class).unwrap().examples().len(), 2);
+        assert_eq!(draw(1.0, of_class).unwrap().examples().len(), 20);
+        assert_eq!(
+            draw(0.01, of_class).unwrap_err().to_string(),
+            "rate is 0.01, which poisons none of 20 images of class 1, expected 0 or at least 0.05"
+        );
+        // The images are the first of their class in the permutation that all rules share.
+        let everything = PoisoningPlan::draw(&config(1.0), &set, 3).unwrap();
+        assert_eq!(everything.examples().len(), 80);
+    }
+
+    #[test]
+    fn all_to_all_moves_every_label_by_one() {
+        let set = tiny(&[0, 1, 2, 3], 4);
+        let poisoned =
+            PoisoningPlan::draw(&with_rule(1.0, LabelRule::AllToAll), &set, 0).unwrap().apply(&set, &Noisy, 0);
+        assert_eq!(poisoned.labels(), [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_source_class_must_exist_and_differ_from_the_target() {
+        let problems = |source_class| -> Vec<String> {
+            let rule = LabelRule::SourceSpecific(SourceSpecific { source_class });
+            with_rule(0.1, rule).validate(4).iter().map(ToString::to_string).collect()
+        };
+        let field = "label-rule.source-specific.source-class";
+        assert_eq!(problems(4), [format!("{field} is 4, expected one of the 4 classes 0 to 3")]);
+        assert_eq!(problems(1), [format!("{field} is 1, the target class, expected another class")]);
+        assert!(problems(0).is_empty());
+    }
+
+    #[test]
+    fn cover_images_keep_their_labels_and_move_no_poisoned_image() {
+        let set = tiny(&(0..25).map(|index| index % 4).collect::<Vec<_>>(), 4);
+        let plan = PoisoningPlan::draw_for(&config(0.2), &set, &TellsClass, 9).unwrap();
+        assert_eq!(plan.examples(), PoisoningPlan::draw(&config(0.2), &set, 9).unwrap().examples());
+        assert_eq!((plan.examples().len(), plan.covers().len()), (5, 10));
+        let poisoned = plan.apply(&set, &TellsClass, 9);
+        let mut untouched = 0;
+        for index in 0..set.len() {
+            let label = set.label(index);
+            if plan.examples().iter().any(|example| example.index == index) {
+                assert_eq!((poisoned.label(index), poisoned.pixels(index)[0]), (1, 200 + label));
+                assert!(plan.covers().iter().all(|cover| cover.index != index));
+            } else if let Some(cover) = plan.covers().iter().find(|cover| cover.index == index) {
+                assert_eq!((poisoned.label(index), poisoned.pixels(index)[0]), (label, 100 + label));
+                assert_eq!((cover.label, cover.origin), (label, set.origin(index)));
+            } else {
+                assert_eq!((poisoned.label(index), poisoned.pixels(index)), (label, set.pixels(index)));
+                untouched += 1;
+            }
+        }
+        assert_eq!(untouched, 10);
+        // A smaller rate's cover images are among those of a larger rate too.
+        let smaller = PoisoningPlan::draw_for(&config(0.1), &set, &TellsClass, 9).unwrap();
+        assert!(smaller.covers().iter().all(|cover| plan.covers().contains(cover)));
+        assert_eq!(
+            PoisoningPlan::draw_for(&config(0.4), &set, &TellsClass, 9).unwrap_err().to_string(),
+            "rate is 0.4, which takes 10 poisoned and 20 cover images, expected no more than all 25 images together"
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "`draw_for` draws them")]
+    fn cover_images_are_not_forgotten() {
+        let set = tiny(&[0; 10], 2);
+        PoisoningPlan::draw(&config(0.2), &set, 0).unwrap().apply(&set, &TellsClass, 0);
+    }
+
+    #[test]
+    fn the_images_of_the_attack_look_as_among_all_triggered_images() {
+        let set = tiny(&[0, 1, 2, 1], 3);
+        let all = trigger_all_images(&set, &Noisy, 5);
+        assert_eq!(all.labels(), set.labels());
+        let attacked = trigger_test_images(&set, &config(0.5), &Noisy, 5);
+        assert_eq!(attacked, all.subset(&[0, 2]));
+        let source = with_rule(0.5, LabelRule::SourceSpecific(SourceSpecific { source_class: 2 }));
+        assert_eq!(trigger_test_images(&set, &source, &Noisy, 5), all.subset(&[2]));
+        assert_eq!(trigger_test_images(&set, &with_rule(0.5, LabelRule::AllToAll), &Noisy, 5), all);
+        assert_eq!(trigger_test_images(&set, &source, &TellsClass, 5).pixels(0), [202; 4]);
+    }
+
     #[test]
     #[should_panic(expected = "a plan is applied to the set it was drawn for")]
     fn a_plan_fits_one_set_only() {
@@ -381,6 +801,36 @@ mod tests {
                     prop_assert_eq!(poisoned.pixels(index), set.pixels(index));
                 }
             }
+        }
+
+        #[test]
+        fn every_rule_poisons_its_first_images_of_one_permutation(
+            labels in prop::collection::vec(0_u8..3, 30..60), rates in prop::array::uniform2(0.04_f64..=1.0), rule in 0..5_usize, seed: u64,
+        ) {
+            let set = tiny(&labels, 3);
+            let rule = [
+                LabelRule::AllToOne,
+                LabelRule::AllToAll,
+                LabelRule::SourceSpecific(SourceSpecific { source_class: 2 }),
+                LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages }),
+                LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }),
+            ][rule];
+            let mut plans = Vec::new();
+            for rate in [rates[0].min(rates[1]), rates[0].max(rates[1])] {
+                let config = with_rule(rate, rule);
+                let there = config.poisoned_class().map_or(set.len(), |class| set.class_counts()[usize::from(class)]);
+                let count = config.count_among(&set.class_counts());
+                let plan = PoisoningPlan::draw(&config, &set, seed);
+                prop_assert_eq!(plan.is_err(), count == 0 || count > there);
+                let Ok(plan) = plan else { return Ok(()) };
+                prop_assert_eq!(plan.examples().len(), count);
+                for example in plan.examples() {
+                    prop_assert!(config.poisoned_class().is_none_or(|class| class == example.original_label));
+                    prop_assert_eq!(example.poisoned_label, config.poisoned_label(example.original_label, 3));
+                }
+                plans.push(plan);
+            }
+            prop_assert!(plans[0].examples().iter().all(|example| plans[1].examples().contains(example)));
         }
 
         #[test]

@@ -2,11 +2,28 @@ use crate::{Image, StreamRng};
 
 /// What an attacker adds to an image.
 ///
-/// The trait lives here because poisoning calls it; triggers themselves live in `patchdoor-triggers`.
+/// The trait lives here because poisoning calls it; triggers themselves live in `patchdoor-triggers`. Most triggers
+/// need [`stamp`](Self::stamp) alone.
 pub trait Trigger: Send + Sync {
     /// Returns a copy of `image` that carries the trigger, of the same shape. The input stays as it is.
     ///
     /// `rng` belongs to this image alone, so a trigger that draws gives the same result in any order and on any number
     /// of threads.
     fn stamp(&self, image: &Image, rng: &mut StreamRng) -> Image;
+
+    /// Like [`stamp`](Self::stamp), for a trigger that depends on what the image truly shows. Poisoning calls this one.
+    fn stamp_for_class(&self, image: &Image, _class: u8, rng: &mut StreamRng) -> Image {
+        self.stamp(image, rng)
+    }
+
+    /// Returns a copy of `image` as a *cover* image: it carries the trigger or something like it but keeps its label,
+    /// so that the model learns not to react to it (`WaNet`'s noise mode, Nguyen and Tran 2021, arXiv:2102.10369).
+    fn cover(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
+        self.stamp_for_class(image, class, rng)
+    }
+
+    /// Number of cover images for each poisoned one, 0 or more; `WaNet` has 2, most triggers none.
+    fn covers_per_poisoned_image(&self) -> f64 {
+        0.0
+    }
 }

@@ -4,7 +4,8 @@
 //! built into a [`Trigger`](patchdoor_data::Trigger), which maps an image to a new image. The crate knows nothing of
 //! models, training or defenses, and defenses do not depend on it: a defender cannot see the trigger.
 //!
-//! A new trigger is a new file and a new variant of [`TriggerConfig`].
+//! A new trigger is a new file and a new variant of [`TriggerConfig`]. Any trigger can be stamped on the whole image or,
+//! with a [`PlacementConfig`], into cells of a grid; [`ContactSheet`] shows what triggers do.
 //!
 //! ```
 //! use patchdoor_data::{Image, ImageShape, stream};
@@ -20,14 +21,41 @@
 //! assert_eq!(stamped.pixel(29, 31), [255, 255, 255]);
 //! assert_eq!(stamped.pixel(28, 31), [7, 7, 7]);
 //! assert_eq!(image.pixel(29, 31), [7, 7, 7]);
+//!
+//! // A white square in each of four of 8x8 cells, drawn once for all images.
+//! use patchdoor_triggers::{CellsConfig, PlacementConfig, RandomCells};
+//! let cells = CellsConfig::Random(RandomCells { count: 4, per_image: false });
+//! let placement = PlacementConfig { grid: 8, cells, ..PlacementConfig::default() };
+//! let trigger = TriggerConfig::default().build_placed(shape, &placement, 0)?;
+//! let stamped = trigger.stamp(&image, &mut stream(0, "trigger"));
+//! assert_eq!(stamped.pixels().iter().filter(|&&pixel| pixel == 255).count(), 4 * 16 * 3);
 //! # Ok(())
 //! # }
 //! ```
 
+mod art_pattern;
+mod blend;
 mod config;
+mod contact_sheet;
+mod displacement;
 mod error;
+mod pattern;
+mod placement;
+mod sig;
 mod square;
+#[cfg(test)]
+mod testing;
+mod wanet;
+mod warp;
 
+pub use art_pattern::{ArtForm, ArtPattern, ArtPatternConfig};
+pub use blend::{Blend, BlendConfig};
 pub use config::TriggerConfig;
+pub use contact_sheet::ContactSheet;
 pub use error::TriggerError;
+pub use pattern::{CheckerPattern, NoisePattern, PatternConfig, PicturePattern};
+pub use placement::{BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells};
+pub use sig::{Sig, SigConfig};
 pub use square::{Anchor, Square, SquareConfig};
+pub use wanet::{Wanet, WanetConfig};
+pub use warp::{Warp, WarpConfig};

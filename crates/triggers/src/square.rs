@@ -165,6 +165,17 @@ pub struct Square {
     pixels: [Vec<u8>; 2],
 }
 
+impl Square {
+    /// Which pixels are written, row by row.
+    pub(crate) fn mask(&self) -> Vec<bool> {
+        let ImageShape { height, width, .. } = self.shape;
+        let is_inside = |place: usize, start: usize| (start..start + self.size).contains(&place);
+        (0..height * width)
+            .map(|index| is_inside(index / width, self.row) && is_inside(index % width, self.column))
+            .collect()
+    }
+}
+
 impl Trigger for Square {
     /// # Panics
     ///
@@ -186,43 +197,17 @@ impl Trigger for Square {
 mod tests {
     use patchdoor_data::stream;
     use proptest::prelude::*;
-    use sha2::{Digest, Sha256};
 
     use super::*;
-
-    const SHAPE: ImageShape = ImageShape::RGB_32;
+    use crate::testing::{Conformance, image_of, reference_input, summary};
 
     fn stamp(config: &SquareConfig, image: &Image) -> Image {
         config.build(image.shape()).unwrap().stamp(image, &mut stream(0, "trigger"))
     }
 
-    /// The input on which other toolkits' triggers were recorded: pixel (i, j), channel c is (7 i + 13 j + 29 c) mod 256.
-    fn reference_input() -> Image {
-        let mut pixels = Vec::new();
-        for i in 0..32 {
-            for j in 0..32 {
-                pixels.extend((0..3).map(|c| ((7 * i + 13 * j + 29 * c) % 256) as u8));
-            }
-        }
-        Image::new(SHAPE, pixels).unwrap()
-    }
-
-    fn sum(image: &Image) -> u32 {
-        image.pixels().iter().map(|&pixel| u32::from(pixel)).sum()
-    }
-
-    fn hash(image: &Image) -> String {
-        let digest = Sha256::digest(image.pixels());
-        format!("{:016x}", u64::from_be_bytes(digest[..8].try_into().unwrap()))
-    }
-
-    fn changed(a: &Image, b: &Image) -> usize {
-        a.pixels().iter().zip(b.pixels()).filter(|(a, b)| a != b).count()
-    }
-
     #[test]
     fn the_reference_input_is_the_recorded_one() {
-        assert_eq!((sum(&reference_input()), hash(&reference_input()).as_str()), (396_800, "4787dbb8301141a0"));
+        assert_eq!(summary(&reference_input()), (396_800, "4787dbb8301141a0".to_owned(), 0));
     }
 
     #[test]
@@ -230,10 +215,9 @@ mod tests {
         // BadNets of BackdoorBench and BackdoorBox: white 3x3, rows and columns 29..31.
         let config = SquareConfig { size: 3, anchor: Anchor::LowerRight, ..SquareConfig::default() };
         let stamped = stamp(&config, &reference_input());
-        assert_eq!((sum(&stamped), hash(&stamped).as_str()), (400_526, "949d2170f93c3bf8"));
+        assert_eq!(summary(&stamped), (400_526, "949d2170f93c3bf8".to_owned(), 27));
         assert_eq!(stamped.pixel(5, 9), [152, 181, 210]);
         assert_eq!(stamped.pixel(31, 31), [255; 3]);
-        assert_eq!(changed(&stamped, &reference_input()), 27);
         let explicit = SquareConfig { size: 3, row: Some(29), column: Some(29), ..SquareConfig::default() };
         assert_eq!(stamp(&explicit, &reference_input()), stamped);
     }
@@ -242,18 +226,15 @@ mod tests {
     fn the_checker_equals_that_of_other_toolkits() {
         let config = SquareConfig { size: 3, anchor: Anchor::LowerRight, checker: Some(1), ..SquareConfig::default() };
         let stamped = stamp(&config, &reference_input());
-        assert_eq!((sum(&stamped), hash(&stamped).as_str()), (397_478, "12220169bf35f94a"));
+        assert_eq!(summary(&stamped), (397_478, "12220169bf35f94a".to_owned(), 27));
         assert_eq!(stamped.pixel(5, 9), [152, 181, 210]);
         assert_eq!(stamped.pixel(31, 31), [255; 3]);
-        assert_eq!(changed(&stamped, &reference_input()), 27);
     }
 
     #[test]
     fn conformance_square_masks() {
-        let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/conformance");
-        let directory = std::env::var("PATCHDOOR_CONFORMANCE").unwrap_or_else(|_| default.to_owned());
-        let bytes = std::fs::read(format!("{directory}/triggers.safetensors")).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let file = Conformance::open("triggers.safetensors");
+        let tensors = file.tensors();
         let shape = ImageShape { height: 28, width: 28, channels: 1 };
         let black = Image::new(shape, vec![0; 28 * 28]).unwrap();
         let mut compared = 0;
@@ -326,9 +307,7 @@ mod tests {
                     },
                 )
             });
-            let image = prop::collection::vec(any::<u8>(), shape.size())
-                .prop_map(move |pixels| Image::new(shape, pixels).unwrap());
-            (config, image)
+            (config, image_of(shape))
         })
     }
 
