@@ -65,7 +65,7 @@ fn a_killed_run_ends_with_the_weights_of_an_uninterrupted_one() {
     assert!(!bench.run_directory().join("summary.json").exists());
 
     let resumed = bench.run(&["run", "longer.toml"]).expect(0);
-    assert!(resumed.err().contains("resum"), "it says that it resumes:\n{}", resumed.err());
+    assert!(resumed.err().contains("backdoored: goes on after epoch"), "it says that it resumes:\n{}", resumed.err());
     assert_eq!(weights(&bench), uninterrupted());
 }
 

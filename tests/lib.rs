@@ -18,7 +18,9 @@ pub fn runner() -> &'static Path {
         // target/PROFILE/deps/test
         let profile = test.ancestors().nth(2).expect("tests lie two folders below the target folder");
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "patchdoor-experiment", "--bin", "patchdoor"]);
+        // All of the workspace, as the tests themselves were built: with one package alone other features
+        // would be chosen, and much compiled again.
+        build.args(["build", "--quiet", "--workspace", "--all-targets"]);
         if profile.ends_with("release") {
             build.arg("--release");
         }

@@ -16,7 +16,7 @@ fn a_run_directory_explains_itself() {
     bench.file("small.toml", SMALL);
     let finished = bench.run(&["run", "small.toml"]).expect(0);
     assert!(finished.out().contains("attack success rate (ASR)"), "{}", finished.out());
-    assert!(finished.err().contains("220 training images, 22 of them poisoned"), "it says what it will do");
+    assert!(finished.err().contains("216 training images, 21 of them poisoned"), "it says what it will do");
 
     let directory = bench.run_directory();
     let read = |name: &str| std::fs::read_to_string(directory.join(name)).expect(name);
@@ -24,9 +24,9 @@ fn a_run_directory_explains_itself() {
     let environment = json(&read("environment.json"));
     assert_eq!(environment["backend"], "flex");
     assert!(environment["burn"].as_str().is_some_and(|version| version.starts_with("0.21")));
-    // 24 images a class, round(2.4) = 2 of each held out: 220 for training, int(0.1 * 220) = 22 poisoned.
+    // 240 images, a tenth held out: 216 for training, int(0.1 * 216) = 21 poisoned.
     let poisoned = read("seed-0/poisoned-indices.csv");
-    assert_eq!(poisoned.lines().count(), 1 + 22, "{poisoned}");
+    assert_eq!(poisoned.lines().count(), 1 + 21, "{poisoned}");
     assert!(poisoned.lines().skip(1).all(|line| line.split(',').nth(3) == Some("0")), "all become class 0");
     assert_eq!(read("seed-0/metrics.jsonl").lines().count(), 4, "one line per epoch");
     assert!(directory.join("seed-0/weights.safetensors").exists());

@@ -127,14 +127,34 @@ fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
         }
         other => Problem { field: table.clone(), found: other.to_string(), allowed: "a valid model".into() },
     }));
-    let table = format!("trigger.{}", choice_name(&config.trigger));
-    problems.extend(config.trigger.validate(facts.shape).into_iter().map(|error| match error {
+    let mut shape = facts.shape;
+    if let Some(placement) = &config.placement {
+        let found = placement.validate_for(shape, classes);
+        if found.is_empty() {
+            shape = placement.trigger_shape(shape);
+        }
+        problems.extend(from_trigger("placement", found));
+        if placement.surrogate().is_some() {
+            problems.push(Problem {
+                field: "placement.cells".into(),
+                found: choice_name(&placement.cells),
+                allowed: "all, random, block, list or per-class; no surrogate is trained yet to count selections"
+                    .into(),
+            });
+        }
+    }
+    problems.extend(from_trigger(&format!("trigger.{}", choice_name(&config.trigger)), config.trigger.validate(shape)));
+    problems
+}
+
+/// The problems a table of the triggers crate finds with itself, with the table's path in front.
+fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
+    errors.into_iter().map(move |error| match error {
         TriggerError::InvalidField { field, found, allowed } => {
             Problem { field: format!("{table}.{field}"), found, allowed }
         }
-        other => Problem { field: table.clone(), found: other.to_string(), allowed: "a valid trigger".into() },
-    }));
-    problems
+        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
+    })
 }
 
 /// The problems a table of the data crate finds with itself, with the table's path in front.

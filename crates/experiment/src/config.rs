@@ -1,7 +1,7 @@
 use patchdoor_data::{AugmentationConfig, DatasetConfig, PoisoningConfig};
 use patchdoor_model::ClassifierConfig;
 use patchdoor_train::TrainingConfig;
-use patchdoor_triggers::TriggerConfig;
+use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
 /// An experiment as written in a TOML file.
@@ -28,6 +28,9 @@ pub struct ExperimentConfig {
     pub poisoning: PoisoningConfig,
     /// What is added to an image.
     pub trigger: TriggerConfig,
+    /// In which cells of the image; where the trigger itself says if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementConfig>,
     /// The classifier.
     pub model: ClassifierConfig,
     /// How it is trained.

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use patchdoor_data::{DatasetConfig, ShapesConfig};
+use patchdoor_data::{Budget, CleanLabel, DatasetConfig, LabelRule, PoisoningConfig, ShapesConfig};
 use patchdoor_model::ClassifierConfig;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -231,8 +231,13 @@ pub(crate) fn counts(config: &ExperimentConfig, facts: DatasetFacts) -> ImageCou
         training,
         validation,
         test: config.data.test_images.or(facts.test_images),
-        poisoned: training.map(|images| config.poisoning.count(images)),
+        poisoned: training.filter(|_| is_of_all_images(&config.poisoning)).map(|images| config.poisoning.count(images)),
     }
+}
+
+/// Whether the poisoning rate is a fraction of all training images, whose number is known before they are read.
+fn is_of_all_images(poisoning: &PoisoningConfig) -> bool {
+    !matches!(poisoning.label_rule, LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }))
 }
 
 /// The whole number nearest to a share of some images.

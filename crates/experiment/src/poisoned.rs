@@ -6,6 +6,8 @@ use patchdoor_data::{PoisoningPlan, trigger_test_images};
 
 use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::progress::Console;
+
+use crate::run::build_trigger;
 use crate::{Plan, RunError};
 
 /// What an export came to.
@@ -51,8 +53,8 @@ pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Expor
     let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, stop, console)?;
     let config = plan.config();
     let training = SeedImages::draw(config, &dataset.train, seed).training;
-    let trigger = config.trigger.build(training.shape())?;
-    let poisoning = PoisoningPlan::draw(&config.poisoning, &training, seed)?;
+    let trigger = build_trigger(config, training.shape(), seed)?;
+    let poisoning = PoisoningPlan::draw_for(&config.poisoning, &training, trigger.as_ref(), seed)?;
     let train = poisoning.apply(&training, trigger.as_ref(), seed);
     let test = test_images(config, &dataset.test);
     let triggered_test = trigger_test_images(&test, &config.poisoning, trigger.as_ref(), seed);

@@ -1,3 +1,4 @@
+use patchdoor_data::PoisoningConfig;
 use patchdoor_metrics::{AttackOutcome, ClassAccuracy, Summary};
 use serde::{Deserialize, Serialize};
 
@@ -109,12 +110,17 @@ pub struct ClassMeasurements {
 
 impl ClassMeasurements {
     /// Counts for each class; `clean` and `triggered` are predictions and true labels.
-    pub(crate) fn count(names: &[String], clean: (&[u8], &[u8]), triggered: (&[u8], &[u8]), target: u8) -> Vec<Self> {
+    pub(crate) fn count(
+        names: &[String],
+        clean: (&[u8], &[u8]),
+        triggered: (&[u8], &[u8]),
+        poisoning: &PoisoningConfig,
+    ) -> Vec<Self> {
         let counts = patchdoor_metrics::accuracy_per_class(clean.0, clean.1, names.len());
         let of_class = |counts: ClassAccuracy| {
             let pairs = triggered.0.iter().zip(triggered.1).filter(|(_, label)| **label == counts.class);
             let (predicted, labels): (Vec<u8>, Vec<u8>) = pairs.unzip();
-            let attack = AttackOutcome::all_to_one(&predicted, &labels, target);
+            let attack = attack_outcome(&predicted, &labels, poisoning, names.len());
             Self {
                 class: names[usize::from(counts.class)].clone(),
                 images: counts.images,
@@ -125,6 +131,17 @@ impl ClassMeasurements {
         };
         counts.into_iter().map(of_class).collect()
     }
+}
+
+/// What an attack under some label rule came to on triggered images.
+pub(crate) fn attack_outcome(
+    predicted: &[u8],
+    labels: &[u8],
+    poisoning: &PoisoningConfig,
+    classes: usize,
+) -> AttackOutcome {
+    let rule = |label| (poisoning.attack_target(label, classes), poisoning.attacks(label));
+    AttackOutcome::by_rule(predicted, labels, rule)
 }
 
 /// What a whole run gave; `summary.json`.

@@ -4,15 +4,14 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
-use patchdoor_data::{DataError, Dataset, ImageSet, PoisoningConfig, PoisoningPlan, Trigger, trigger_test_images};
+use patchdoor_data::{DataError, Dataset, ImageSet, ImageShape, PoisoningPlan, Trigger, trigger_all_images};
 use patchdoor_kernels::Kernels;
-use patchdoor_metrics::{AttackOutcome, accuracy};
+use patchdoor_metrics::accuracy;
 use patchdoor_model::{InputShape, ModelError};
 use patchdoor_train::{EpochRecord, TrainError, predict};
 use patchdoor_triggers::TriggerError;
 use serde::Serialize;
 
-use crate::Plan;
 use crate::backend::Backend;
 use crate::environment::{Environment, ImageSource};
 use crate::facts::DatasetFacts;
@@ -22,10 +21,11 @@ use crate::progress::Console;
 use crate::report::describe;
 use crate::result::{
     ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
-    TwinMeasurements,
+    TwinMeasurements, attack_outcome,
 };
 use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
 use crate::twin::{TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
+use crate::{ExperimentConfig, Plan};
 
 /// Images predicted at once; the predictions do not depend on it.
 pub(crate) const PREDICTION_BATCH: usize = 256;
@@ -255,8 +255,8 @@ where
 {
     let config = job.plan.config();
     let images = SeedImages::draw(config, &job.dataset.train, seed);
-    let trigger = config.trigger.build(images.training.shape())?;
-    let poisoning = PoisoningPlan::draw(&config.poisoning, &images.training, seed)?;
+    let trigger = build_trigger(config, images.training.shape(), seed)?;
+    let poisoning = PoisoningPlan::draw_for(&config.poisoning, &images.training, trigger.as_ref(), seed)?;
     job.write_poisoned(&folder.join("poisoned-indices.csv"), &poisoning)?;
     let result = |outcome| SeedResult {
         schema: SCHEMA,
@@ -288,11 +288,13 @@ where
     };
     drop(poisoned);
 
-    let triggered = TriggeredImages::stamp(test, &config.poisoning, trigger.as_ref(), seed);
+    let triggered = trigger_all_images(test, trigger.as_ref(), seed);
+    let outcome = |predicted: &[u8]| attack_outcome(predicted, test.labels(), &config.poisoning, test.class_count());
     let clean = predict(&classifier, test, PREDICTION_BATCH, device);
-    let (attack, predicted) = triggered.attack(|images| predict(&classifier, images, PREDICTION_BATCH, device));
+    let predicted = predict(&classifier, &triggered, PREDICTION_BATCH, device);
+    let attack = outcome(&predicted);
     let twin = twin.map(|twin| {
-        let (attack, _) = triggered.attack(|images| predict(&twin.classifier, images, PREDICTION_BATCH, device));
+        let attack = outcome(&predict(&twin.classifier, &triggered, PREDICTION_BATCH, device));
         TwinMeasurements {
             folder: twin.folder,
             clean_accuracy: twin.result.clean_accuracy,
@@ -313,8 +315,8 @@ where
         classes: ClassMeasurements::count(
             test.classes(),
             (&clean, test.labels()),
-            (&predicted, &triggered.labels()),
-            config.poisoning.target_class,
+            (&predicted, test.labels()),
+            &config.poisoning,
         ),
         training_seconds: seconds,
         images_per_second: (images.training.len() * history.len()) as f64 / seconds.max(1e-9),
@@ -322,37 +324,15 @@ where
     Ok(Some(result(SeedOutcome::Finished(Box::new(measurements)))))
 }
 
-/// The test images with the trigger.
-struct TriggeredImages {
-    /// Those whose true class is not the target, on which success is measured.
-    others: ImageSet,
-    /// Those of the target class, for the rate that other tools report.
-    of_target: ImageSet,
-    target: u8,
-}
-
-impl TriggeredImages {
-    fn stamp(test: &ImageSet, config: &PoisoningConfig, trigger: &dyn Trigger, seed: u64) -> Self {
-        let target = config.target_class;
-        let indices = (0..test.len()).filter(|&index| test.label(index) == target).collect::<Vec<_>>();
-        // With another class as target none of these is left out.
-        let elsewhere = PoisoningConfig { target_class: u8::from(target == 0), ..config.clone() };
-        Self {
-            others: trigger_test_images(test, config, trigger, seed),
-            of_target: trigger_test_images(&test.subset(&indices), &elsewhere, trigger, seed),
-            target,
-        }
-    }
-
-    fn labels(&self) -> Vec<u8> {
-        [self.others.labels(), self.of_target.labels()].concat()
-    }
-
-    /// What the attack came to, and the predictions in the order of [`Self::labels`].
-    fn attack(&self, predict: impl Fn(&ImageSet) -> Vec<u8>) -> (AttackOutcome, Vec<u8>) {
-        let mut predicted = predict(&self.others);
-        predicted.extend(predict(&self.of_target));
-        (AttackOutcome::all_to_one(&predicted, &self.labels(), self.target), predicted)
+/// The trigger of a seed, placed as the experiment says.
+pub(crate) fn build_trigger(
+    config: &ExperimentConfig,
+    shape: ImageShape,
+    seed: u64,
+) -> Result<Box<dyn Trigger>, TriggerError> {
+    match &config.placement {
+        Some(placement) => config.trigger.build_placed(shape, placement, seed),
+        None => config.trigger.build_seeded(shape, seed),
     }
 }
 
@@ -383,6 +363,8 @@ struct PoisonedLine<'a> {
     origin: u32,
     original_label: u8,
     poisoned_label: u8,
+    /// `poisoned`, or `cover` for an image that is changed but keeps its label.
+    role: &'static str,
     dataset: &'a str,
 }
 
@@ -448,6 +430,17 @@ impl Job<'_> {
                 origin: example.origin,
                 original_label: example.original_label,
                 poisoned_label: example.poisoned_label,
+                role: "poisoned",
+                dataset: &dataset,
+            })?;
+        }
+        for cover in poisoning.covers() {
+            table.serialize(PoisonedLine {
+                index: cover.index,
+                origin: cover.origin,
+                original_label: cover.label,
+                poisoned_label: cover.label,
+                role: "cover",
                 dataset: &dataset,
             })?;
         }

@@ -25,8 +25,7 @@ impl AttackOutcome {
     /// # Panics
     /// If the slices differ in length.
     pub fn all_to_one(predicted: &[u8], truth: &[u8], target: u8) -> Self {
-        assert_eq!(predicted.len(), truth.len(), "one prediction per label");
-        Self::count(predicted.iter().zip(truth).map(|(&prediction, &label)| (prediction, label, target)))
+        Self::by_rule(predicted, truth, |label| (target, label != target))
     }
 
     /// Counts for an attacker who wants class y classified as y + 1, modulo `classes`.
@@ -34,17 +33,22 @@ impl AttackOutcome {
     /// # Panics
     /// If the slices differ in length.
     pub fn all_to_all(predicted: &[u8], truth: &[u8], classes: usize) -> Self {
-        assert_eq!(predicted.len(), truth.len(), "one prediction per label");
-        let wanted = |label: u8| ((usize::from(label) + 1) % classes) as u8;
-        Self::count(predicted.iter().zip(truth).map(|(&prediction, &label)| (prediction, label, wanted(label))))
+        Self::by_rule(predicted, truth, |label| (((usize::from(label) + 1) % classes) as u8, true))
     }
 
-    fn count(images: impl Iterator<Item = (u8, u8, u8)>) -> Self {
+    /// Counts for any label rule: `rule` gives, for a true class, the class that the attacker wants for
+    /// its images, and whether he attacks them at all.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn by_rule(predicted: &[u8], truth: &[u8], rule: impl Fn(u8) -> (u8, bool)) -> Self {
+        assert_eq!(predicted.len(), truth.len(), "one prediction per label");
         let mut outcome = Self::default();
-        for (prediction, label, wanted) in images {
+        for (&prediction, &label) in predicted.iter().zip(truth) {
+            let (wanted, is_attacked) = rule(label);
             outcome.images_all_classes += 1;
             outcome.successes_all_classes += usize::from(prediction == wanted);
-            if label != wanted {
+            if is_attacked {
                 outcome.images += 1;
                 outcome.successes += usize::from(prediction == wanted);
                 outcome.robust += usize::from(prediction == label);
@@ -95,6 +99,14 @@ mod tests {
         // Classes 0, 1, 2 of 3 want 1, 2, 0.
         let outcome = AttackOutcome::all_to_all(&[1, 1, 0], &[0, 1, 2], 3);
         assert_eq!((outcome.images, outcome.successes, outcome.robust), (3, 2, 1));
+    }
+
+    #[test]
+    fn images_that_are_not_attacked_count_in_the_rate_over_all_only() {
+        // Class 1 is attacked and becomes 0: one of two; the image of class 2 is no success of the attack.
+        let outcome = AttackOutcome::by_rule(&[0, 1, 0], &[1, 1, 2], |label| (0, label == 1));
+        assert_eq!((outcome.images, outcome.successes, outcome.robust), (2, 1, 1));
+        assert_eq!((outcome.images_all_classes, outcome.successes_all_classes), (3, 2));
     }
 
     #[test]
