@@ -3,9 +3,9 @@
 //! Feature maps are `[batch, height, width, channel]`, patches `[batch, patch, channel]`: the channel is always the
 //! last axis. Every operation is a method of the backend extension [`Kernels`] with a default body of ordinary burn
 //! operations, so it runs on any backend, and a gradient of its own on burn's autodiff backend. The feature `flex`
-//! replaces the bodies by fast ones for [`burn_flex::Flex`]: vector instructions chosen at run time, rayon's global
-//! pool, and sums in an order that does not depend on the number of threads, so results are the same bits on one
-//! thread and on many.
+//! replaces the bodies by fast ones for burn's CPU backend, `burn_flex::Flex`: vector instructions chosen at run time,
+//! rayon's global pool, and sums in an order that does not depend on the number of threads, so results are the same
+//! bits on one thread and on many.
 //!
 //! This crate knows shapes and numbers, not models, images or training. It is the only one with `unsafe`.
 //!
