@@ -7,7 +7,7 @@ use burn::tensor::ops::ConvOptions as BurnOptions;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::Flex;
 use patchdoor_kernels::{ConvOptions, conv2d, grouped_conv2d};
-use support::{Diff, assert_close, leaf, numbers, on_threads, random};
+use support::{Diff, alone, assert_close, leaf, numbers, on_threads, random};
 
 /// The convolution in burn's terms: channels first, zeros added by hand.
 fn plain<B: Backend>(x: Tensor<B, 4>, weight: Tensor<B, 4>, bias: Tensor<B, 1>, options: ConvOptions) -> Tensor<B, 4> {
@@ -98,6 +98,7 @@ fn check(case: &Case) {
 
 #[test]
 fn agrees_with_burn_on_values_and_gradients() {
+    let _alone = alone();
     for case in cases() {
         check(&case);
     }
@@ -105,6 +106,7 @@ fn agrees_with_burn_on_values_and_gradients() {
 
 #[test]
 fn groups_are_convolutions_side_by_side() {
+    let _alone = alone();
     for (kernel, stride, channels, out) in [(1, 1, 64, 16), (3, 1, 5, 7), (3, 2, 16, 40), (1, 2, 3, 33)] {
         let groups = 3;
         let options = ConvOptions::same([9, 8], [kernel; 2], stride);
@@ -135,6 +137,7 @@ fn groups_are_convolutions_side_by_side() {
 
 #[test]
 fn takes_inputs_and_gradients_that_are_not_contiguous() {
+    let _alone = alone();
     let options = ConvOptions::same([6, 8], [3, 3], 1);
     let stored = leaf(1, [2, 5, 8, 6]); // [batch, channel, width, height]
     let weight = leaf::<4>(2, [3, 3, 5, 7]); // [row, column, channel, out]
@@ -153,6 +156,7 @@ fn takes_inputs_and_gradients_that_are_not_contiguous() {
 
 #[test]
 fn gives_the_same_bits_on_one_thread_and_on_two() {
+    let _alone = alone();
     for (stride, channels, out) in [(1, 16, 16), (2, 16, 32), (1, 40, 24)] {
         let options = ConvOptions::same([16, 16], [3, 3], stride);
         let run = || {
@@ -174,6 +178,7 @@ fn gives_the_same_bits_on_one_thread_and_on_two() {
 
 #[test]
 fn runs_without_gradients() {
+    let _alone = alone();
     let options = ConvOptions::symmetric([3, 3], 1);
     let [x, weight] = [random(1, [1, 4, 4, 2]).inner(), random(2, [3, 2, 3, 3]).inner()];
     let bias = random(3, [3]).inner();
@@ -183,6 +188,7 @@ fn runs_without_gradients() {
 
 #[test]
 fn same_padding_puts_the_odd_zero_below_and_to_the_right() {
+    let _alone = alone();
     assert_eq!(ConvOptions::same([32, 32], [3, 3], 2).padding, [0, 0, 1, 1]);
     assert_eq!(ConvOptions::same([32, 32], [3, 3], 1).padding, [1, 1, 1, 1]);
     assert_eq!(ConvOptions::same([33, 33], [3, 3], 2).padding, [1, 1, 1, 1]);

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use patchdoor_kernels::{
     add, average_positions, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
-use support::{Diff, assert_close, leaf, numbers, on_threads, random};
+use support::{Diff, alone, assert_close, leaf, numbers, on_threads, random};
 
 const EPSILON: f64 = 1e-3;
 
@@ -27,6 +27,7 @@ fn gate(seed: u64, [batch, experts, positions]: [usize; 3]) -> Tensor<Diff, 3> {
 
 #[test]
 fn weighted_batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
+    let _alone = alone();
     for ([batch, height, width, channels], experts) in
         [([3, 4, 5, 16], 4), ([2, 3, 3, 5], 3), ([40, 8, 8, 33], 2), ([1, 2, 1, 1], 1)]
     {
@@ -55,6 +56,7 @@ fn weighted_batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
 
 #[test]
 fn weighted_scale_shift_relu_agrees_with_burn() {
+    let _alone = alone();
     let map = leaf(1, [3, 4, 5, 20]);
     let weights = gate(2, [3, 4, 20]);
     let [scale, shift] = [leaf(4, [80]), leaf(5, [80])];
@@ -67,6 +69,7 @@ fn weighted_scale_shift_relu_agrees_with_burn() {
 
 #[test]
 fn add_passes_its_gradient_to_both_sides() {
+    let _alone = alone();
     let [left, right] = [leaf::<4>(1, [3, 5, 7, 11]), leaf::<4>(2, [3, 5, 7, 11])];
     let found = add(left.clone(), right.clone());
     assert_eq!(numbers(found.clone().inner()), numbers((left.clone() + right.clone()).inner()));
@@ -80,6 +83,7 @@ fn add_passes_its_gradient_to_both_sides() {
 
 #[test]
 fn average_positions_agrees_with_burn_on_values_and_gradients() {
+    let _alone = alone();
     let map = leaf(1, [3, 5, 7, 11]);
     let upstream = random(2, [3, 11]);
     let found = average_positions(map.clone());
@@ -93,6 +97,7 @@ fn average_positions_agrees_with_burn_on_values_and_gradients() {
 
 #[test]
 fn gives_the_same_bits_on_one_thread_and_on_two() {
+    let _alone = alone();
     let run = || {
         let map = leaf(1, [37, 8, 8, 24]);
         let weights = gate(2, [37, 4, 64]);

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use patchdoor_kernels::{batch_norm_relu, scale_shift_relu};
-use support::{Diff, assert_close, leaf, numbers, on_threads, random};
+use support::{Diff, alone, assert_close, leaf, numbers, on_threads, random};
 
 const EPSILON: f64 = 1e-3;
 
@@ -40,6 +40,7 @@ const SHAPES: [[usize; 2]; 8] = [[1, 1], [2, 3], [64, 16], [77, 160], [1000, 5],
 
 #[test]
 fn batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
+    let _alone = alone();
     for shape in SHAPES {
         let [rows, channels] = shape;
         // Means far from zero show whether the variance is computed safely.
@@ -75,6 +76,7 @@ fn batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
 
 #[test]
 fn scale_shift_relu_agrees_with_burn_on_values_and_gradients() {
+    let _alone = alone();
     for shape in SHAPES {
         let [rows, channels] = shape;
         let x = leaf(1, shape);
@@ -100,6 +102,7 @@ fn scale_shift_relu_agrees_with_burn_on_values_and_gradients() {
 
 #[test]
 fn feature_maps_and_their_rows_are_normalized_alike() {
+    let _alone = alone();
     let x = random::<4>(1, [2, 5, 3, 7]);
     let [gamma, beta] = [random(2, [7]), random(3, [7])];
     let map = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
@@ -113,6 +116,7 @@ fn feature_maps_and_their_rows_are_normalized_alike() {
 
 #[test]
 fn gives_the_same_bits_on_one_thread_and_on_two() {
+    let _alone = alone();
     let run = || {
         let x = leaf::<2>(1, [9001, 24]);
         let [gamma, beta] = [leaf(2, [24]), leaf(3, [24])];
@@ -133,6 +137,7 @@ fn gives_the_same_bits_on_one_thread_and_on_two() {
 
 #[test]
 fn statistics_carry_no_gradient() {
+    let _alone = alone();
     let x = leaf::<2>(1, [8, 3]);
     let normalized = batch_norm_relu::<Diff, 2>(x, random(2, [3]), random(3, [3]), EPSILON);
     assert!(normalized.output.is_require_grad() || !normalized.mean.is_require_grad());
