@@ -47,25 +47,6 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
     become_process(runner)
 }
 
-/// Runs the benchmarks; what follows `--` goes to criterion, the rest to cargo.
-pub(crate) fn bench(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
-    let mut command = cargo();
-    command.args(["bench", "--package", "patchdoor-benches"]);
-    let (named, rest) = match arguments.iter().position(|argument| argument == "--") {
-        Some(dashes) => arguments.split_at(dashes),
-        None => (arguments, &[][..]),
-    };
-    for name in named {
-        if name.to_string_lossy().starts_with('-') {
-            command.arg(name)
-        } else {
-            command.arg("--bench").arg(name)
-        };
-    }
-    command.args(rest);
-    become_process(command)
-}
-
 /// Cargo on this workspace, wherever it is called from.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -125,7 +106,7 @@ fn has_nvidia_driver() -> bool {
 
 /// Replaces this process, so that Ctrl-C and the exit code are the other's.
 #[cfg(unix)]
-fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
+pub(crate) fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
     use std::os::unix::process::CommandExt;
 
     Err(command.exec()).context("cannot start cargo")
@@ -133,7 +114,7 @@ fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
 
 /// Waits for the other process and passes its exit code on; Ctrl-C reaches both.
 #[cfg(not(unix))]
-fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
+pub(crate) fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
     let status = command.status().context("cannot start cargo")?;
     Ok(exit_code(status.code()))
 }
