@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     threshold: f64,
 
     /// How often old and new take turns
-    #[arg(long, value_name = "NUMBER", default_value_t = FEWEST_ROUNDS, value_parser = rounds)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = rounds)]
     rounds: usize,
 
     /// Options of criterion, such as `--save-baseline before`
