@@ -320,8 +320,10 @@ fn table(pairs: &BTreeMap<&Benchmark, Vec<[f64; 2]>>, threshold: f64) -> String 
             Verdict::Alike => "",
         };
         let (name, rounds) = (&name.1, pairs.len());
-        table += &format!(
-            "{name:<width$}  {old:>9}  {new:>9}  {middle:>5.2}  {low:>5.2} .. {high:<5.2}  {rounds:>6}{verdict}\n"
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            table,
+            "{name:<width$}  {old:>9}  {new:>9}  {middle:>5.2}  {low:>5.2} .. {high:<5.2}  {rounds:>6}{verdict}"
         );
     }
     table
