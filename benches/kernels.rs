@@ -1,115 +1,122 @@
-//! Convolutions and normalizations at the sizes they have in a network of widen factor 2.
-#![allow(missing_docs, reason = "criterion's macros make public functions")]
+//! Every fused operation at the shapes of the network at widen factor 1, and the whole network at 1 and 2, on the CPU
+//! backend.
+
+use std::hint::black_box;
 
 use burn::backend::Autodiff;
-use burn::tensor::backend::Backend;
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor};
 use burn_flex::{Flex, FlexDevice};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use patchdoor_benches::tensor;
-use patchdoor_kernels::{ConvOptions, batch_norm_relu, conv2d, scale_shift_relu};
+use patchdoor_kernels::{
+    ConvOptions, average_positions, batch_norm_relu, conv2d, grouped_conv2d, weighted_batch_norm_relu,
+};
+use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
+use rand::SeedableRng;
+use rand::rngs::ChaCha8Rng;
 
-type Inner = Flex;
-type Recorded = Autodiff<Flex>;
+type B = Autodiff<Flex>;
 
-const BATCH: usize = 32;
+const BATCH: usize = 128;
 
-struct Layer {
-    name: &'static str,
-    /// Height and width of the input.
-    side: usize,
-    /// Channels in and out.
-    channels: [usize; 2],
-    kernel: usize,
-    stride: usize,
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
+    tensor("kernels", shape, &FlexDevice)
 }
 
-const LAYERS: [Layer; 5] = [
-    Layer { name: "stem 3x3", side: 32, channels: [3, 16], kernel: 3, stride: 1 },
-    Layer { name: "group 1 3x3", side: 32, channels: [32, 32], kernel: 3, stride: 1 },
-    Layer { name: "group 2 3x3 stride 2", side: 32, channels: [32, 64], kernel: 3, stride: 2 },
-    Layer { name: "shortcut 1x1 stride 2", side: 32, channels: [32, 64], kernel: 1, stride: 2 },
-    Layer { name: "experts 1x1", side: 8, channels: [128, 128], kernel: 1, stride: 1 },
-];
-
-impl Layer {
-    fn options(&self) -> ConvOptions {
-        ConvOptions::same([self.side; 2], [self.kernel; 2], self.stride)
-    }
-
-    /// Input, weight and bias.
-    fn input<B: Backend<Device = FlexDevice>>(&self) -> (burn::Tensor<B, 4>, burn::Tensor<B, 4>, burn::Tensor<B, 1>) {
-        let [from, to] = self.channels;
-        (
-            tensor("x", [BATCH, self.side, self.side, from], &FlexDevice),
-            tensor("weight", [to, from, self.kernel, self.kernel], &FlexDevice),
-            tensor("bias", [to], &FlexDevice),
-        )
-    }
-}
-
-fn convolution(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("kernels");
+/// Forward, and forward with backward, of `operation` on leaves of these shapes.
+fn both_ways<const N: usize>(
+    criterion: &mut Criterion,
+    group: &str,
+    name: &str,
+    mut operation: impl FnMut(bool) -> Tensor<B, N>,
+) {
+    let mut group = criterion.benchmark_group(group);
     group.throughput(Throughput::Elements(BATCH as u64));
-    for layer in &LAYERS {
-        group.bench_function(BenchmarkId::new("convolution forward", layer.name), |bencher| {
-            let (x, weight, bias) = layer.input::<Inner>();
-            bencher.iter(|| {
-                let output = conv2d(x.clone(), weight.clone(), bias.clone(), layer.options());
-                Inner::sync(&FlexDevice).expect("a backend without queue");
-                output
-            });
-        });
-        group.bench_function(BenchmarkId::new("convolution forward and backward", layer.name), |bencher| {
-            let (x, weight, bias) = layer.input::<Recorded>();
-            let (x, weight, bias) = (x.require_grad(), weight.require_grad(), bias.require_grad());
-            bencher.iter(|| {
-                let gradients = conv2d(x.clone(), weight.clone(), bias.clone(), layer.options()).sum().backward();
-                Recorded::sync(&FlexDevice).expect("a backend without queue");
-                gradients
-            });
-        });
-    }
-    group.finish();
+    group.bench_function(BenchmarkId::new(name, "forward"), |bencher| bencher.iter(|| black_box(operation(false))));
+    group.bench_function(BenchmarkId::new(name, "both"), |bencher| {
+        bencher.iter(|| black_box(operation(true).backward()));
+    });
 }
 
-fn normalization(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("kernels");
-    group.throughput(Throughput::Elements(BATCH as u64));
-    let maps = [("32x32x32", [BATCH, 32, 32, 32]), ("8x8x128", [BATCH, 8, 8, 128])];
-    for (name, shape) in maps {
-        let channels = shape[3];
-        group.bench_function(BenchmarkId::new("batch norm and relu forward", name), |bencher| {
-            let x = tensor::<Inner, 4>("x", shape, &FlexDevice);
-            let (gamma, beta) = (tensor("gamma", [channels], &FlexDevice), tensor("beta", [channels], &FlexDevice));
-            bencher.iter(|| {
-                let normalized = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), 1e-3);
-                Inner::sync(&FlexDevice).expect("a backend without queue");
-                normalized
-            });
-        });
-        group.bench_function(BenchmarkId::new("batch norm and relu forward and backward", name), |bencher| {
-            let x = tensor::<Recorded, 4>("x", shape, &FlexDevice).require_grad();
-            let gamma = tensor("gamma", [channels], &FlexDevice).require_grad();
-            let beta = tensor("beta", [channels], &FlexDevice).require_grad();
-            bencher.iter(|| {
-                let output = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), 1e-3).output;
-                let gradients = output.sum().backward();
-                Recorded::sync(&FlexDevice).expect("a backend without queue");
-                gradients
-            });
-        });
-        group.bench_function(BenchmarkId::new("scale, shift and relu", name), |bencher| {
-            let x = tensor::<Inner, 4>("x", shape, &FlexDevice);
-            let (scale, shift) = (tensor("scale", [channels], &FlexDevice), tensor("shift", [channels], &FlexDevice));
-            bencher.iter(|| {
-                let output = scale_shift_relu(x.clone(), scale.clone(), shift.clone());
-                Inner::sync(&FlexDevice).expect("a backend without queue");
-                output
-            });
+fn convolutions(criterion: &mut Criterion) {
+    for (name, size, channels, out, kernel, stride) in [
+        ("stem", 32, 3, 16, 3, 1),
+        ("group 1", 32, 16, 16, 3, 1),
+        ("group 2 strided", 32, 16, 32, 3, 2),
+        ("group 2", 16, 32, 32, 3, 1),
+        ("group 2 shortcut", 32, 16, 32, 1, 2),
+        ("before experts", 16, 32, 64, 3, 2),
+        ("group 1 at widen 4", 32, 64, 64, 3, 1),
+    ] {
+        let options = ConvOptions::same([size, size], [kernel, kernel], stride);
+        let x = random([BATCH, size, size, channels]);
+        let [weight, bias] = [random([out, channels, kernel, kernel]), random([1, 1, 1, out])];
+        both_ways(criterion, "convolution", name, |gradients| {
+            let leaf = |tensor: &Tensor<B, 4>| {
+                let tensor = tensor.clone().detach();
+                if gradients { tensor.require_grad() } else { tensor }
+            };
+            conv2d(leaf(&x), leaf(&weight), bias.clone().reshape([out]), options)
         });
     }
-    group.finish();
 }
 
-criterion_group! { name = benches; config = Criterion::default().sample_size(20); targets = convolution, normalization }
-criterion_main!(benches);
+fn normalizations(criterion: &mut Criterion) {
+    for (size, channels) in [(32, 16), (16, 32), (8, 64)] {
+        let x = random([BATCH, size, size, channels]);
+        both_ways(criterion, "batch norm relu", &format!("{size}x{size}x{channels}"), |gradients| {
+            let x = if gradients { x.clone().detach().require_grad() } else { x.clone() };
+            batch_norm_relu(x, random([channels]), random([channels]), 1e-3).output
+        });
+    }
+}
+
+fn experts(criterion: &mut Criterion) {
+    let map = random([BATCH, 8, 8, 64]);
+    let weights = random([BATCH, 4, 64]);
+    let weight = random([64, 64, 1, 1]);
+    both_ways(criterion, "experts", "4 of 64 channels", |gradients| {
+        let map = if gradients { map.clone().detach().require_grad() } else { map.clone() };
+        let seen = weighted_batch_norm_relu(map, weights.clone(), random([256]), random([256]), 1e-3).output;
+        let options = ConvOptions::same([8, 8], [1, 1], 1);
+        average_positions(grouped_conv2d(seen, weight.clone(), random([64]), 4, options))
+    });
+}
+
+fn network(criterion: &mut Criterion) {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let images = random([BATCH, 32, 32, 3]).abs();
+    let labels = Tensor::<B, 1, Int>::arange(0..128, &FlexDevice).remainder_scalar(10);
+    for widen_factor in [1, 2] {
+        let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor, ..Default::default() });
+        let input = InputShape { height: 32, width: 32, channels: 3 };
+        let classifier = config.init::<B>(input, 10, &mut rng, &FlexDevice).expect("the configuration is valid");
+        let mut optimizer = SgdConfig::new().init();
+        let mut trained = Some(classifier.clone());
+        let mut group = criterion.benchmark_group("network");
+        group.throughput(Throughput::Elements(BATCH as u64));
+        group.bench_function(BenchmarkId::new("training step", widen_factor), |bencher| {
+            bencher.iter(|| {
+                let classifier = trained.take().expect("put back by the step before");
+                let logits = classifier.forward(images.clone());
+                let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
+                let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+                trained = Some(optimizer.step(0.01, classifier, gradients));
+            });
+        });
+        let classifier = classifier.valid();
+        group.bench_function(BenchmarkId::new("evaluation", widen_factor), |bencher| {
+            bencher.iter(|| black_box(classifier.forward(images.clone().inner()).into_data()));
+        });
+    }
+}
+
+criterion_group! {
+    name = kernels;
+    config = Criterion::default().sample_size(20);
+    targets = convolutions, normalizations, experts, network
+}
+criterion_main!(kernels);

@@ -1,1 +1,167 @@
-//! Empty: this package only holds tests.
+//! What the whole-program tests share: the built runner, in a temporary folder, without the caller's
+//! data or settings.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// Builds the runner once per test program, with the profile of the tests, and returns its path.
+///
+/// # Panics
+/// If it does not compile.
+pub fn runner() -> &'static Path {
+    static RUNNER: OnceLock<PathBuf> = OnceLock::new();
+    RUNNER.get_or_init(|| {
+        let test = std::env::current_exe().expect("a running test has a path");
+        // target/PROFILE/deps/test
+        let profile = test.ancestors().nth(2).expect("tests lie two folders below the target folder");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "patchdoor-experiment", "--bin", "patchdoor"]);
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.current_dir(workspace()).status().expect("cargo starts");
+        assert!(built.success(), "the runner compiles");
+        profile.join("patchdoor")
+    })
+}
+
+/// The folder of the workspace.
+///
+/// # Panics
+/// Never: this package lies in it.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
+}
+
+/// A temporary folder to run experiments in, without images and without a way to fetch any.
+#[derive(Debug)]
+pub struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    /// An empty folder.
+    ///
+    /// # Panics
+    /// If none can be made.
+    #[allow(clippy::new_without_default, reason = "making a folder is no default")]
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    /// Writes a file and returns its name.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn file<'a>(&self, name: &'a str, text: &str) -> &'a str {
+        std::fs::write(self.path().join(name), text).expect("the folder is writable");
+        name
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The runner in this folder, with plain output and a proxy that refuses every download.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(runner());
+        command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
+        command.env_remove("PATCHDOOR_DATA").env("NO_COLOR", "1");
+        for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env(name, "http://127.0.0.1:9");
+        }
+        command
+    }
+
+    /// Runs the runner to its end.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn run(&self, arguments: &[&str]) -> Finished {
+        Finished(self.command(arguments).output().expect("the runner starts"))
+    }
+
+    /// Names of everything in the folder, hidden files too, sorted.
+    ///
+    /// # Panics
+    /// If the folder cannot be read.
+    pub fn entries(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path()).expect("the folder is readable");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// The only folder below `runs` that holds a run.
+    ///
+    /// # Panics
+    /// If there is not exactly one.
+    pub fn run_directory(&self) -> PathBuf {
+        let runs = std::fs::read_dir(self.path().join("runs")).expect("there are runs");
+        let mut found: Vec<PathBuf> = runs
+            .map(|entry| entry.expect("readable").path())
+            .filter(|path| path.join("config.toml").exists())
+            .collect();
+        assert_eq!(found.len(), 1, "one run: {found:?}");
+        found.remove(0)
+    }
+}
+
+/// What a finished runner left.
+#[derive(Debug)]
+pub struct Finished(Output);
+
+impl Finished {
+    /// Exit code.
+    pub fn code(&self) -> Option<i32> {
+        self.0.status.code()
+    }
+
+    /// Standard output.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.0.stdout).into_owned()
+    }
+
+    /// Standard error.
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+
+    /// Returns itself if the exit code is `code`.
+    ///
+    /// # Panics
+    /// With both outputs if it is another.
+    #[allow(clippy::return_self_not_must_use, reason = "a check whose subject is often not needed again")]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code(), Some(code), "\n--- stdout\n{}\n--- stderr\n{}", self.out(), self.err());
+        self
+    }
+}
+
+/// An experiment on the built-in shapes that takes a second or two.
+pub const SMALL: &str = r#"
+dataset.shapes = { train = 240, test = 60, seed = 0 }
+seeds = [0]
+
+[poisoning]
+rate = 0.1
+target-class = 0
+
+[trigger.square]
+size = 4
+anchor = "lower-right"
+value = 255
+
+[model.patch-moe]
+widen-factor = 1
+
+[training]
+epochs = 4
+batch-size = 32
+learning-rate = 0.05
+"#;

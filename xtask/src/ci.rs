@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ struct Step {
     command: fn() -> Command,
 }
 
-/// The steps, cheapest first. All that compile burn do so with the release profile, so it is compiled once.
+/// The steps, cheapest first. All that compile burn do so with the release profile and for the whole workspace with
+/// its tests: with one set of features it is compiled once (and checked once, for clippy and the documentation).
 const STEPS: [Step; 9] = [
     Step { name: "format", command: || with(cargo(), &["fmt", "--all", "--check"]) },
     Step {
@@ -27,7 +29,7 @@ const STEPS: [Step; 9] = [
             command
         },
     },
-    Step { name: "build", command: || with(cargo(), &["build", "--release", "--package", "patchdoor-experiment"]) },
+    Step { name: "build", command: || with(cargo(), &["build", "--release", "--workspace", "--all-targets"]) },
     Step { name: "check", command: || with(runner(), &["check"]) },
     Step {
         name: "tests",
@@ -41,7 +43,8 @@ const STEPS: [Step; 9] = [
             with(runner(), &arguments)
         },
     },
-    Step { name: "benches", command: || with(cargo(), &["bench", "--package", "patchdoor-benches", "--", "--test"]) },
+    // As a test, criterion runs each benchmark once.
+    Step { name: "benches", command: || with(cargo(), &["test", "--release", "--workspace", "--bench", "*"]) },
 ];
 
 /// Names of the steps, in order.
@@ -80,12 +83,14 @@ fn with(mut command: Command, arguments: &[&str]) -> Command {
 
 /// The runner, built by the step before.
 fn runner() -> Command {
-    with(cargo(), &["run", "--quiet", "--release", "--package", "patchdoor-experiment", "--bin", "patchdoor", "--"])
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Command::new(target.join("release").join(format!("patchdoor{}", std::env::consts::EXE_SUFFIX)))
 }
 
 fn shown(command: &Command) -> String {
     let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned());
-    std::iter::once("cargo".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+    let program = Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 fn say(line: &str) {

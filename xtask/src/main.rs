@@ -37,7 +37,7 @@ enum Command {
     /// Check experiment files without running them
     #[command(disable_help_flag = true)]
     Check(Passed),
-    /// List the experiments there are
+    /// List the experiments there are and the runs of them
     #[command(disable_help_flag = true)]
     List(Passed),
     /// List, fetch and export images

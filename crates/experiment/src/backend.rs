@@ -121,7 +121,7 @@ impl Backend {
             ),
             #[cfg(feature = "cuda")]
             Kind::Cuda => {
-                crate::run::run_on::<burn::backend::Autodiff<burn_cuda::Cuda>>(job, &burn_cuda::CudaDevice::new(0))
+                crate::run::run_on::<burn::backend::Autodiff<burn_cuda::Cuda>>(job, &burn_cuda::CudaDevice { index: 0 })
             }
         }
     }

@@ -37,12 +37,7 @@ pub(crate) fn fetch_missing(name: &str, roots: &[PathBuf], stop: &AtomicBool, co
         return Err("it has no plain download".into());
     }
     fetch(&entry, root, stop, console).map(|_| ()).map_err(|error| {
-        let mut words = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            words.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        words
+        let causes = std::iter::successors(std::error::Error::source(&error), |&error| error.source());
+        std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
     })
 }

@@ -10,6 +10,7 @@ use crate::plan::hex;
 use crate::result::{ImagesUsed, SCHEMA};
 use crate::{Plan, files};
 
+const RUSTFLAGS: &str = env!("PATCHDOOR_RUSTFLAGS");
 const CARGO_LOCK: &str = include_str!("../../../Cargo.lock");
 
 /// With what a run was computed; `environment.json`.
@@ -78,7 +79,7 @@ impl Environment {
             burn: locked_version("burn"),
             rustc: env!("PATCHDOOR_RUSTC").into(),
             target: env!("PATCHDOOR_TARGET").into(),
-            rustflags: env!("PATCHDOOR_RUSTFLAGS").into(),
+            rustflags: String::from(RUSTFLAGS),
             optimized: !cfg!(debug_assertions),
             commit,
             dirty,

@@ -47,6 +47,9 @@ impl DatasetFacts {
 /// Name of a choice as a configuration writes it: `cifar10`, `square`, `patch-moe`.
 ///
 /// The choices are externally tagged enums, so the name is what they serialize to, or its only key.
+///
+/// # Panics
+/// If the choice cannot be written as JSON; configurations always can.
 pub fn choice_name(choice: &impl Serialize) -> String {
     match serde_json::to_value(choice).expect("configurations are plain data") {
         Value::String(name) => name,
@@ -57,12 +60,14 @@ pub fn choice_name(choice: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use patchdoor_model::{ClassifierConfig, WideResNetConfig};
+
     use super::*;
 
     #[test]
     fn a_choice_is_named_as_its_table() {
         assert_eq!(choice_name(&DatasetConfig::Cifar10), "cifar10");
         assert_eq!(choice_name(&DatasetConfig::Shapes(patchdoor_data::ShapesConfig::default())), "shapes");
-        assert_eq!(choice_name(&patchdoor_model::ClassifierConfig::WideResnet(Default::default())), "wide-resnet");
+        assert_eq!(choice_name(&ClassifierConfig::WideResnet(WideResNetConfig::default())), "wide-resnet");
     }
 }

@@ -33,6 +33,7 @@
 //! ```
 
 mod backend;
+mod checks;
 mod config;
 mod diagnostics;
 mod document;
@@ -42,6 +43,7 @@ mod facts;
 mod files;
 mod images;
 mod plan;
+mod poisoned;
 mod progress;
 mod report;
 mod result;
@@ -57,6 +59,7 @@ pub use environment::Environment;
 pub use facts::{DatasetFacts, choice_name};
 pub use images::ImagesError;
 pub use plan::{ImageCounts, Plan, PlanOptions};
+pub use poisoned::{ExportRequest, Exported, export_poisoned};
 pub use progress::Console;
 pub use report::{describe, table};
 pub use result::{

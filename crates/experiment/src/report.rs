@@ -5,6 +5,7 @@ use patchdoor_metrics::Summary;
 
 use crate::Plan;
 use crate::backend::Backend;
+use crate::config::ExpectedConfig;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::result::{METRICS, Metric, RunSummary, SeedOutcome};
 
@@ -64,7 +65,7 @@ pub fn table(runs: &[RunSummary]) -> String {
     if wide {
         columns.clear();
     }
-    let expects = runs.iter().any(|run| run.expected.is_some_and(|expected| expected != Default::default()));
+    let expects = runs.iter().any(|run| run.expected.is_some_and(|expected| expected != ExpectedConfig::default()));
 
     let mut header = vec!["in percent".to_owned()];
     header.extend(columns.iter().map(|seed| format!("seed {seed}")));
@@ -98,7 +99,7 @@ pub fn table(runs: &[RunSummary]) -> String {
 
 /// One line about a run: what, on what, how much of it poisoned.
 fn title(run: &RunSummary) -> String {
-    let mut title = format!("{} on {}", run.experiment, run.images.dataset);
+    let mut title = format!("{} on {}", run.run, run.images.dataset);
     if let Some(seed) = run.seeds.first() {
         let share = 100.0 * seed.poisoned_images as f64 / (seed.training_images as f64).max(1.0);
         let finished = run.seeds.iter().filter(|seed| seed.measurements().is_some()).count();
@@ -168,8 +169,8 @@ fn align(header: &[String], rows: &[Row]) -> String {
         for (column, (cell, &width)) in cells.iter().zip(&widths).enumerate() {
             let padding = " ".repeat(width - cell.chars().count());
             match column {
-                0 => line.push_str(&format!("{cell}{padding}")),
-                _ => line.push_str(&format!("  {padding}{cell}")),
+                0 => line.extend([cell, padding.as_str()]),
+                _ => line.extend(["  ", &padding, cell]),
             }
         }
         line.trim_end().to_owned()
@@ -191,7 +192,6 @@ fn align(header: &[String], rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ExpectedConfig;
     use crate::result::{ImagesUsed, Measurements, MetricSummaries, SCHEMA, SeedResult, TwinMeasurements};
 
     fn seed(seed: u64, clean: f64, asr: f64) -> SeedResult {

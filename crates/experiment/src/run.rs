@@ -175,6 +175,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         console,
     };
     job.write_preamble()?;
+    tracing::info!(run = run_name(&plan, backend), images = used.dataset, backend = backend.name(), "run begins");
     let seeds = match backend.run(&job)? {
         RunEnd::Finished(seeds) => seeds,
         RunEnd::Interrupted => return Ok(Execution::Interrupted { folder: directory.path().to_owned() }),
@@ -193,6 +194,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         seeds,
     };
     write_json(&directory.path().join("summary.json"), &summary)?;
+    tracing::info!(run = summary.run, seeds = summary.seeds.len(), complete = summary.is_complete(), "run ends");
     Ok(Execution::Done { summary: Box::new(summary), folder: directory.finish()? })
 }
 
@@ -390,13 +392,13 @@ impl Job<'_> {
         let plan = self.plan;
         let mut text = format!("# {what} {}, with every default written out.\n", plan.path().display());
         for set in plan.overrides() {
-            text.push_str(&format!("# --set {set}\n"));
+            text.extend(["# --set ", set, "\n"]);
         }
         if plan.is_quick() {
             text.push_str("# --quick: few images, two epochs, a thin network; its numbers mean nothing.\n");
         }
         if let Some(substitution) = &self.used.substitution {
-            text.push_str(&format!("# {substitution}.\n"));
+            text.extend(["# ", substitution, ".\n"]);
         }
         text.push('\n');
         text.push_str(&plan.to_toml());

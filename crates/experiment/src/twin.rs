@@ -63,7 +63,13 @@ where
     let hash = job.plan.twin_hash(job.backend.name(), job.fingerprint);
     let folder = format!("twins/{hash}/seed-{seed}");
     let finished = job.out.join(&folder);
-    if !finished.join("result.json").is_file() {
+    if finished.join("result.json").is_file() {
+        job.console.say(format!(
+            "{} seed {seed}: clean twin trained before, in {}",
+            job.plan.name(),
+            finished.display()
+        ));
+    } else {
         let Some(_lock) = wait_for_lock(job, &format!("twin-{hash}-seed-{seed}"))? else {
             return Ok(TwinEnd::Interrupted);
         };
@@ -75,12 +81,6 @@ where
                 end => return Ok(end),
             }
         }
-    } else {
-        job.console.say(format!(
-            "{} seed {seed}: clean twin trained before, in {}",
-            job.plan.name(),
-            finished.display()
-        ));
     }
     let result = serde_json::from_slice(&fs::read(finished.join("result.json"))?)
         .map_err(|source| RunError::Result { path: finished.join("result.json"), source })?;
@@ -124,12 +124,12 @@ where
     };
     write_json(&folder.join("result.json"), &result)?;
     remove_checkpoint(folder)?;
-    Ok(TwinEnd::Ready(Box::new(Twin { folder: String::new(), result, classifier })))
+    Ok(TwinEnd::Ready(Box::new(Twin { folder: String::new(), result, classifier: *classifier })))
 }
 
 /// How one training ended.
 pub(crate) enum TrainingEnd<B: AutodiffBackend> {
-    Finished(Classifier<B::InnerBackend>, Vec<EpochRecord>),
+    Finished(Box<Classifier<B::InnerBackend>>, Vec<EpochRecord>),
     Failed(String),
     Interrupted,
 }
@@ -170,7 +170,7 @@ where
             let classifier = trained.classifier.valid();
             save_weights(&classifier, &folder.join("weights.safetensors"))?;
             write(&folder.join("metrics.jsonl"), &trained.history)?;
-            Ok(TrainingEnd::Finished(classifier, trained.history))
+            Ok(TrainingEnd::Finished(Box::new(classifier), trained.history))
         }
         Ok(Outcome::Interrupted { .. }) => Ok(TrainingEnd::Interrupted),
         Err(error @ TrainError::Diverged { .. }) => Ok(TrainingEnd::Failed(error.to_string())),

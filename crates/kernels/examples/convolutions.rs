@@ -8,7 +8,8 @@ use burn_flex::{Flex, FlexTensor};
 use patchdoor_kernels::{ConvOptions, Kernels};
 
 fn random<const D: usize>(shape: [usize; D]) -> FlexTensor {
-    let tensor = Tensor::<Flex, D>::random(shape, burn::tensor::Distribution::Uniform(-1.0, 1.0), &burn_flex::FlexDevice);
+    let tensor =
+        Tensor::<Flex, D>::random(shape, burn::tensor::Distribution::Uniform(-1.0, 1.0), &burn_flex::FlexDevice);
     match tensor.into_primitive() {
         TensorPrimitive::Float(tensor) => tensor,
         TensorPrimitive::QFloat(_) => unreachable!("drawn as floats"),
@@ -54,13 +55,15 @@ fn main() {
             let gradient = random([batch, height, width, out]);
             let operations = 2.0 * (batch * height * width * out * channels * kernel * kernel) as f64;
             let times = [
-                time(|| drop(Flex::conv2d_bias(x.clone(), weight.clone(), bias.clone(), options))),
+                time(|| drop(Flex::conv2d_bias(x.clone(), weight.clone(), bias.clone(), 1, options))),
                 if name == "stem" {
                     0.0
                 } else {
-                    time(|| drop(Flex::conv2d_input_gradient(weight.clone(), gradient.clone(), [size, size], options)))
+                    time(|| {
+                        drop(Flex::conv2d_input_gradient(weight.clone(), gradient.clone(), [size, size], 1, options));
+                    })
                 },
-                time(|| drop(Flex::conv2d_weight_gradients(x.clone(), gradient.clone(), [kernel, kernel], options))),
+                time(|| drop(Flex::conv2d_weight_gradients(x.clone(), gradient.clone(), [kernel, kernel], 1, options))),
             ];
             print!("k={k} {name:18}");
             for (part, time) in ["forward", "input", "weight"].iter().zip(times) {

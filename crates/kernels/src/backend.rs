@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
 use crate::convolution::{self, ConvOptions};
-use crate::normalization;
+use crate::{elementwise, experts, normalization};
 
 /// A backend with the operations of this crate.
 ///
@@ -15,20 +15,21 @@ use crate::normalization;
 /// On `Autodiff<B>` the forward methods record a step of the backward pass, which calls `B`'s gradient methods; the
 /// gradient methods themselves are differentiable through their default bodies.
 pub trait Kernels: Backend {
-    /// Convolves feature maps; see [`conv2d`](crate::conv2d).
+    /// Convolves feature maps; see [`conv2d`](crate::conv2d) and [`grouped_conv2d`](crate::grouped_conv2d).
     ///
     /// # Shapes
     /// - x: `[batch, height, width, channel]`
-    /// - weight: `[out, channel, kernel height, kernel width]`
+    /// - weight: `[out, channel / groups, kernel height, kernel width]`
     /// - bias: `[out]`
     /// - output: `[batch, height', width', out]`
     fn conv2d_bias(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::stock::forward::<Self>(x, weight, bias, options)
+        convolution::stock::forward::<Self>(x, weight, bias, groups, options)
     }
 
     /// Gradient of [`conv2d_bias`](Self::conv2d_bias) for its input, of shape `[batch, height, width, channel]`.
@@ -38,9 +39,10 @@ pub trait Kernels: Backend {
         weight: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         size: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::stock::input_gradient::<Self>(weight, gradient, size, options)
+        convolution::stock::input_gradient::<Self>(weight, gradient, size, groups, options)
     }
 
     /// Gradients of [`conv2d_bias`](Self::conv2d_bias) for its weight and bias.
@@ -50,9 +52,10 @@ pub trait Kernels: Backend {
         x: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         kernel: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        convolution::stock::weight_gradients::<Self>(x, gradient, kernel, options)
+        convolution::stock::weight_gradients::<Self>(x, gradient, kernel, groups, options)
     }
 
     /// Normalizes over all axes but the last by the batch's own statistics, scales, shifts and rectifies; gives output,
@@ -103,6 +106,65 @@ pub trait Kernels: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         normalization::stock::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient)
     }
+
+    /// [`batch_norm_relu`](Self::batch_norm_relu) of what every expert sees; see
+    /// [`weighted_batch_norm_relu`](crate::weighted_batch_norm_relu).
+    fn weighted_batch_norm_relu(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        Self::batch_norm_relu(experts::stock::weigh::<Self>(map, weights), gamma, beta, epsilon)
+    }
+
+    /// Gradients of [`weighted_batch_norm_relu`](Self::weighted_batch_norm_relu)'s output for map, weights, gamma and
+    /// beta.
+    #[allow(clippy::too_many_arguments, reason = "all that the forward pass took and gave")]
+    fn weighted_batch_norm_relu_gradients(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let seen = experts::stock::weigh::<Self>(map.clone(), weights.clone());
+        let (gradient, gamma, beta) =
+            Self::batch_norm_relu_gradients(seen, gamma, beta, mean, variance, gradient, epsilon);
+        let (map, weights) = experts::stock::weigh_gradients::<Self>(map, weights, gradient);
+        (map, weights, gamma, beta)
+    }
+
+    /// [`scale_shift_relu`](Self::scale_shift_relu) of what every expert sees; see
+    /// [`weighted_scale_shift_relu`](crate::weighted_scale_shift_relu). Differentiable through its default body.
+    fn weighted_scale_shift_relu(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::scale_shift_relu(experts::stock::weigh::<Self>(map, weights), scale, shift)
+    }
+
+    /// Adds two tensors of one shape; see [`add`](crate::add).
+    fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(left, right)
+    }
+
+    /// Averages `[batch, height, width, channel]` to `[batch, channel]`; see
+    /// [`average_positions`](crate::average_positions).
+    fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::stock::average_positions::<Self>(map)
+    }
+
+    /// Gradient of [`average_positions`](Self::average_positions) for a map of this height and width.
+    fn average_positions_gradient(gradient: FloatTensor<Self>, size: [usize; 2]) -> FloatTensor<Self> {
+        elementwise::stock::average_positions_gradient::<Self>(gradient, size)
+    }
 }
 
 #[cfg(feature = "ndarray")]
@@ -116,9 +178,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::recorded::<B, C>(x, weight, bias, options)
+        convolution::recorded::<B, C>(x, weight, bias, groups, options)
     }
 
     fn batch_norm_relu(
@@ -132,5 +195,23 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn scale_shift_relu(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
         normalization::recorded_scale_shift_relu::<B, C>(x, scale, shift)
+    }
+
+    fn weighted_batch_norm_relu(
+        map: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        experts::recorded::<B, C>(map, weights, gamma, beta, epsilon)
+    }
+
+    fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::recorded_add::<B, C>(left, right)
+    }
+
+    fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::recorded_average_positions::<B, C>(map)
     }
 }

@@ -71,12 +71,40 @@ pub fn conv2d<B: Kernels>(
     bias: Tensor<B, 1>,
     options: ConvOptions,
 ) -> Tensor<B, 4> {
+    grouped_conv2d(x, weight, bias, 1, options)
+}
+
+/// Convolves every group of channels by weights of its own and adds a bias.
+///
+/// The channels of input and output are divided into `groups` consecutive groups; output group `g` is
+/// [`conv2d`] of input group `g` by the `g`-th part of the weight.
+///
+/// # Shapes
+/// - x: `[batch, height, width, groups * channel]`
+/// - weight: `[groups * out, channel, kernel height, kernel width]`
+/// - bias: `[groups * out]`
+/// - output: `[batch, height', width', groups * out]`
+///
+/// # Panics
+/// If shapes disagree or the kernel does not fit into the padded input.
+pub fn grouped_conv2d<B: Kernels>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 4>,
+    bias: Tensor<B, 1>,
+    groups: usize,
+    options: ConvOptions,
+) -> Tensor<B, 4> {
     let [_, height, width, channels] = x.dims();
     let [out, weight_channels, rows, columns] = weight.dims();
-    assert_eq!(channels, weight_channels, "the input and the convolution's weight must have the same channels");
+    assert_eq!(
+        channels,
+        groups * weight_channels,
+        "the input and the convolution's weight must have the same channels"
+    );
+    assert!(groups > 0 && out % groups == 0, "{groups} groups must divide {out} output channels");
     assert_eq!([out], bias.dims(), "a convolution's bias must have one value per output channel");
     options.output_size([height, width], [rows, columns]);
-    let output = B::conv2d_bias(primitive(x), primitive(weight), primitive(bias), options);
+    let output = B::conv2d_bias(primitive(x), primitive(weight), primitive(bias), groups, options);
     Tensor::from_primitive(TensorPrimitive::Float(output))
 }
 
@@ -100,10 +128,11 @@ pub(crate) mod stock {
         x: FloatTensor<B>,
         weight: FloatTensor<B>,
         bias: FloatTensor<B>,
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<B> {
         let x = pad(tensor::<B, 4>(x).permute([0, 3, 1, 2]), options);
-        let output = conv2d(x, tensor(weight), Some(tensor(bias)), unpadded(options));
+        let output = conv2d(x, tensor(weight), Some(tensor(bias)), unpadded(groups, options));
         primitive(output.permute([0, 2, 3, 1]))
     }
 
@@ -111,15 +140,16 @@ pub(crate) mod stock {
         weight: FloatTensor<B>,
         gradient: FloatTensor<B>,
         [height, width]: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<B> {
         let gradient = tensor::<B, 4>(gradient).permute([0, 3, 1, 2]);
-        let channels = tensor::<B, 4>(weight.clone()).dims()[1];
+        let channels = groups * tensor::<B, 4>(weight.clone()).dims()[1];
         let [top, left, bottom, right] = options.padding;
         let padded = [gradient.dims()[0], channels, top + height + bottom, left + width + right];
         // Burn reads only the shape of this input.
         let x = Tensor::<B, 4>::zeros(padded, (&gradient.device(), gradient.dtype()));
-        let x = B::conv2d_x_backward(primitive(x), weight, primitive(gradient), unpadded(options));
+        let x = B::conv2d_x_backward(primitive(x), weight, primitive(gradient), unpadded(groups, options));
         let x = tensor::<B, 4>(x).slice([0..padded[0], 0..channels, top..top + height, left..left + width]);
         primitive(x.permute([0, 2, 3, 1]))
     }
@@ -128,6 +158,7 @@ pub(crate) mod stock {
         x: FloatTensor<B>,
         gradient: FloatTensor<B>,
         kernel: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>) {
         let x = pad(tensor::<B, 4>(x).permute([0, 3, 1, 2]), options);
@@ -135,9 +166,9 @@ pub(crate) mod stock {
         let [batch, height, width, out] = gradient.dims();
         let bias = sum_rows(gradient.clone().reshape([batch * height * width, out])).reshape([out]);
         // Burn reads only the shape of this weight.
-        let weight = Tensor::<B, 4>::zeros([out, x.dims()[1], kernel[0], kernel[1]], (&x.device(), x.dtype()));
+        let weight = Tensor::<B, 4>::zeros([out, x.dims()[1] / groups, kernel[0], kernel[1]], (&x.device(), x.dtype()));
         let gradient = primitive(gradient.permute([0, 3, 1, 2]));
-        let weight = B::conv2d_weight_backward(primitive(x), primitive(weight), gradient, unpadded(options));
+        let weight = B::conv2d_weight_backward(primitive(x), primitive(weight), gradient, unpadded(groups, options));
         (weight, primitive(bias))
     }
 
@@ -154,8 +185,8 @@ pub(crate) mod stock {
         Tensor::zeros(padded, (&x.device(), x.dtype())).slice_assign(inside, x)
     }
 
-    fn unpadded(options: ConvOptions) -> BurnOptions<2> {
-        BurnOptions::new([options.stride; 2], [0, 0], [1, 1], 1)
+    fn unpadded(groups: usize, options: ConvOptions) -> BurnOptions<2> {
+        BurnOptions::new([options.stride; 2], [0, 0], [1, 1], groups)
     }
 }
 
@@ -166,6 +197,7 @@ struct ConvolutionBackward;
 struct ConvolutionState<T> {
     x: T,
     weight: T,
+    groups: usize,
     options: ConvOptions,
 }
 
@@ -175,12 +207,12 @@ impl<B: Kernels> Backward<B, 3> for ConvolutionBackward {
     fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let [x_node, weight_node, bias_node] = ops.parents;
         let gradient = gradients.consume::<B>(&ops.node);
-        let ConvolutionState { x, weight, options } = ops.state;
+        let ConvolutionState { x, weight, groups, options } = ops.state;
         let x_shape = x.shape();
         let weight_shape = weight.shape();
         if weight_node.is_some() || bias_node.is_some() {
             let kernel = [weight_shape[2], weight_shape[3]];
-            let (weight, bias) = B::conv2d_weight_gradients(x, gradient.clone(), kernel, options);
+            let (weight, bias) = B::conv2d_weight_gradients(x, gradient.clone(), kernel, groups, options);
             if let Some(node) = weight_node {
                 gradients.register::<B>(node.id, weight);
             }
@@ -190,7 +222,7 @@ impl<B: Kernels> Backward<B, 3> for ConvolutionBackward {
         }
         if let Some(node) = x_node {
             let size = [x_shape[1], x_shape[2]];
-            gradients.register::<B>(node.id, B::conv2d_input_gradient(weight, gradient, size, options));
+            gradients.register::<B>(node.id, B::conv2d_input_gradient(weight, gradient, size, groups, options));
         }
     }
 }
@@ -200,11 +232,12 @@ pub(crate) fn recorded<B: Kernels, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
     bias: FloatTensor<Autodiff<B, C>>,
+    groups: usize,
     options: ConvOptions,
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
-    let state = ConvolutionState { x: x.primitive.clone(), weight: weight.primitive.clone(), options };
-    let output = B::conv2d_bias(x.primitive, weight.primitive, bias.primitive, options);
+    let state = ConvolutionState { x: x.primitive.clone(), weight: weight.primitive.clone(), groups, options };
+    let output = B::conv2d_bias(x.primitive, weight.primitive, bias.primitive, groups, options);
     match Backward::<B, 3>::prepare::<C>(ConvolutionBackward, nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish(state, output),
         OpsKind::UnTracked(prep) => prep.finish(output),

@@ -172,7 +172,8 @@ pub(crate) mod stock {
     }
 }
 
-type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
+/// A tensor of the recording backend.
+pub(crate) type Recorded<B, C> = FloatTensor<Autodiff<B, C>>;
 
 #[derive(Debug)]
 struct BatchNormReluBackward;
@@ -213,7 +214,7 @@ impl<B: Kernels> Backward<B, 3> for ScaleShiftReluBackward {
 }
 
 /// Hands each parent that wants one its gradient.
-fn register<B: Backend, const N: usize>(
+pub(crate) fn register<B: Backend, const N: usize>(
     gradients: &mut Gradients,
     parents: [Option<NodeId>; N],
     values: [FloatTensor<B>; N],

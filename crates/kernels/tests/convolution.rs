@@ -6,7 +6,7 @@ use burn::tensor::module::conv2d as burn_conv2d;
 use burn::tensor::ops::ConvOptions as BurnOptions;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::Flex;
-use patchdoor_kernels::{ConvOptions, conv2d};
+use patchdoor_kernels::{ConvOptions, conv2d, grouped_conv2d};
 use support::{Diff, assert_close, leaf, numbers, on_threads, random};
 
 /// The convolution in burn's terms: channels first, zeros added by hand.
@@ -100,6 +100,36 @@ fn check(case: &Case) {
 fn agrees_with_burn_on_values_and_gradients() {
     for case in cases() {
         check(&case);
+    }
+}
+
+#[test]
+fn groups_are_convolutions_side_by_side() {
+    for (kernel, stride, channels, out) in [(1, 1, 64, 16), (3, 1, 5, 7), (3, 2, 16, 40), (1, 2, 3, 33)] {
+        let groups = 3;
+        let options = ConvOptions::same([9, 8], [kernel; 2], stride);
+        let x = leaf(1, [3, 9, 8, groups * channels]);
+        let weight = leaf::<4>(2, [groups * out, channels, kernel, kernel]);
+        let bias = leaf::<1>(3, [groups * out]);
+        let [height, width] = options.output_size([9, 8], [kernel; 2]);
+        let upstream = random(4, [3, height, width, groups * out]);
+
+        let found = grouped_conv2d(x.clone(), weight.clone(), bias.clone(), groups, options);
+        let gradients = (found.clone() * upstream.clone()).sum().backward();
+        let [found_x, found_weight] = [x.grad(&gradients).unwrap(), weight.grad(&gradients).unwrap()];
+        let found_bias = bias.grad(&gradients).unwrap();
+
+        let parts = (0..groups).map(|group| {
+            let x = x.clone().narrow(3, group * channels, channels);
+            let weight = weight.clone().narrow(0, group * out, out);
+            plain(x, weight, bias.clone().narrow(0, group * out, out), options)
+        });
+        let expected = Tensor::cat(parts.collect(), 3);
+        let gradients = (expected.clone() * upstream).sum().backward();
+        assert_close("output", found.inner(), expected.inner(), 1e-5);
+        assert_close("input gradient", found_x, x.grad(&gradients).unwrap(), 1e-5);
+        assert_close("weight gradient", found_weight, weight.grad(&gradients).unwrap(), 1e-5);
+        assert_close("bias gradient", found_bias, bias.grad(&gradients).unwrap(), 1e-5);
     }
 }
 

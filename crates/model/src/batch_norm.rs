@@ -1,6 +1,8 @@
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{Kernels, batch_norm_relu, scale_shift_relu};
+use patchdoor_kernels::{
+    Kernels, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+};
 use rand::Rng;
 
 use crate::BatchNormConfig;
@@ -49,10 +51,41 @@ impl<B: Kernels> BatchNormRelu<B> {
     }
 
     fn forward_inference<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let (scale, shift) = self.scale_and_shift();
+        scale_shift_relu(x, scale, shift)
+    }
+
+    /// Normalizations of one shape side by side, each over the map weighed for it.
+    ///
+    /// # Shapes
+    /// - map: `[batch, row, column, channel]`
+    /// - weights: `[batch, group, row * column]`
+    /// - output: `[batch, row, column, group * channel]`
+    pub(crate) fn forward_weighted(groups: &[&Self], map: Tensor<B, 4>, weights: Tensor<B, 3>) -> Tensor<B, 4> {
+        let join =
+            |values: &dyn Fn(&Self) -> Tensor<B, 1>| Tensor::cat(groups.iter().map(|group| values(group)).collect(), 0);
+        let channels = map.dims()[3];
+        if B::ad_enabled(&map.device()) {
+            let (gamma, beta) = (join(&|group| group.gamma.val()), join(&|group| group.beta.val()));
+            let normalized = weighted_batch_norm_relu(map, weights, gamma, beta, groups[0].epsilon);
+            for (index, group) in groups.iter().enumerate() {
+                let part = |statistic: &Tensor<B, 1>| statistic.clone().narrow(0, index * channels, channels);
+                group.update(&group.running_mean, part(&normalized.mean));
+                group.update(&group.running_variance, part(&normalized.variance));
+            }
+            normalized.output
+        } else {
+            let (scale, shift) = (join(&|group| group.scale_and_shift().0), join(&|group| group.scale_and_shift().1));
+            weighted_scale_shift_relu(map, weights, scale, shift)
+        }
+    }
+
+    /// What the running statistics make of the normalization.
+    fn scale_and_shift(&self) -> (Tensor<B, 1>, Tensor<B, 1>) {
         let deviation = self.running_variance.value().add_scalar(self.epsilon).sqrt();
         let scale = self.gamma.val() / deviation;
         let shift = self.beta.val() - self.running_mean.value() * scale.clone();
-        scale_shift_relu(x, scale, shift)
+        (scale, shift)
     }
 
     fn update(&self, running: &RunningState<Tensor<B, 1>>, batch: Tensor<B, 1>) {

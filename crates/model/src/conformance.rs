@@ -105,11 +105,12 @@ where
     let input = reference.tensor::<B, 4>("input", &device).require_grad();
     let kernel = reference.tensor::<B, 4>("kernel", &device).require_grad();
     let map = input.clone().permute([0, 2, 3, 1]);
-    let [_, rows, columns, _] = map.dims();
+    let [batch, rows, columns, _] = map.dims();
     let selected = reference.data("selected").shape[1];
     let router = PatchRouter::with_kernels(kernel.clone(), selected, crate::GateOrder::SoftmaxThenSelect);
     let routing = router.route(into_patches(map.clone(), side));
-    let output = (map * spread(routing.weights, [rows, columns], side)).permute([0, 3, 1, 2]);
+    let output =
+        (map * spread(routing.weights, [rows, columns], side).reshape([batch, rows, columns, 1])).permute([0, 3, 1, 2]);
     let loss = (output.clone() * reference.tensor("upstream", &device)).sum();
 
     let indices = routing.indices.squeeze_dim::<2>(1).into_data().convert::<i64>();

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, conv2d};
+use patchdoor_kernels::{ConvOptions, Kernels, conv2d, grouped_conv2d};
 use rand::Rng;
 
 use crate::Padding;
@@ -38,11 +38,28 @@ impl<B: Kernels> Convolution<B> {
     /// - output: `[batch, row / stride, column / stride, channel]`, sizes rounded up
     pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = x.dims();
+        let options = self.options([rows, columns]);
+        conv2d(x, self.weight.val(), self.bias.val(), options)
+    }
+
+    /// Convolutions of one shape side by side, each over its own group of channels.
+    ///
+    /// # Shapes
+    /// - input: `[batch, row, column, group * channel]`
+    /// - output: `[batch, row / stride, column / stride, group * channel]`
+    pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [_, rows, columns, _] = x.dims();
+        let options = groups[0].options([rows, columns]);
+        let weights = Tensor::cat(groups.iter().map(|group| group.weight.val()).collect(), 0);
+        let biases = Tensor::cat(groups.iter().map(|group| group.bias.val()).collect(), 0);
+        grouped_conv2d(x, weights, biases, groups.len(), options)
+    }
+
+    fn options(&self, [rows, columns]: [usize; 2]) -> ConvOptions {
         let [_, _, kernel, _] = self.weight.dims();
         let [top, bottom] = self.padding.around(rows, kernel, self.stride);
         let [left, right] = self.padding.around(columns, kernel, self.stride);
-        let options = ConvOptions { stride: self.stride, padding: [top, left, bottom, right] };
-        conv2d(x, self.weight.val(), self.bias.val(), options)
+        ConvOptions { stride: self.stride, padding: [top, left, bottom, right] }
     }
 }
 

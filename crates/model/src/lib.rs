@@ -35,7 +35,6 @@ mod config;
 mod convolution;
 mod dense;
 mod error;
-mod head;
 mod init;
 mod patch_moe;
 mod router;

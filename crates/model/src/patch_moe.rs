@@ -1,12 +1,11 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::{Kernels, average_positions};
 use rand::Rng;
 
 use crate::batch_norm::BatchNormRelu;
 use crate::convolution::Convolution;
 use crate::dense::Dense;
-use crate::head::average_positions;
 use crate::init::ParameterSource;
 use crate::router::{PatchRouter, Routing};
 use crate::trunk::{LayerOptions, Trunk};
@@ -103,24 +102,22 @@ impl<B: Kernels> PatchMoe<B> {
     pub fn forward_map(&self, map: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
         let patches = into_patches(map.clone(), self.patch_size);
         let routing = self.router.route(patches.clone());
-        let outputs: Vec<Tensor<B, 4>> = match self.form {
-            ExpertForm::Masked => self.experts_on_map(&map, &routing),
-            ExpertForm::Gathered => self.experts_on_patches(&patches, &routing),
+        let outputs = match self.form {
+            ExpertForm::Masked => self.experts_on_map(map, &routing),
+            ExpertForm::Gathered => Tensor::cat(self.experts_on_patches(&patches, &routing), 3),
         };
-        let features = average_positions(self.norm.forward(Tensor::cat(outputs, 3)));
+        let features = average_positions(self.norm.forward(outputs));
         (self.head.forward(features), routing)
     }
 
-    /// Every expert over the whole map, each patch scaled by its weight, zero where not selected.
-    fn experts_on_map(&self, map: &Tensor<B, 4>, routing: &Routing<B>) -> Vec<Tensor<B, 4>> {
+    /// Every expert over the whole map, each patch scaled by its weight, zero where not selected;
+    /// `[batch, row, column, expert * channel]`.
+    fn experts_on_map(&self, map: Tensor<B, 4>, routing: &Routing<B>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = map.dims();
-        let experts = self.experts.iter().enumerate();
-        experts
-            .map(|(e, expert)| {
-                let weights = routing.weights.clone().narrow(1, e, 1);
-                expert.forward(map.clone() * spread(weights, [rows, columns], self.patch_size))
-            })
-            .collect()
+        let weights = spread(routing.weights.clone(), [rows, columns], self.patch_size);
+        let norms: Vec<_> = self.experts.iter().map(|expert| &expert.norm).collect();
+        let convolutions: Vec<_> = self.experts.iter().map(|expert| &expert.conv).collect();
+        Convolution::forward_groups(&convolutions, BatchNormRelu::forward_weighted(&norms, map, weights))
     }
 
     /// Every expert over its selected patches only; `[batch * patches_per_expert, patch row, patch
@@ -172,19 +169,19 @@ pub(crate) fn into_patches<B: Backend>(map: Tensor<B, 4>, side: usize) -> Tensor
     ])
 }
 
-/// Repeats one weight per patch over the positions of that patch.
+/// Repeats every patch's weight over the positions of that patch.
 ///
 /// # Shapes
-/// - weights: `[batch, 1, patch]`
-/// - output: `[batch, row, column, 1]`
-pub(crate) fn spread<B: Backend>(weights: Tensor<B, 3>, [rows, columns]: [usize; 2], side: usize) -> Tensor<B, 4> {
-    let [batch, _, _] = weights.dims();
+/// - weights: `[batch, expert, patch]`
+/// - output: `[batch, expert, row * column]`
+pub(crate) fn spread<B: Backend>(weights: Tensor<B, 3>, [rows, columns]: [usize; 2], side: usize) -> Tensor<B, 3> {
     if side == 1 {
-        return weights.reshape([batch, rows, columns, 1]);
+        return weights;
     }
+    let [batch, experts, _] = weights.dims();
     let (down, across) = (rows / side, columns / side);
     weights
-        .reshape([batch, down, 1, across, 1])
-        .expand([batch, down, side, across, side])
-        .reshape([batch, rows, columns, 1])
+        .reshape([batch * experts, down, 1, across, 1])
+        .expand([batch * experts, down, side, across, side])
+        .reshape([batch, experts, rows * columns])
 }

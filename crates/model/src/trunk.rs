@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::{Kernels, add};
 use rand::Rng;
 
 use crate::batch_norm::BatchNormRelu;
@@ -52,7 +52,7 @@ impl<B: Kernels> ResidualBlock<B> {
         let shortcut = self.shortcut.forward(x.clone());
         let x = self.conv1.forward(self.norm1.forward(x));
         let x = self.conv2.forward(self.norm2.forward(x));
-        x + shortcut
+        add(x, shortcut)
     }
 }
 

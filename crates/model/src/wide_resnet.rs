@@ -1,11 +1,10 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::{Kernels, average_positions};
 use rand::Rng;
 
 use crate::batch_norm::BatchNormRelu;
 use crate::dense::Dense;
-use crate::head::average_positions;
 use crate::init::ParameterSource;
 use crate::trunk::{LayerOptions, ResidualBlock, Trunk};
 use crate::{InputShape, WideResNetConfig};

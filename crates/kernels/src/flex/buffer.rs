@@ -91,13 +91,6 @@ impl Buffer {
         Self { start, capacity: bytes, length }
     }
 
-    /// Memory for `length` values, all zero.
-    pub(super) fn zeros(length: usize) -> Self {
-        let mut buffer = Self::new(length);
-        buffer.values().fill(MaybeUninit::new(0.0));
-        buffer
-    }
-
     /// The values, not necessarily written.
     pub(super) fn values(&mut self) -> &mut [MaybeUninit<f32>] {
         // SAFETY: the allocation has room for `length` values, is aligned, and borrowed mutably.

@@ -8,6 +8,7 @@
 #![allow(clippy::inline_always, reason = "see Kernel::run")]
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
@@ -25,7 +26,10 @@ const BLOCK_BYTES: usize = 24 << 10;
 pub(super) struct Geometry {
     pub(super) batch: usize,
     pub(super) size: [usize; 2],
+    pub(super) groups: usize,
+    /// Input channels of one group.
     pub(super) channels: usize,
+    /// Output channels of one group.
     pub(super) out: usize,
     pub(super) kernel: [usize; 2],
     pub(super) options: ConvOptions,
@@ -34,6 +38,17 @@ pub(super) struct Geometry {
 impl Geometry {
     pub(super) fn output_size(&self) -> [usize; 2] {
         self.options.output_size(self.size, self.kernel)
+    }
+
+    /// The input within its zeros.
+    fn padded_input(&self) -> Padded {
+        let [top, left, bottom, right] = self.options.padding;
+        Padded {
+            size: self.size,
+            channels: self.groups * self.channels,
+            offset: [top, left],
+            within: [self.size[0] + top + bottom, self.size[1] + left + right],
+        }
     }
 }
 
@@ -95,9 +110,11 @@ impl Padded {
 /// Output pixels that meet the same rows and columns of the kernel at a fixed distance.
 struct Class {
     runs: Vec<Run>,
-    /// For every row of the packed weights the kernel's row and column and the source's channel.
-    taps: Vec<[usize; 3]>,
-    weights: Option<Buffer>,
+    /// Rows of the packed weights.
+    depth: usize,
+    weights: Buffer,
+    /// First of the packed biases.
+    bias: usize,
     rows: usize,
     columns: usize,
     source: Steps,
@@ -118,42 +135,56 @@ struct Correlation {
     source: Padded,
     target_image: usize,
     panels: Panels,
-    bias: Buffer,
+    biases: Vec<f32>,
     classes: Vec<Class>,
 }
 
+/// The runs of `rows` rows of `columns` pixels, one pixel after the other if only some channels of each are met.
+fn runs(rows: usize, columns: usize, row: usize, [channels, all]: [usize; 2]) -> Vec<Run> {
+    let whole = channels == all;
+    let (count, length) = if whole { (1, columns * channels) } else { (columns, channels) };
+    (0..rows)
+        .flat_map(|index| (0..count).map(move |column| Run { offset: index * row + column * all, length }))
+        .filter(|run| run.length > 0)
+        .collect()
+}
+
 pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], geometry: &Geometry) -> Buffer {
-    let Geometry { batch, size, channels, out, kernel, options } = *geometry;
-    let [top, left, bottom, right] = options.padding;
+    let Geometry { batch, groups, channels, out, kernel, options, .. } = *geometry;
     let [rows, columns] = geometry.output_size();
-    let source =
-        Padded { size, channels, offset: [top, left], within: [size[0] + top + bottom, size[1] + left + right] };
-    let mut class = Class {
-        runs: (0..kernel[0])
-            .map(|row| Run { offset: row * source.within[1] * channels, length: kernel[1] * channels })
-            .collect(),
-        taps: taps((0..kernel[0]).collect(), &(0..kernel[1]).collect::<Vec<_>>(), channels),
-        weights: None,
-        rows,
-        columns,
-        source: Steps {
-            start: 0,
-            row: options.stride * source.within[1] * channels,
-            column: options.stride * channels,
-        },
-        target: Steps { start: 0, row: columns * out, column: out },
-    };
+    let source = geometry.padded_input();
+    let row = source.within[1] * source.channels;
     let panels = Panels::new(out);
     let area = kernel[0] * kernel[1];
-    class.pack(panels, |[row, column, channel], target| {
-        weight[(target * channels + channel) * area + row * kernel[1] + column]
-    });
-    let bias = panels.pack(1, |_, channel| bias[channel]);
-    Correlation { batch, source, target_image: rows * columns * out, panels, bias, classes: vec![class] }.run(x)
+    let taps = taps((0..kernel[0]).collect(), &(0..kernel[1]).collect::<Vec<_>>(), channels);
+    let classes = (0..groups)
+        .map(|group| Class {
+            runs: runs(kernel[0], kernel[1], row, [channels, source.channels]),
+            weights: panels.pack(taps.len(), |index, target| {
+                let [row, column, channel] = taps[index];
+                weight[((group * out + target) * channels + channel) * area + row * kernel[1] + column]
+            }),
+            depth: taps.len(),
+            bias: group * panels.padded(),
+            rows,
+            columns,
+            source: Steps {
+                start: group * channels,
+                row: options.stride * row,
+                column: options.stride * source.channels,
+            },
+            target: Steps { start: group * out, row: columns * groups * out, column: groups * out },
+        })
+        .collect();
+    let mut biases = vec![0.0; groups * panels.padded()];
+    for (padded, bias) in biases.chunks_exact_mut(panels.padded().max(1)).zip(bias.chunks_exact(out.max(1))) {
+        padded[..out].copy_from_slice(bias);
+    }
+    Correlation { batch, source, target_image: rows * columns * groups * out, panels, biases, classes }.run(x)
 }
 
 pub(super) fn input_gradient(weight: &[f32], gradient: &[f32], geometry: &Geometry) -> Buffer {
-    let Geometry { batch, size, channels, out, kernel, options } = *geometry;
+    let Geometry { batch, size, groups, channels, out, kernel, options } = *geometry;
     let stride = options.stride;
     let output = geometry.output_size();
     // Along an axis, input `i` with `i + padding = stride * u + remainder` gets from output `u - j` through kernel
@@ -169,10 +200,11 @@ pub(super) fn input_gradient(weight: &[f32], gradient: &[f32], geometry: &Geomet
     let last = |index: usize| (0..stride).map(|remainder| axis(index, remainder).2).max().unwrap_or(0);
     let source = Padded {
         size: output,
-        channels: out,
+        channels: groups * out,
         offset: reach,
         within: [0, 1].map(|index| reach[index] + output[index].max(last(index))),
     };
+    let row = source.within[1] * source.channels;
     let area = kernel[0] * kernel[1];
     let panels = Panels::new(channels);
     let mut classes = Vec::new();
@@ -183,34 +215,39 @@ pub(super) fn input_gradient(weight: &[f32], gradient: &[f32], geometry: &Geomet
             if first_row == end_row || first_column == end_column {
                 continue;
             }
-            let row = source.within[1] * out;
             // The first tap in order is the last kernel element, which meets the earliest output.
             let start = |first: usize, reach: usize, taps: &[usize]| first + reach + 1 - taps.len().max(1);
-            let start = start(first_row, reach[0], &row_taps) * row + start(first_column, reach[1], &column_taps) * out;
-            let mut class = Class {
-                runs: (0..row_taps.len())
-                    .map(|index| Run { offset: index * row, length: column_taps.len() * out })
-                    .filter(|run| run.length > 0)
-                    .collect(),
-                taps: taps(row_taps.clone(), &column_taps, out),
-                weights: None,
-                rows: end_row - first_row,
-                columns: end_column - first_column,
-                source: Steps { start, row, column: out },
-                target: Steps {
-                    start: (target_row * size[1] + target_column) * channels,
-                    row: stride * size[1] * channels,
-                    column: stride * channels,
-                },
-            };
-            class.pack(panels, |[row, column, channel], target| {
-                weight[(channel * channels + target) * area + row * kernel[1] + column]
-            });
-            classes.push(class);
+            let start = start(first_row, reach[0], &row_taps) * row
+                + start(first_column, reach[1], &column_taps) * source.channels;
+            let taps = taps(row_taps.clone(), &column_taps, out);
+            for group in 0..groups {
+                classes.push(Class {
+                    runs: if taps.is_empty() {
+                        Vec::new()
+                    } else {
+                        runs(row_taps.len(), column_taps.len(), row, [out, source.channels])
+                    },
+                    weights: panels.pack(taps.len(), |index, target| {
+                        let [row, column, channel] = taps[index];
+                        weight[((group * out + channel) * channels + target) * area + row * kernel[1] + column]
+                    }),
+                    depth: taps.len(),
+                    bias: 0,
+                    rows: end_row - first_row,
+                    columns: end_column - first_column,
+                    source: Steps { start: start + group * out, row, column: source.channels },
+                    target: Steps {
+                        start: (target_row * size[1] + target_column) * groups * channels + group * channels,
+                        row: stride * size[1] * groups * channels,
+                        column: stride * groups * channels,
+                    },
+                });
+            }
         }
     }
-    let bias = Buffer::zeros(panels.padded());
-    Correlation { batch, source, target_image: size[0] * size[1] * channels, panels, bias, classes }.run(gradient)
+    let biases = vec![0.0; panels.padded()];
+    let target_image = size[0] * size[1] * groups * channels;
+    Correlation { batch, source, target_image, panels, biases, classes }.run(gradient)
 }
 
 /// Kernel rows, kernel columns and channels in the order in which a map holds them.
@@ -223,14 +260,9 @@ fn taps(rows: Vec<usize>, columns: &[usize], channels: usize) -> Vec<[usize; 3]>
 }
 
 impl Class {
-    fn pack(&mut self, panels: Panels, at: impl Fn([usize; 3], usize) -> f32 + Sync) {
-        let taps = &self.taps;
-        self.weights = Some(panels.pack(taps.len(), |row, channel| at(taps[row], channel)));
-    }
-
     /// The runs, cut into blocks of about equal depth, none of them deeper than `limit`.
     fn blocks(&self, limit: usize) -> Vec<Vec<Run>> {
-        let depth = self.taps.len();
+        let depth = self.depth;
         let count = depth.div_ceil(limit).max(1);
         let mut blocks = vec![Vec::new(); count];
         let mut done = 0;
@@ -320,13 +352,16 @@ impl Kernel for Sweep<'_> {
 impl Sweep<'_> {
     #[inline(always)]
     unsafe fn panel<S: Simd, const C: usize>(&self, class: &Class, blocks: &[Vec<Run>], panel: Panel) {
-        let weights = class.weights.as_ref().expect("a class is packed before it runs").as_ptr();
+        let weights = class.weights.as_ptr();
         // SAFETY: the panel's weights begin there; the pixels and channels are the class's and the panel's.
         unsafe {
-            let mut weights = weights.add(class.taps.len() * panel.channel);
+            let mut weights = weights.add(class.depth * panel.channel);
             for (index, runs) in blocks.iter().enumerate() {
-                let start =
-                    if index == 0 { Start::Bias(self.of.bias.as_ptr().add(panel.channel)) } else { Start::Output };
+                let start = if index == 0 {
+                    Start::Bias(self.of.biases.as_ptr().add(class.bias + panel.channel))
+                } else {
+                    Start::Output
+                };
                 for image in 0..self.images {
                     for row in 0..class.rows {
                         let source = self.source.add(image * self.of.source.length() + class.source.start);
@@ -389,50 +424,50 @@ fn parts(geometry: &Geometry) -> usize {
 const BLOCK_PIXELS: usize = 128;
 
 pub(super) fn weight_gradients(x: &[f32], gradient: &[f32], geometry: &Geometry) -> (Buffer, Buffer) {
-    let Geometry { batch, size, channels, out, kernel, options } = *geometry;
-    let [top, left, bottom, right] = options.padding;
-    let source =
-        Padded { size, channels, offset: [top, left], within: [size[0] + top + bottom, size[1] + left + right] };
+    let Geometry { batch, groups, channels, out, kernel, .. } = *geometry;
+    let source = geometry.padded_input();
     let panels = Panels::new(out);
-    let depth = kernel[0] * kernel[1] * channels;
+    let area = kernel[0] * kernel[1];
+    let depth = area * channels;
     let parts = parts(geometry);
     // One more row for the bias.
-    let length = (depth + 1) * panels.padded();
+    let group_length = (depth + 1) * panels.padded();
+    let length = groups * group_length;
     let mut sums = Buffer::new(parts * length);
-    if batch * length > 0 {
+    if length > 0 {
         sums.values().par_chunks_mut(length).enumerate().for_each(|(part, sums)| {
+            sums.fill(MaybeUninit::new(0.0));
             let images = part * batch / parts..(part + 1) * batch / parts;
-            sums.fill(std::mem::MaybeUninit::new(0.0));
-            let work = WeightSums { geometry, source, panels, x, gradient, sums: sums.as_mut_ptr().cast(), images };
-            work.run();
+            let runs = runs(kernel[0], kernel[1], source.within[1] * source.channels, [channels, source.channels]);
+            let sums = sums.as_mut_ptr().cast();
+            WeightSums { geometry, source, panels, x, gradient, sums, images, runs }.run();
         });
-    } else {
-        sums.values().fill(std::mem::MaybeUninit::new(0.0));
     }
     // SAFETY: every part was filled with zeros at least.
     let sums = unsafe { sums.written() };
-    let mut weight = Buffer::new(out * depth);
-    let mut bias = Buffer::new(out);
-    let area = kernel[0] * kernel[1];
-    let total = |panel: Panel, row: usize, lane: usize| {
-        let at = (depth + 1) * panel.channel + row * panels.lanes_of(panel) + lane;
-        (0..parts).map(|part| sums[part * length + at]).sum::<f32>()
-    };
-    if depth > 0 {
-        let values = weight.values().par_chunks_mut(depth * panels.width());
-        values.zip(bias.values().par_chunks_mut(panels.width())).enumerate().for_each(|(index, (weight, bias))| {
-            let panel = panels.get(index);
-            for tap in 0..area {
-                for channel in 0..channels {
-                    for lane in 0..bias.len() {
-                        let value = total(panel, tap * channels + channel, lane);
-                        weight[lane * depth + channel * area + tap].write(value);
+    let mut weight = Buffer::new(groups * out * depth);
+    let mut bias = Buffer::new(groups * out);
+    if depth > 0 && out > 0 {
+        let values = weight.values().par_chunks_mut(depth * out).zip(bias.values().par_chunks_mut(out));
+        values.enumerate().for_each(|(group, (weight, bias))| {
+            let values = weight.par_chunks_mut(depth * panels.width()).zip(bias.par_chunks_mut(panels.width()));
+            values.enumerate().for_each(|(index, (weight, bias))| {
+                let panel = panels.get(index);
+                let total = |row: usize, lane: usize| {
+                    let at = (depth + 1) * panel.channel + row * panels.lanes_of(panel) + lane;
+                    (0..parts).map(|part| sums[part * length + group * group_length + at]).sum::<f32>()
+                };
+                for tap in 0..area {
+                    for channel in 0..channels {
+                        for lane in 0..bias.len() {
+                            weight[lane * depth + channel * area + tap].write(total(tap * channels + channel, lane));
+                        }
                     }
                 }
-            }
-            for (lane, bias) in bias.iter_mut().enumerate() {
-                bias.write(total(panel, depth, lane));
-            }
+                for (lane, bias) in bias.iter_mut().enumerate() {
+                    bias.write(total(depth, lane));
+                }
+            });
         });
     }
     (weight, bias)
@@ -447,16 +482,23 @@ struct WeightSums<'a> {
     gradient: &'a [f32],
     sums: *mut f32,
     images: std::ops::Range<usize>,
+    /// The values of `x` that one pixel of the gradient meets.
+    runs: Vec<Run>,
 }
 
 impl WeightSums<'_> {
+    /// Whether the gradient is as good as packed: one panel of whole vectors.
+    fn is_packed(&self) -> bool {
+        self.geometry.groups == 1 && self.panels.is_one_exactly()
+    }
+
     fn run(self) {
         let [rows, columns] = self.geometry.output_size();
         let pixels = rows * columns;
         let group = (BLOCK_PIXELS / pixels.max(1)).max(1);
         let block_rows = if group > 1 { rows } else { BLOCK_PIXELS.div_ceil(columns).min(rows) };
         let padded = if self.source.is_needed() { group * self.source.length() } else { 0 };
-        let packed = if self.panels.is_one_exactly() { 0 } else { group * block_rows * columns * self.panels.width() };
+        let packed = if self.is_packed() { 0 } else { group * block_rows * columns * self.panels.width() };
         with_scratch(padded + packed, |scratch| {
             let (padded, packed) = scratch.split_at_mut(padded);
             let mut image = self.images.start;
@@ -507,14 +549,16 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for index in 0..self.of.panels.count() {
-            let panel = self.of.panels.get(index);
-            // SAFETY: passed on.
-            unsafe {
-                if panel.vectors == 2 {
-                    self.panel::<S, 2>(panel);
-                } else {
-                    self.panel::<S, 1>(panel);
+        for group in 0..self.of.geometry.groups {
+            for index in 0..self.of.panels.count() {
+                let panel = self.of.panels.get(index);
+                // SAFETY: passed on.
+                unsafe {
+                    if panel.vectors == 2 {
+                        self.panel::<S, 2>(group, panel);
+                    } else {
+                        self.panel::<S, 1>(group, panel);
+                    }
                 }
             }
         }
@@ -523,22 +567,23 @@ impl Kernel for Block<'_> {
 
 impl Block<'_> {
     #[inline(always)]
-    unsafe fn panel<S: Simd, const C: usize>(&self, panel: Panel) {
-        let Geometry { channels, out, kernel, options, .. } = *self.of.geometry;
+    unsafe fn panel<S: Simd, const C: usize>(&self, group: usize, panel: Panel) {
+        let Geometry { groups, channels, out, kernel, options, .. } = *self.of.geometry;
         let [all_rows, columns] = self.of.geometry.output_size();
         let lanes = C * S::LANES;
         // SAFETY: the gradient has these images, rows, columns and channels; `packed` has room for a block of a panel;
         // the sums of a panel are its depth and one row for the bias.
         unsafe {
-            let first = (self.image * all_rows + self.row) * columns * out + panel.channel;
+            let all_out = groups * out;
+            let first = (self.image * all_rows + self.row) * columns * all_out + group * out + panel.channel;
             let gradient = self.of.gradient.as_ptr().add(first);
             // Several images are always whole, so their pixels follow each other as one image's do.
             let pixels = self.images * self.rows * columns;
-            let (y, stride) = if self.of.panels.is_one_exactly() {
+            let (y, stride) = if self.of.is_packed() {
                 (gradient, out)
             } else {
                 for pixel in 0..pixels {
-                    let from = gradient.add(pixel * out);
+                    let from = gradient.add(pixel * all_out);
                     let to = self.packed.add(pixel * lanes);
                     for vector in 0..C {
                         let valid = if vector + 1 < C { S::LANES } else { panel.last };
@@ -548,24 +593,26 @@ impl Block<'_> {
                 (self.packed.cast_const(), lanes)
             };
             let depth = kernel[0] * kernel[1] * channels;
-            let sums = self.of.sums.add((depth + 1) * panel.channel);
+            let sums = self.of.sums.add((depth + 1) * (group * self.of.panels.padded() + panel.channel));
             bias_sums::<S, C>(y, pixels, stride, sums.add(depth * lanes));
             let source = self.of.source;
-            let source_row = source.within[1] * channels;
+            let source_row = source.within[1] * source.channels;
             for image in 0..self.images {
                 let shape = Pixels {
                     rows: self.rows,
                     columns,
                     x_row: options.stride * source_row,
-                    x_column: options.stride * channels,
+                    x_column: options.stride * source.channels,
                     y_row: columns * stride,
                     y_column: stride,
                 };
                 let y = y.add(image * self.rows * columns * stride);
                 let x = self.x.add(image * source.length() + self.row * options.stride * source_row);
-                for row in 0..kernel[0] {
-                    let sums = sums.add(row * kernel[1] * channels * lanes);
-                    products::<S, C>(x.add(row * source_row), y, shape, kernel[1] * channels, sums);
+                let x = x.add(group * channels);
+                let mut sums = sums;
+                for run in &self.of.runs {
+                    products::<S, C>(x.add(run.offset), y, shape, run.length, sums);
+                    sums = sums.add(run.length * lanes);
                 }
             }
         }

@@ -2,18 +2,25 @@
 
 mod buffer;
 mod convolution;
+mod elementwise;
+mod experts;
 mod normalization;
 mod panels;
 mod simd;
 mod tile;
 
-use burn::tensor::{DType, TensorData, TensorMetadata};
+use burn::tensor::ops::FloatTensorOps;
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use crate::convolution::stock;
+use crate::convolution::stock as stock_convolution;
+use crate::elementwise::stock as stock_elementwise;
+use crate::experts::stock as stock_experts;
+use crate::normalization::stock as stock_normalization;
 use crate::{ConvOptions, Kernels};
 use buffer::Buffer;
 use convolution::Geometry;
+use experts::Weighted;
 use normalization::{Gradient, Normalization, Statistics};
 
 /// The tensor's values in order; the tensor must be contiguous.
@@ -22,15 +29,14 @@ fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("the tensor is contiguous")
 }
 
-/// The tensor with its values in order; the only holder of its memory if it was before.
-#[allow(clippy::needless_pass_by_value, reason = "the tensor must be let go for its copy to be the only holder")]
+/// The tensor with its values in order, without a copy if they are.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
-    tensor.to_contiguous()
+    if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() }
 }
 
-fn geometry(x: [usize; 4], out: usize, kernel: [usize; 2], options: ConvOptions) -> Geometry {
+fn geometry(x: [usize; 4], out: usize, kernel: [usize; 2], groups: usize, options: ConvOptions) -> Geometry {
     let [batch, height, width, channels] = x;
-    Geometry { batch, size: [height, width], channels, out, kernel, options }
+    Geometry { batch, size: [height, width], groups, channels: channels / groups, out: out / groups, kernel, options }
 }
 
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
@@ -47,8 +53,9 @@ fn vector(values: Vec<f32>) -> FlexTensor {
 fn over<T>(gradient: FlexTensor, work: impl FnOnce(Gradient) -> T) -> (FlexTensor, T) {
     let mut gradient = contiguous(gradient);
     assert_eq!(gradient.dtype(), DType::F32, "the fast operations take f32");
+    let (start, end) = gradient.layout().contiguous_offsets().expect("the gradient is contiguous");
     if let Some(values) = gradient.try_storage_mut() {
-        let result = work(Gradient::Owned(values));
+        let result = work(Gradient::Owned(&mut values[start..end]));
         (gradient, result)
     } else {
         let mut output = Buffer::new(gradient.shape().num_elements());
@@ -58,14 +65,34 @@ fn over<T>(gradient: FlexTensor, work: impl FnOnce(Gradient) -> T) -> (FlexTenso
     }
 }
 
+/// Runs work on a contiguous map `[batch, height, width, channel]` and weights `[batch, expert, position]`.
+fn with_weighted<T>(map: &FlexTensor, weights: &FlexTensor, work: impl FnOnce(Weighted) -> T) -> T {
+    let [_, _, _, channels] = dims(map);
+    let [_, experts, positions] = dims(weights);
+    let weights = experts::by_position(slice(weights), experts, positions);
+    work(Weighted { map: slice(map), channels, weights: &weights, experts })
+}
+
+fn weighted_shape(map: &FlexTensor, weights: &FlexTensor) -> Shape {
+    let [batch, height, width, channels] = dims(map);
+    let [_, experts, _] = dims(weights);
+    [batch, height, width, experts * channels].into()
+}
+
 #[allow(unsafe_code, reason = "results are made in memory that the kernels fill")]
 impl Kernels for Flex {
-    fn conv2d_bias(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, options: ConvOptions) -> FlexTensor {
+    fn conv2d_bias(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        groups: usize,
+        options: ConvOptions,
+    ) -> FlexTensor {
         if x.dtype() != DType::F32 {
-            return stock::forward::<Self>(x, weight, bias, options);
+            return stock_convolution::forward::<Self>(x, weight, bias, groups, options);
         }
         let [out, _, rows, columns] = dims(&weight);
-        let geometry = geometry(dims(&x), out, [rows, columns], options);
+        let geometry = geometry(dims(&x), out, [rows, columns], groups, options);
         let [x, weight, bias] = [x, weight, bias].map(contiguous);
         let output = convolution::forward(slice(&x), slice(&weight), slice(&bias), &geometry);
         let [height, width] = geometry.output_size();
@@ -77,14 +104,15 @@ impl Kernels for Flex {
         weight: FlexTensor,
         gradient: FlexTensor,
         size: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> FlexTensor {
         if gradient.dtype() != DType::F32 {
-            return stock::input_gradient::<Self>(weight, gradient, size, options);
+            return stock_convolution::input_gradient::<Self>(weight, gradient, size, groups, options);
         }
         let [out, channels, rows, columns] = dims(&weight);
-        let shape = [dims::<4>(&gradient)[0], size[0], size[1], channels];
-        let geometry = geometry(shape, out, [rows, columns], options);
+        let shape = [dims::<4>(&gradient)[0], size[0], size[1], groups * channels];
+        let geometry = geometry(shape, out, [rows, columns], groups, options);
         let [weight, gradient] = [weight, gradient].map(contiguous);
         let output = convolution::input_gradient(slice(&weight), slice(&gradient), &geometry);
         // SAFETY: every input belongs to one class of the gradient, whose pixels are all written.
@@ -95,13 +123,14 @@ impl Kernels for Flex {
         x: FlexTensor,
         gradient: FlexTensor,
         kernel: [usize; 2],
+        groups: usize,
         options: ConvOptions,
     ) -> (FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock::weight_gradients::<Self>(x, gradient, kernel, options);
+            return stock_convolution::weight_gradients::<Self>(x, gradient, kernel, groups, options);
         }
         let [_, _, _, out] = dims(&gradient);
-        let geometry = geometry(dims(&x), out, kernel, options);
+        let geometry = geometry(dims(&x), out, kernel, groups, options);
         let [x, gradient] = [x, gradient].map(contiguous);
         let (weight, bias) = convolution::weight_gradients(slice(&x), slice(&gradient), &geometry);
         // SAFETY: both are written in full.
@@ -116,6 +145,9 @@ impl Kernels for Flex {
         beta: FlexTensor,
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::batch_norm_relu::<Self>(x, gamma, beta, epsilon);
+        }
         let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
         let statistics = normalization::statistics(slice(&x), slice(&gamma).len());
         let (scale, shift) = normalization::scale_and_shift(&statistics, slice(&gamma), slice(&beta), epsilon);
@@ -134,6 +166,11 @@ impl Kernels for Flex {
         gradient: FlexTensor,
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::batch_norm_relu_gradients::<Self>(
+                x, gamma, beta, mean, variance, gradient, epsilon,
+            );
+        }
         let [x, gamma, beta, mean, variance] = [x, gamma, beta, mean, variance].map(contiguous);
         let normalization = Normalization {
             gamma: slice(&gamma),
@@ -147,6 +184,9 @@ impl Kernels for Flex {
     }
 
     fn scale_shift_relu(x: FlexTensor, scale: FlexTensor, shift: FlexTensor) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::scale_shift_relu::<Self>(x, scale, shift);
+        }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
         let output = normalization::scale_shift_relu(slice(&x), slice(&scale), slice(&shift));
         // SAFETY: every row was written.
@@ -159,10 +199,196 @@ impl Kernels for Flex {
         shift: FlexTensor,
         gradient: FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if x.dtype() != DType::F32 {
+            return stock_normalization::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient);
+        }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
         let (output, (scale, shift)) = over(gradient, |gradient| {
             normalization::scale_shift_relu_gradients(slice(&x), slice(&scale), slice(&shift), gradient)
         });
         (output, vector(scale), vector(shift))
+    }
+
+    fn weighted_batch_norm_relu(
+        map: FlexTensor,
+        weights: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        epsilon: f64,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if map.dtype() != DType::F32 {
+            let seen = stock_experts::weigh::<Self>(map, weights);
+            return stock_normalization::batch_norm_relu::<Self>(seen, gamma, beta, epsilon);
+        }
+        let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
+        with_weighted(&map, &weights, |weighted| {
+            let statistics = weighted.statistics();
+            let (scale, shift) = normalization::scale_and_shift(&statistics, slice(&gamma), slice(&beta), epsilon);
+            let output = weighted.scale_shift_relu(&scale, &shift);
+            // SAFETY: every row was written.
+            let output = unsafe { output.into_tensor(weighted_shape(&map, &weights)) };
+            (output, vector(statistics.mean), vector(statistics.variance))
+        })
+    }
+
+    fn weighted_batch_norm_relu_gradients(
+        map: FlexTensor,
+        weights: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        mean: FlexTensor,
+        variance: FlexTensor,
+        gradient: FlexTensor,
+        epsilon: f64,
+    ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
+        if map.dtype() != DType::F32 {
+            let seen = stock_experts::weigh::<Self>(map.clone(), weights.clone());
+            let (gradient, gamma, beta) = stock_normalization::batch_norm_relu_gradients::<Self>(
+                seen, gamma, beta, mean, variance, gradient, epsilon,
+            );
+            let (map, weights) = stock_experts::weigh_gradients::<Self>(map, weights, gradient);
+            return (map, weights, gamma, beta);
+        }
+        let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
+        let [mean, variance, gradient] = [mean, variance, gradient].map(contiguous);
+        let statistics = Statistics { mean: slice(&mean).to_vec(), variance: slice(&variance).to_vec() };
+        let [batch, experts, positions] = dims(&weights);
+        with_weighted(&map, &weights, |weighted| {
+            let (map_gradient, weights_gradient, gamma, beta) =
+                weighted.gradients(slice(&gradient), &statistics, [slice(&gamma), slice(&beta)], epsilon);
+            // SAFETY: every row was written.
+            let map_gradient = unsafe { map_gradient.into_tensor(map.shape()) };
+            let weights_gradient = experts::by_position(&weights_gradient, positions, experts);
+            let weights_gradient =
+                FlexTensor::from_data(TensorData::new(weights_gradient, [batch, experts, positions]));
+            (map_gradient, weights_gradient, vector(gamma), vector(beta))
+        })
+    }
+
+    fn weighted_scale_shift_relu(
+        map: FlexTensor,
+        weights: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+    ) -> FlexTensor {
+        if map.dtype() != DType::F32 {
+            let seen = stock_experts::weigh::<Self>(map, weights);
+            return stock_normalization::scale_shift_relu::<Self>(seen, scale, shift);
+        }
+        let [map, weights, scale, shift] = [map, weights, scale, shift].map(contiguous);
+        with_weighted(&map, &weights, |weighted| {
+            let output = weighted.scale_shift_relu(slice(&scale), slice(&shift));
+            // SAFETY: every row was written.
+            unsafe { output.into_tensor(weighted_shape(&map, &weights)) }
+        })
+    }
+
+    fn add(left: FlexTensor, right: FlexTensor) -> FlexTensor {
+        if left.dtype() != DType::F32 {
+            return Self::float_add(left, right);
+        }
+        let [mut left, mut right] = [left, right].map(contiguous);
+        if left.try_storage_mut::<f32>().is_none() {
+            std::mem::swap(&mut left, &mut right);
+        }
+        let (start, end) = left.layout().contiguous_offsets().expect("the tensor is contiguous");
+        if let Some(values) = left.try_storage_mut() {
+            elementwise::add_assign(&mut values[start..end], slice(&right));
+            return left;
+        }
+        let output = elementwise::add(slice(&left), slice(&right));
+        // SAFETY: every sum was written.
+        unsafe { output.into_tensor(left.shape()) }
+    }
+
+    fn average_positions(map: FlexTensor) -> FlexTensor {
+        if map.dtype() != DType::F32 {
+            return stock_elementwise::average_positions::<Self>(map);
+        }
+        let map = contiguous(map);
+        let [batch, height, width, channels] = dims(&map);
+        let output = elementwise::average_positions(slice(&map), height * width, channels);
+        // SAFETY: every average was written.
+        unsafe { output.into_tensor([batch, channels].into()) }
+    }
+
+    fn average_positions_gradient(gradient: FlexTensor, [height, width]: [usize; 2]) -> FlexTensor {
+        if gradient.dtype() != DType::F32 {
+            return stock_elementwise::average_positions_gradient::<Self>(gradient, [height, width]);
+        }
+        let gradient = contiguous(gradient);
+        let [batch, channels] = dims(&gradient);
+        let output = elementwise::average_positions_gradient(slice(&gradient), height * width, channels);
+        // SAFETY: every position was written.
+        unsafe { output.into_tensor([batch, height, width, channels].into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(seed: u32, shape: &[usize]) -> FlexTensor {
+        let count = shape.iter().product::<usize>() as u32;
+        let value =
+            |index: u32| (index.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 8) as f32 / 8_388_608.0 - 1.0;
+        FlexTensor::from_data(TensorData::new((0..count).map(value).collect::<Vec<_>>(), shape.to_vec()))
+    }
+
+    /// Everything a set of instructions could do differently, for odd and even channels.
+    fn everything() -> Vec<Vec<f32>> {
+        let mut results = Vec::new();
+        let mut keep = |tensors: &[FlexTensor]| {
+            results.extend(tensors.iter().map(|tensor| slice(&contiguous(tensor.clone())).to_vec()));
+        };
+        for (channels, out, groups) in [(16, 32, 1), (5, 23, 1), (12, 9, 3), (64, 16, 1)] {
+            let options = ConvOptions::same([9, 17], [3, 3], 1 + out % 2);
+            let [height, width] = options.output_size([9, 17], [3, 3]);
+            let x = values(1, &[3, 9, 17, channels]);
+            let weight = values(2, &[out, channels / groups, 3, 3]);
+            let gradient = values(3, &[3, height, width, out]);
+            let output = Flex::conv2d_bias(x.clone(), weight.clone(), values(4, &[out]), groups, options);
+            let input = Flex::conv2d_input_gradient(weight, gradient.clone(), [9, 17], groups, options);
+            let (weight, bias) = Flex::conv2d_weight_gradients(x, gradient, [3, 3], groups, options);
+            keep(&[output, input, weight, bias]);
+        }
+        for channels in [3, 16, 37] {
+            let x = values(5, &[2, 7, 11, channels]);
+            let [gamma, beta] = [values(6, &[channels]), values(7, &[channels])];
+            let gradient = values(8, &[2, 7, 11, channels]);
+            let (output, mean, variance) = Flex::batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), 1e-3);
+            let (dx, dgamma, dbeta) = Flex::batch_norm_relu_gradients(
+                x.clone(),
+                gamma.clone(),
+                beta.clone(),
+                mean.clone(),
+                variance.clone(),
+                gradient,
+                1e-3,
+            );
+            keep(&[output, mean, variance, dx, dgamma, dbeta]);
+            let weights = values(9, &[2, 2, 77]);
+            let [gamma, beta] = [values(10, &[2 * channels]), values(11, &[2 * channels])];
+            let (output, mean, variance) =
+                Flex::weighted_batch_norm_relu(x.clone(), weights.clone(), gamma.clone(), beta.clone(), 1e-3);
+            let gradient = values(12, &[2, 7, 11, 2 * channels]);
+            let (map, weights, gamma, beta) =
+                Flex::weighted_batch_norm_relu_gradients(x, weights, gamma, beta, mean, variance, gradient, 1e-3);
+            keep(&[output, map, weights, gamma, beta]);
+        }
+        results
+    }
+
+    #[test]
+    fn every_set_of_instructions_computes_the_same() {
+        let results = simd::with_every_set(everything);
+        for other in &results[1..] {
+            for (index, (found, expected)) in other.iter().zip(&results[0]).enumerate() {
+                let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!((found - expected).abs() <= 1e-5 * largest, "result {index}: {found}, expected {expected}");
+                }
+            }
+        }
     }
 }

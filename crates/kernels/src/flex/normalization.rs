@@ -17,7 +17,7 @@ const BLOCK_VALUES: usize = 4096;
 const BLOCKS_PER_TASK: usize = 16;
 
 /// Rows in a block; depends on the sizes alone, so that sums are the same on any number of threads.
-fn block_rows(channels: usize) -> usize {
+pub(super) fn block_rows(channels: usize) -> usize {
     (BLOCK_VALUES / channels.max(1)).max(8)
 }
 
@@ -33,12 +33,15 @@ pub(super) struct Statistics {
 /// Every block's mean and squared deviations are exact to `f32`; blocks are combined in `f64` (Chan, Golub and `LeVeque`
 /// 1983), so means far from zero cost no digits.
 pub(super) fn statistics(x: &[f32], channels: usize) -> Statistics {
-    let rows = x.len() / channels.max(1);
     let blocks = block_sums(&[x], channels, |[x], sums| MomentsKernel { x, channels, sums });
-    let per_block = block_rows(channels);
+    combine_moments(&blocks, channels, x.len() / channels.max(1), block_rows(channels))
+}
+
+/// Statistics from every block's means and squared deviations, for blocks of `per_block` of the `rows` rows.
+pub(super) fn combine_moments(blocks: &[f32], channels: usize, rows: usize, per_block: usize) -> Statistics {
     let count = |block: usize| per_block.min(rows - block * per_block) as f64;
     let mut mean = vec![0.0_f64; channels];
-    for (block, sums) in blocks.chunks_exact(2 * channels).enumerate() {
+    for (block, sums) in blocks.chunks_exact((2 * channels).max(1)).enumerate() {
         for (mean, block_mean) in mean.iter_mut().zip(sums) {
             *mean += count(block) * f64::from(*block_mean);
         }
@@ -47,7 +50,7 @@ pub(super) fn statistics(x: &[f32], channels: usize) -> Statistics {
         *mean /= rows as f64;
     }
     let mut squares = vec![0.0_f64; channels];
-    for (block, sums) in blocks.chunks_exact(2 * channels).enumerate() {
+    for (block, sums) in blocks.chunks_exact((2 * channels).max(1)).enumerate() {
         let (means, deviations) = sums.split_at(channels);
         for (((square, mean), block_mean), deviation) in squares.iter_mut().zip(&mean).zip(means).zip(deviations) {
             let distance = f64::from(*block_mean) - mean;
@@ -82,9 +85,9 @@ fn block_sums<'a, const N: usize, K: Kernel<Output = ()>>(
 }
 
 /// Adds up the blocks' sums: the first sum of every channel, then the second.
-fn total(blocks: &[f32], channels: usize) -> Vec<f64> {
+pub(super) fn total(blocks: &[f32], channels: usize) -> Vec<f64> {
     let mut total = vec![0.0; 2 * channels];
-    for sums in blocks.chunks_exact(2 * channels) {
+    for sums in blocks.chunks_exact((2 * channels).max(1)) {
         for (total, sum) in total.iter_mut().zip(sums) {
             *total += f64::from(*sum);
         }
@@ -104,16 +107,18 @@ macro_rules! for_vectors {
     }};
 }
 
+pub(super) use for_vectors;
+
 /// Reads `valid` lanes; the whole vector if all are.
 #[inline(always)]
-unsafe fn load<S: Simd>(from: *const f32, valid: usize) -> S::Vector {
+pub(super) unsafe fn load<S: Simd>(from: *const f32, valid: usize) -> S::Vector {
     // SAFETY: passed on.
     unsafe { if valid == S::LANES { S::load(from) } else { S::load_some(from, valid) } }
 }
 
 /// Writes `valid` lanes; the whole vector if all are.
 #[inline(always)]
-unsafe fn store<S: Simd>(to: *mut f32, vector: S::Vector, valid: usize) {
+pub(super) unsafe fn store<S: Simd>(to: *mut f32, vector: S::Vector, valid: usize) {
     // SAFETY: passed on.
     unsafe { if valid == S::LANES { S::store(to, vector) } else { S::store_some(to, vector, valid) } }
 }
@@ -371,24 +376,49 @@ pub(super) fn batch_norm_relu_gradients(
 ) -> (Vec<f32>, Vec<f32>) {
     let Normalization { gamma, beta, statistics, epsilon } = normalization;
     let (scale, shift) = scale_and_shift(statistics, gamma, beta, *epsilon);
-    let channels = scale.len();
-    let rows = (x.len() / channels.max(1)) as f64;
     let sums = gradient_sums(x, gradient.read(), &scale, &shift, &statistics.mean);
-    let (plain, weighted) = sums.split_at(channels);
-    let reciprocal: Vec<f64> =
-        statistics.variance.iter().map(|variance| 1.0 / (f64::from(*variance) + epsilon).sqrt()).collect();
-    let gamma_gradient: Vec<f32> = weighted.iter().zip(&reciprocal).map(|(sum, r)| (sum * r) as f32).collect();
-    let beta_gradient = plain.iter().map(|sum| *sum as f32).collect();
-    // dx = scale * (g - mean(g) - normal * mean(g * normal)), with normal = (x - mean) * reciprocal.
-    let b: Vec<f32> = weighted
-        .iter()
-        .zip(&reciprocal)
-        .zip(&scale)
-        .map(|((sum, r), scale)| (-f64::from(*scale) * r * r * sum / rows) as f32)
-        .collect();
-    let c: Vec<f32> = plain.iter().zip(&scale).map(|(sum, scale)| (-f64::from(*scale) * sum / rows) as f32).collect();
+    let rows = x.len() / scale.len().max(1);
+    let InputConstants { b, c, gamma_gradient, beta_gradient } =
+        input_constants(&sums, &scale, statistics, *epsilon, rows);
     input_gradient(x, gradient, &scale, &shift, &statistics.mean, &b, &c);
     (gamma_gradient, beta_gradient)
+}
+
+/// What the sums over a batch contribute to gradients.
+pub(super) struct InputConstants {
+    pub(super) b: Vec<f32>,
+    pub(super) c: Vec<f32>,
+    pub(super) gamma_gradient: Vec<f32>,
+    pub(super) beta_gradient: Vec<f32>,
+}
+
+/// Constants of `dx = scale * g + b * (x - mean) + c`, from the sums of `g` and `g * (x - mean)`.
+///
+/// The gradient of a normalization is `dx = scale * (g - mean(g) - normal * mean(g * normal))` with
+/// `normal = (x - mean) / sqrt(variance + epsilon)`.
+pub(super) fn input_constants(
+    sums: &[f64],
+    scale: &[f32],
+    statistics: &Statistics,
+    epsilon: f64,
+    rows: usize,
+) -> InputConstants {
+    let (plain, weighted) = sums.split_at(scale.len());
+    let rows = rows as f64;
+    let reciprocal: Vec<f64> =
+        statistics.variance.iter().map(|variance| 1.0 / (f64::from(*variance) + epsilon).sqrt()).collect();
+    let b = weighted
+        .iter()
+        .zip(&reciprocal)
+        .zip(scale)
+        .map(|((sum, r), scale)| (-f64::from(*scale) * r * r * sum / rows) as f32)
+        .collect();
+    InputConstants {
+        b,
+        c: plain.iter().zip(scale).map(|(sum, scale)| (-f64::from(*scale) * sum / rows) as f32).collect(),
+        gamma_gradient: weighted.iter().zip(&reciprocal).map(|(sum, r)| (sum * r) as f32).collect(),
+        beta_gradient: plain.iter().map(|sum| *sum as f32).collect(),
+    }
 }
 
 /// Writes the gradient of `x` and gives those of scale and shift.

@@ -74,8 +74,48 @@ enum Instructions {
     Portable,
 }
 
+/// Instructions that a test forces, by their place in [`available`]; 0 is none.
+#[cfg(test)]
+static FORCED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+/// All sets of instructions this machine has.
+#[cfg(test)]
+fn available() -> Vec<Instructions> {
+    let mut all = vec![Instructions::Portable];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            all.push(Instructions::Avx2);
+        }
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
+            all.push(Instructions::Avx512);
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    all.push(Instructions::Neon);
+    all
+}
+
+/// Does the work once with every set of instructions; no other test of this crate may run kernels meanwhile.
+#[cfg(test)]
+pub(super) fn with_every_set<T>(mut work: impl FnMut() -> T) -> Vec<T> {
+    use std::sync::atomic::Ordering;
+    let results = (1..=available().len())
+        .map(|set| {
+            FORCED.store(set, Ordering::SeqCst);
+            work()
+        })
+        .collect();
+    FORCED.store(0, Ordering::SeqCst);
+    results
+}
+
 fn instructions() -> Instructions {
     static CHOSEN: OnceLock<Instructions> = OnceLock::new();
+    #[cfg(test)]
+    if let Some(forced) = FORCED.load(std::sync::atomic::Ordering::SeqCst).checked_sub(1) {
+        return available()[forced];
+    }
     *CHOSEN.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
         {

@@ -1,3 +1,5 @@
+#![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
+
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -36,9 +38,8 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Check experiment files without running them
     Check(CheckArguments),
-    /// List the experiments there are
-    #[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
-    List,
+    /// List the experiments there are and the runs of them
+    List(ListArguments),
     /// List, fetch and export images
     #[command(
         subcommand_required = true,
@@ -130,6 +131,14 @@ pub(crate) struct CheckArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list | grep paper")]
+pub(crate) struct ListArguments {
+    /// Where results are
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DataArguments {
     #[command(subcommand)]
     pub(crate) command: DataCommand,
@@ -194,6 +203,15 @@ pub(crate) enum ExportFormat {
     Png,
     /// CIFAR-10 binary records
     Cifar10,
+}
+
+impl From<ExportFormat> for patchdoor_data::export::ExportFormat {
+    fn from(format: ExportFormat) -> Self {
+        match format {
+            ExportFormat::Png => Self::PngFolder,
+            ExportFormat::Cifar10 => Self::Cifar10Binary,
+        }
+    }
 }
 
 #[cfg(test)]

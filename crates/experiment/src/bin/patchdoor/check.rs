@@ -17,27 +17,11 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Lists the experiments there are, with the first line of each.
-pub(crate) fn list() -> Result<(), Stop> {
-    let files = all_experiments()?;
-    let width = files.iter().map(|file| file.display().to_string().chars().count()).max().unwrap_or(0);
-    for file in files {
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        let path = file.display().to_string();
-        print(&format!("{path:width$}  {}\n", first_comment(&text)))?;
-    }
-    Ok(())
-}
-
-/// The first line of a file's opening comment.
-fn first_comment(text: &str) -> &str {
-    text.lines().next().and_then(|line| line.strip_prefix('#')).map_or("", str::trim)
-}
-
 /// Every experiment file, sorted: in `experiments/` here, or else of the source this program was built from.
-fn all_experiments() -> Result<Vec<PathBuf>, Stop> {
+pub(crate) fn all_experiments() -> Result<Vec<PathBuf>, Stop> {
     let here = PathBuf::from("experiments");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+    let source = workspace.join("experiments");
     let folder = [here, source].into_iter().find(|folder| folder.is_dir());
     let folder = folder.ok_or_else(|| Stop::unusable(anyhow!("there is no folder experiments/ here")))?;
     let mut files = Vec::new();
@@ -58,16 +42,4 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_experiment_is_listed_with_its_first_line() {
-        let text = "# BadNets (Gu et al. 2017): a white square.\n# More.\n\ndataset = \"cifar10\"\n";
-        assert_eq!(first_comment(text), "BadNets (Gu et al. 2017): a white square.");
-        assert_eq!(first_comment("dataset = 1\n"), "");
-    }
 }

@@ -6,6 +6,7 @@
 mod arguments;
 mod check;
 mod data;
+mod list;
 mod output;
 mod run;
 
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.command {
         Command::Run(run) => run::run(run),
         Command::Check(check) => check::check(check),
-        Command::List => check::list(),
+        Command::List(list) => list::list(list),
         Command::Data(data) => data::data(data),
     };
     match outcome {

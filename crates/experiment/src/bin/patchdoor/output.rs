@@ -74,13 +74,9 @@ pub(crate) fn complain(stop: &Stop) {
 
 /// An error and what caused it, a line each.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = format!("error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!("\n  because: {error}"));
-        cause = error.source();
-    }
-    text
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    let lines = std::iter::once(format!("error: {error}")).chain(causes.map(|cause| format!("  because: {cause}")));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Colours the word "error" where a person reads it and does not mind.

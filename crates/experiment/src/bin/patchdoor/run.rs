@@ -43,17 +43,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
                 break;
             }
             Err(error) => {
-                failure = Some(match error {
-                    RunError::Images(ImagesError::Unfit(errors)) => Stop::Config(vec![errors]),
-                    RunError::Images(ImagesError::Interrupted) => {
-                        say("interrupted; the same command goes on from here");
-                        Stop::Interrupted
-                    }
-                    RunError::Images(_) | RunError::Directory(_) | RunError::OtherImages { .. } => {
-                        Stop::unusable(error)
-                    }
-                    _ => Stop::failed(error),
-                });
+                failure = Some(stop_for(error));
                 break;
             }
         }
@@ -73,6 +63,19 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
         Some(stop) => Err(stop),
         None if summaries.iter().all(RunSummary::is_complete) => Ok(()),
         None => Err(Stop::FailedQuietly),
+    }
+}
+
+/// How the program ends when a run cannot go on.
+pub(crate) fn stop_for(error: RunError) -> Stop {
+    match error {
+        RunError::Images(ImagesError::Unfit(errors)) => Stop::Config(vec![errors]),
+        RunError::Images(ImagesError::Interrupted) => {
+            say("interrupted; the same command goes on from here");
+            Stop::Interrupted
+        }
+        RunError::Images(_) | RunError::Directory(_) | RunError::OtherImages { .. } => Stop::unusable(error),
+        _ => Stop::failed(error),
     }
 }
 

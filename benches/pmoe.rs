@@ -1,0 +1,73 @@
+//! Images per second of one training step and of evaluation, as `pytorch/pmoe.py` measures them for `PyTorch`:
+//! `cargo run --release -p patchdoor-benches --example pmoe -- [WIDEN_FACTOR..]`.
+#![allow(clippy::print_stdout, reason = "a timing prints what it measures")]
+
+use std::time::Instant;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_flex::{Flex, FlexDevice};
+use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+type B = Autodiff<Flex>;
+
+const BATCH: usize = 128;
+
+fn step(
+    classifier: Classifier<B>,
+    optimizer: &mut impl Optimizer<Classifier<B>, B>,
+    images: &Tensor<B, 4>,
+    labels: &Tensor<B, 1, Int>,
+) -> Classifier<B> {
+    let logits = classifier.forward(images.clone());
+    let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
+    let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+    optimizer.step(0.01, classifier, gradients)
+}
+
+/// Median of the images per second of some runs.
+fn rate(runs: usize, mut work: impl FnMut()) -> f64 {
+    let mut rates: Vec<f64> = (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            BATCH as f64 / start.elapsed().as_secs_f64()
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    rates[runs / 2]
+}
+
+fn main() {
+    let widens: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let device = FlexDevice;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let pixels: Vec<f32> = (0..BATCH * 32 * 32 * 3).map(|_| rng.random()).collect();
+    let images = Tensor::<B, 4>::from_data(TensorData::new(pixels, [BATCH, 32, 32, 3]), &device);
+    let labels: Vec<i32> = (0..BATCH).map(|_| rng.random_range(0..10)).collect();
+    let labels = Tensor::<B, 1, Int>::from_data(TensorData::new(labels, [BATCH]), &device);
+    for widen_factor in if widens.is_empty() { vec![1, 2, 4, 10] } else { widens } {
+        let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor, ..Default::default() });
+        let input = InputShape { height: 32, width: 32, channels: 3 };
+        let classifier = config.init(input, 10, &mut rng, &device).expect("the configuration is valid");
+        let mut optimizer = SgdConfig::new().init();
+        let mut classifier = Some(classifier);
+        let mut train = || {
+            let trained = step(classifier.take().expect("put back"), &mut optimizer, &images, &labels);
+            classifier = Some(trained);
+        };
+        let runs = (40 / widen_factor).max(3);
+        train();
+        train();
+        let training = rate(runs, train);
+        let classifier = classifier.expect("put back").valid();
+        let inputs = images.clone().inner();
+        let evaluation = rate(runs, || drop(classifier.forward(inputs.clone()).into_data()));
+        println!("widen {widen_factor:2}: training {training:7.1}, evaluation {evaluation:7.1} images/s");
+    }
+}

@@ -1,0 +1,89 @@
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use patchdoor_experiment::RunSummary;
+
+use crate::arguments::ListArguments;
+use crate::check::all_experiments;
+use crate::output::{Stop, print};
+
+/// Lists the experiments there are, with the first line of each, and the runs of them, with their main numbers.
+pub(crate) fn list(arguments: &ListArguments) -> Result<(), Stop> {
+    let experiments = all_experiments()?.into_iter().map(|file| {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let what = first_comment(&text).to_owned();
+        (file, what)
+    });
+    let lines = experiments.chain(runs(&arguments.out)).collect::<Vec<_>>();
+    let shown = |path: &Path| path.display().to_string();
+    let width = lines.iter().map(|(path, _)| shown(path).chars().count()).max().unwrap_or(0);
+    for (path, what) in &lines {
+        print(format!("{:width$}  {what}", shown(path)).trim_end())?;
+        print("\n")?;
+    }
+    Ok(())
+}
+
+/// The runs below a folder, sorted, and what they came to.
+fn runs(out: &Path) -> Vec<(PathBuf, String)> {
+    let mut runs = Vec::new();
+    for entry in fs::read_dir(out).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "partial") {
+            runs.push((path, "unfinished; the command that began it goes on from there".to_owned()));
+        } else if let Some(summary) = fs::read(path.join("summary.json")).ok().as_deref().and_then(read_summary) {
+            runs.push((path, outcome(&summary)));
+        }
+    }
+    runs.sort();
+    runs
+}
+
+fn read_summary(bytes: &[u8]) -> Option<RunSummary> {
+    serde_json::from_slice(bytes).ok()
+}
+
+fn outcome(run: &RunSummary) -> String {
+    let quick = if run.quick { ", quick: its numbers mean nothing" } else { "" };
+    let mut text = format!("{}, {}{quick}", run.images.dataset, run.backend);
+    for (name, summary) in [
+        ("CA", run.metrics.clean_accuracy),
+        ("CAD", run.metrics.clean_accuracy_drop),
+        ("ASR", run.metrics.asr),
+        ("RA", run.metrics.robust_accuracy),
+    ] {
+        if let Some(summary) = summary {
+            let _ = write!(text, ", {name} {:.2} %", 100.0 * summary.mean);
+        }
+    }
+    if !run.is_complete() {
+        text.push_str(", some seeds failed");
+    }
+    text
+}
+
+/// The first line of a file's opening comment.
+fn first_comment(text: &str) -> &str {
+    text.lines().next().and_then(|line| line.strip_prefix('#')).map_or("", str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_experiment_is_listed_with_its_first_line() {
+        let text = "# BadNets (Gu et al. 2017): a white square.\n# More.\n\ndataset = \"cifar10\"\n";
+        assert_eq!(first_comment(text), "BadNets (Gu et al. 2017): a white square.");
+        assert_eq!(first_comment("dataset = 1\n"), "");
+    }
+
+    #[test]
+    fn a_folder_without_runs_lists_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(runs(&folder.path().join("none")).is_empty());
+        fs::create_dir(folder.path().join("badnets-12345678.partial")).unwrap();
+        assert_eq!(runs(folder.path()).len(), 1);
+    }
+}

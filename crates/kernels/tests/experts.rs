@@ -1,0 +1,112 @@
+//! What experts see of a map, and the sums of the network's ends, against burn's operations.
+
+mod support;
+
+use burn::tensor::Tensor;
+use patchdoor_kernels::{
+    add, average_positions, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+};
+use support::{Diff, assert_close, leaf, numbers, on_threads, random};
+
+const EPSILON: f64 = 1e-3;
+
+/// What every expert sees, in burn's operations.
+fn seen(map: &Tensor<Diff, 4>, weights: &Tensor<Diff, 3>) -> Tensor<Diff, 4> {
+    let [batch, height, width, _] = map.dims();
+    let experts = weights.dims()[1];
+    let parts = (0..experts).map(|e| map.clone() * weights.clone().narrow(1, e, 1).reshape([batch, height, width, 1]));
+    Tensor::cat(parts.collect(), 3)
+}
+
+/// Weights of which three in four are zero, as a gate gives them.
+fn gate(seed: u64, [batch, experts, positions]: [usize; 3]) -> Tensor<Diff, 3> {
+    let weights = random::<3>(seed, [batch, experts, positions]).abs();
+    let dropped = random::<3>(seed + 1, [batch, experts, positions]).lower_elem(0.5);
+    weights.mask_fill(dropped, 0.0).require_grad()
+}
+
+#[test]
+fn weighted_batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
+    for ([batch, height, width, channels], experts) in
+        [([3, 4, 5, 16], 4), ([2, 3, 3, 5], 3), ([40, 8, 8, 33], 2), ([1, 2, 1, 1], 1)]
+    {
+        let map = leaf(1, [batch, height, width, channels]);
+        let weights = gate(2, [batch, experts, height * width]);
+        let [gamma, beta] = [leaf(4, [experts * channels]), leaf(5, [experts * channels])];
+        let upstream = random(6, [batch, height, width, experts * channels]);
+
+        let found = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
+        let gradients = (found.output.clone() * upstream.clone()).sum().backward();
+        let found_map = map.grad(&gradients).unwrap();
+        let found_weights = weights.grad(&gradients).unwrap();
+        let [found_gamma, found_beta] = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
+
+        let expected = batch_norm_relu(seen(&map, &weights), gamma.clone(), beta.clone(), EPSILON);
+        let gradients = (expected.output.clone() * upstream).sum().backward();
+        assert_close("output", found.output.inner(), expected.output.inner(), 1e-5);
+        assert_close("mean", found.mean.inner(), expected.mean.inner(), 1e-5);
+        assert_close("variance", found.variance.inner(), expected.variance.inner(), 1e-5);
+        assert_close("map gradient", found_map, map.grad(&gradients).unwrap(), 1e-5);
+        assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
+        assert_close("gamma gradient", found_gamma, gamma.grad(&gradients).unwrap(), 1e-5);
+        assert_close("beta gradient", found_beta, beta.grad(&gradients).unwrap(), 1e-5);
+    }
+}
+
+#[test]
+fn weighted_scale_shift_relu_agrees_with_burn() {
+    let map = leaf(1, [3, 4, 5, 20]);
+    let weights = gate(2, [3, 4, 20]);
+    let [scale, shift] = [leaf(4, [80]), leaf(5, [80])];
+    let expected = scale_shift_relu(seen(&map, &weights), scale.clone(), shift.clone());
+    let found = weighted_scale_shift_relu(map.clone(), weights.clone(), scale.clone(), shift.clone());
+    assert_close("recorded", found.inner(), expected.clone().inner(), 1e-5);
+    let found = weighted_scale_shift_relu(map.inner(), weights.inner(), scale.inner(), shift.inner());
+    assert_close("plain", found, expected.inner(), 1e-5);
+}
+
+#[test]
+fn add_passes_its_gradient_to_both_sides() {
+    let [left, right] = [leaf::<4>(1, [3, 5, 7, 11]), leaf::<4>(2, [3, 5, 7, 11])];
+    let found = add(left.clone(), right.clone());
+    assert_eq!(numbers(found.clone().inner()), numbers((left.clone() + right.clone()).inner()));
+    let upstream = random::<4>(3, [3, 5, 7, 11]);
+    let gradients = (found * upstream.clone()).sum().backward();
+    assert_eq!(numbers(left.grad(&gradients).unwrap()), numbers(upstream.clone().inner()));
+    assert_eq!(numbers(right.grad(&gradients).unwrap()), numbers(upstream.inner()));
+    let transposed = add(left.clone().permute([0, 2, 1, 3]), right.clone().permute([0, 2, 1, 3]));
+    assert_eq!(numbers(transposed.inner()), numbers((left + right).permute([0, 2, 1, 3]).inner()));
+}
+
+#[test]
+fn average_positions_agrees_with_burn_on_values_and_gradients() {
+    let map = leaf(1, [3, 5, 7, 11]);
+    let upstream = random(2, [3, 11]);
+    let found = average_positions(map.clone());
+    let gradients = (found.clone() * upstream.clone()).sum().backward();
+    let found_gradient = map.grad(&gradients).unwrap();
+    let expected: Tensor<Diff, 2> = map.clone().reshape([3, 35, 11]).mean_dim(1).reshape([3, 11]);
+    let gradients = (expected.clone() * upstream).sum().backward();
+    assert_close("output", found.inner(), expected.inner(), 1e-5);
+    assert_close("gradient", found_gradient, map.grad(&gradients).unwrap(), 1e-5);
+}
+
+#[test]
+fn gives_the_same_bits_on_one_thread_and_on_two() {
+    let run = || {
+        let map = leaf(1, [37, 8, 8, 24]);
+        let weights = gate(2, [37, 4, 64]);
+        let [gamma, beta] = [leaf(4, [96]), leaf(5, [96])];
+        let normalized = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
+        let pooled = average_positions(add(normalized.output.clone(), normalized.output));
+        let gradients = (pooled.clone() * pooled.clone()).sum().backward();
+        [
+            numbers(pooled.inner()),
+            numbers(map.grad(&gradients).unwrap()),
+            numbers(weights.grad(&gradients).unwrap()),
+            numbers(gamma.grad(&gradients).unwrap()),
+            numbers(beta.grad(&gradients).unwrap()),
+        ]
+    };
+    assert_eq!(on_threads(1, run), on_threads(2, run));
+}

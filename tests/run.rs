@@ -1,0 +1,139 @@
+//! Runs from their command to their files.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use patchdoor_tests::{Bench, SMALL, workspace};
+use serde_json::Value;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_run_directory_explains_itself() {
+    let bench = Bench::new();
+    bench.file("small.toml", SMALL);
+    let finished = bench.run(&["run", "small.toml"]).expect(0);
+    assert!(finished.out().contains("attack success rate (ASR)"), "{}", finished.out());
+    assert!(finished.err().contains("220 training images, 22 of them poisoned"), "it says what it will do");
+
+    let directory = bench.run_directory();
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).expect(name);
+    assert_eq!(json(&read("summary.json"))["schema"], 1);
+    let environment = json(&read("environment.json"));
+    assert_eq!(environment["backend"], "flex");
+    assert!(environment["burn"].as_str().is_some_and(|version| version.starts_with("0.21")));
+    // 24 images a class, round(2.4) = 2 of each held out: 220 for training, int(0.1 * 220) = 22 poisoned.
+    let poisoned = read("seed-0/poisoned-indices.csv");
+    assert_eq!(poisoned.lines().count(), 1 + 22, "{poisoned}");
+    assert!(poisoned.lines().skip(1).all(|line| line.split(',').nth(3) == Some("0")), "all become class 0");
+    assert_eq!(read("seed-0/metrics.jsonl").lines().count(), 4, "one line per epoch");
+    assert!(directory.join("seed-0/weights.safetensors").exists());
+    assert!(!directory.join("seed-0/checkpoint").exists(), "a finished seed keeps no checkpoint");
+
+    // The written configuration is complete: run again, it is the same experiment with the same result.
+    let complete = read("config.toml");
+    assert!(complete.contains("gate-order = \"softmax-then-select\""), "defaults are written out:\n{complete}");
+}
+
+#[test]
+fn the_same_command_gives_the_same_weights() {
+    let weights = || {
+        let bench = Bench::new();
+        bench.file("small.toml", SMALL);
+        bench.run(&["run", "small.toml"]).expect(0);
+        std::fs::read(bench.run_directory().join("seed-0/weights.safetensors")).expect("weights are saved")
+    };
+    assert_eq!(weights(), weights());
+}
+
+#[test]
+fn an_identical_finished_run_is_shown_and_fresh_keeps_the_old_one() {
+    let bench = Bench::new();
+    bench.file("small.toml", SMALL);
+    let first = bench.run(&["run", "small.toml"]).expect(0);
+    let written = || {
+        let path = bench.run_directory().join("summary.json");
+        std::fs::metadata(path).and_then(|file| file.modified()).expect("a finished run has a summary")
+    };
+    let before = written();
+    let second = bench.run(&["run", "small.toml"]).expect(0);
+    assert_eq!(before, written(), "nothing was computed again");
+    assert_eq!(first.out(), second.out());
+
+    let runs = || std::fs::read_dir(bench.path().join("runs")).expect("runs").count();
+    let count = runs();
+    bench.run(&["run", "small.toml", "--fresh"]).expect(0);
+    assert!(runs() > count, "the old run was moved aside");
+}
+
+#[test]
+fn json_is_one_document_and_everything_else_goes_to_stderr() {
+    let bench = Bench::new();
+    bench.file("small.toml", SMALL);
+    let finished = bench.run(&["run", "small.toml", "--json", "--quick"]).expect(0);
+    let document = json(&finished.out());
+    let text = document.to_string();
+    assert!(text.contains("clean-accuracy") && text.contains("\"quick\":true"), "{text}");
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
+    let bench = Bench::new();
+    bench.file("small.toml", SMALL);
+    let finished = bench.run(&["run", "small.toml", "--dry-run"]).expect(0);
+    let said = finished.out() + &finished.err();
+    assert!(said.contains("2 trainings of 4 epochs"), "{said}");
+    assert_eq!(bench.entries(), ["small.toml"]);
+}
+
+#[test]
+fn without_images_and_network_the_shapes_stand_in_and_every_result_says_so() {
+    let bench = Bench::new();
+    let file = workspace().join("experiments/badnets.toml");
+    let finished = bench.run(&["run", file.to_str().expect("a path in UTF-8"), "--quick"]).expect(0);
+    assert!(finished.err().contains("shapes"), "{}", finished.err());
+    assert!(finished.out().contains("shapes"), "{}", finished.out());
+    let directory = bench.run_directory();
+    for name in ["summary.json", "environment.json", "seed-0/poisoned-indices.csv", "seed-0/result.json"] {
+        let text = std::fs::read_to_string(directory.join(name)).expect(name);
+        assert!(text.contains("shapes"), "{name} does not say that shapes stood in:\n{text}");
+    }
+}
+
+#[test]
+fn without_images_and_without_a_stand_in_the_error_says_how_to_get_them() {
+    let bench = Bench::new();
+    bench.file(
+        "cifar.toml",
+        &SMALL.replace("dataset.shapes = { train = 240, test = 60, seed = 0 }", "dataset = \"cifar10\""),
+    );
+    let finished = bench.run(&["run", "cifar.toml"]).expect(2);
+    for word in ["cifar10", "data/cifar-10-batches-bin", "data fetch", "when-missing"] {
+        assert!(finished.err().contains(word), "no {word:?} in\n{}", finished.err());
+    }
+}
+
+#[test]
+fn every_published_experiment_checks() {
+    let bench = Bench::new();
+    let experiments = workspace().join("experiments");
+    let files: Vec<String> = ["badnets.toml", "paper/badnets.toml", "paper/badnets-white.toml"]
+        .map(|name| experiments.join(name).to_string_lossy().into_owned())
+        .into();
+    let arguments: Vec<&str> = std::iter::once("check").chain(files.iter().map(String::as_str)).collect();
+    bench.run(&arguments).expect(0);
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let bench = Bench::new();
+    let mut child =
+        bench.command(&["data", "list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    drop(child.stdout.take());
+    let mut complaints = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut complaints).expect("readable");
+    let status = child.wait().expect("it ends");
+    assert!(!complaints.contains("panicked") && status.code().is_none_or(|code| code == 0), "{status}: {complaints}");
+}
