@@ -7,9 +7,10 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Distribution, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use burn_flex::{Flex, FlexDevice};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use patchdoor_benches::tensor;
 use patchdoor_kernels::{
     ConvOptions, average_positions, batch_norm_relu, conv2d, grouped_conv2d, weighted_batch_norm_relu,
 };
@@ -22,7 +23,7 @@ type B = Autodiff<Flex>;
 const BATCH: usize = 128;
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
-    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &FlexDevice)
+    tensor("kernels", shape, &FlexDevice)
 }
 
 /// Forward, and forward with backward, of `operation` on leaves of these shapes.
@@ -33,7 +34,7 @@ fn both_ways<const N: usize>(
     mut operation: impl FnMut(bool) -> Tensor<B, N>,
 ) {
     let mut group = criterion.benchmark_group(group);
-    group.throughput(Throughput::Elements(BATCH as u64)).sample_size(20);
+    group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function(BenchmarkId::new(name, "forward"), |bencher| bencher.iter(|| black_box(operation(false))));
     group.bench_function(BenchmarkId::new(name, "both"), |bencher| {
         bencher.iter(|| black_box(operation(true).backward()));
@@ -96,7 +97,7 @@ fn network(criterion: &mut Criterion) {
         let mut optimizer = SgdConfig::new().init();
         let mut trained = Some(classifier.clone());
         let mut group = criterion.benchmark_group("network");
-        group.throughput(Throughput::Elements(BATCH as u64)).sample_size(20);
+        group.throughput(Throughput::Elements(BATCH as u64));
         group.bench_function(BenchmarkId::new("training step", widen_factor), |bencher| {
             bencher.iter(|| {
                 let classifier = trained.take().expect("put back by the step before");
@@ -113,5 +114,9 @@ fn network(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(kernels, convolutions, normalizations, experts, network);
+criterion_group! {
+    name = kernels;
+    config = Criterion::default().sample_size(20);
+    targets = convolutions, normalizations, experts, network
+}
 criterion_main!(kernels);

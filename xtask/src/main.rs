@@ -3,6 +3,9 @@
 //! This program stays light, so that it answers at once: it builds the runner with the feature of the
 //! backend asked for, hands it the arguments, and passes its exit code on.
 
+mod bench;
+mod bench_against;
+mod bench_statistics;
 mod ci;
 mod run;
 
@@ -47,12 +50,10 @@ enum Command {
         #[arg(value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(ci::step_names()))]
         steps: Vec<String>,
     },
-    /// Run the benchmarks
-    #[command(
-        disable_help_flag = true,
-        after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench routing -- --save-baseline before"
-    )]
-    Bench(Passed),
+    /// Run the benchmarks, or compare them with another revision's
+    #[command(after_help = "Examples:\n  cargo xtask bench routing -- --save-baseline before\n  \
+                      cargo xtask bench --against main --filter convolution")]
+    Bench(bench::Arguments),
 }
 
 /// Arguments that are passed on as they are.
@@ -70,7 +71,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::List(passed) => run::run("list", &passed.arguments),
         Command::Data(passed) => run::run("data", &passed.arguments),
         Command::Ci { steps } => ci::ci(&steps),
-        Command::Bench(passed) => run::bench(&passed.arguments),
+        Command::Bench(arguments) => bench::bench(arguments),
     }
 }
 

@@ -47,31 +47,16 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
     become_process(runner)
 }
 
-/// Runs the benchmarks; what follows `--` goes to criterion, the rest to cargo.
-pub(crate) fn bench(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
-    let mut command = cargo();
-    command.args(["bench", "--package", "patchdoor-benches"]);
-    let (named, rest) = match arguments.iter().position(|argument| argument == "--") {
-        Some(dashes) => arguments.split_at(dashes),
-        None => (arguments, &[][..]),
-    };
-    for name in named {
-        if name.to_string_lossy().starts_with('-') {
-            command.arg(name)
-        } else {
-            command.arg("--bench").arg(name)
-        };
-    }
-    command.args(rest);
-    become_process(command)
-}
-
 /// Cargo on this workspace, wherever it is called from.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Set for this program, they would make cargo believe that the runner is this package.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
-        command.env_remove(name);
+    // Cargo describes this package to this program. Inherited, that would look like a change to build scripts that ask to
+    // be run again when it changes (ring's does), and everything above them would be built again.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
     }
     command
 }
@@ -125,7 +110,7 @@ fn has_nvidia_driver() -> bool {
 
 /// Replaces this process, so that Ctrl-C and the exit code are the other's.
 #[cfg(unix)]
-fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
+pub(crate) fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
     use std::os::unix::process::CommandExt;
 
     Err(command.exec()).context("cannot start cargo")
@@ -133,7 +118,7 @@ fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
 
 /// Waits for the other process and passes its exit code on; Ctrl-C reaches both.
 #[cfg(not(unix))]
-fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
+pub(crate) fn become_process(mut command: Command) -> anyhow::Result<ExitCode> {
     let status = command.status().context("cannot start cargo")?;
     Ok(exit_code(status.code()))
 }

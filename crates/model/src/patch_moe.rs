@@ -79,13 +79,27 @@ impl<B: Backend> PatchMoe<B> {
 }
 
 impl<B: Kernels> PatchMoe<B> {
+    /// What decides which patches go to which expert.
+    pub fn router(&self) -> &PatchRouter<B> {
+        &self.router
+    }
+
     /// Returns logits and the routing that led to them.
     ///
     /// # Shapes
     /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
     /// - logits: `[batch, class]`
     pub fn forward(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
-        let map = self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images)));
+        self.forward_map(self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images))))
+    }
+
+    /// Goes on from the map whose patches the experts choose from: router, experts and head.
+    ///
+    /// # Shapes
+    /// - map: `[batch, row, column, channel]`, the channels those of the configuration's
+    ///   [`resolved_patch_channels`](PatchMoeConfig::resolved_patch_channels)
+    /// - logits: `[batch, class]`
+    pub fn forward_map(&self, map: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
         let patches = into_patches(map.clone(), self.patch_size);
         let routing = self.router.route(patches.clone());
         let outputs = match self.form {
