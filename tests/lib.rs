@@ -24,8 +24,8 @@ pub fn runner() -> &'static Path {
         if profile.ends_with("release") {
             build.arg("--release");
         }
-        let built = build.current_dir(workspace()).status().expect("cargo starts");
-        assert!(built.success(), "the runner compiles");
+        let status = build.current_dir(workspace()).status().expect("cargo starts");
+        assert!(status.success(), "the runner compiles");
         profile.join("patchdoor")
     })
 }

@@ -18,7 +18,7 @@ pub struct Standing {
 /// `BackdoorBench` reports it).
 pub fn defense_effectiveness_rating(before: &Standing, after: &Standing) -> f64 {
     let gain = (before.attack_success_rate - after.attack_success_rate).max(0.0);
-    (gain - clean_loss(before, after) + 1.0) / 2.0
+    f64::midpoint(gain - clean_loss(before, after), 1.0)
 }
 
 /// Robust improvement rating (RIR), in [0, 1]; 0.5 means that nothing happened.
@@ -26,7 +26,7 @@ pub fn defense_effectiveness_rating(before: &Standing, after: &Standing) -> f64 
 /// (max(0, rise of RA) - max(0, fall of CA) + 1) / 2, as `BackdoorBench` reports it.
 pub fn robust_improvement_rating(before: &Standing, after: &Standing) -> f64 {
     let gain = (after.robust_accuracy - before.robust_accuracy).max(0.0);
-    (gain - clean_loss(before, after) + 1.0) / 2.0
+    f64::midpoint(gain - clean_loss(before, after), 1.0)
 }
 
 fn clean_loss(before: &Standing, after: &Standing) -> f64 {

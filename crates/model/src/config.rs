@@ -139,7 +139,7 @@ impl Default for WideResNetConfig {
 #[serde(rename_all = "kebab-case")]
 pub enum GateOrder {
     /// Softmax over all patches, then keep the largest weights; kept weights sum to less than one
-    /// (the published wide ResNet).
+    /// (the published wide `ResNet`).
     #[default]
     SoftmaxThenSelect,
     /// Keep the largest scores, then softmax over those; weights sum to one (the published MNIST
@@ -167,7 +167,7 @@ pub enum Padding {
     /// TensorFlow's `SAME`: stride 2 on an even size pads 0 on top and left, 1 on bottom and right.
     #[default]
     Tensorflow,
-    /// One pixel on every side, as PyTorch code writes it.
+    /// One pixel on every side, as `PyTorch` code writes it.
     Symmetric,
 }
 
@@ -199,6 +199,7 @@ impl Default for BatchNormConfig {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "callers pass plain numbers")]
 fn invalid(field: &'static str, found: impl ToString, allowed: impl Into<String>) -> ModelError {
     ModelError::InvalidField { field, found: found.to_string(), allowed: allowed.into() }
 }

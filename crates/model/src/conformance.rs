@@ -164,7 +164,7 @@ fn renamed(reference: &Reference, prefix: &str) -> BTreeMap<String, TensorData> 
 }
 
 struct Gradients<'a, B: AutodiffBackend> {
-    gradients: &'a B::Gradients,
+    of_loss: &'a B::Gradients,
     path: Vec<String>,
     found: BTreeMap<String, TensorData>,
 }
@@ -179,7 +179,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Gradients<'_, B> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(gradient) = param.val().grad(self.gradients) {
+        if let Some(gradient) = param.val().grad(self.of_loss) {
             self.found.insert(self.path.join("."), gradient.into_data());
         }
     }
@@ -251,7 +251,7 @@ where
         let value = values(loss.clone().into_data())[0];
         assert!((value - expected).abs() / expected < TOLERANCE, "loss of step {step}: {value} against {expected}");
         let gradients = loss.backward();
-        let mut visitor = Gradients::<B> { gradients: &gradients, path: Vec::new(), found: BTreeMap::new() };
+        let mut visitor = Gradients::<B> { of_loss: &gradients, path: Vec::new(), found: BTreeMap::new() };
         classifier.visit_network(&mut visitor);
         if step == 0 {
             let references = renamed(&reference, "grad/");

@@ -199,7 +199,7 @@ proptest! {
 #[test]
 fn gate_gradients_match_finite_differences() {
     type Double = Autodiff<NdArray>;
-    let device = Default::default();
+    let device = burn_ndarray::NdArrayDevice::default();
     let (batch, count, channels, selected) = (2, 9, 3, 4);
     let draw = |count: usize, seed: u64| -> Vec<f64> { uniform(count, seed).into_iter().map(f64::from).collect() };
     let patches = draw(batch * count * channels, 1);

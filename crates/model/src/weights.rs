@@ -19,11 +19,12 @@ use crate::{Classifier, ModelError};
 pub fn save_weights<B: Backend>(classifier: &Classifier<B>, path: &Path) -> Result<(), ModelError> {
     let tensors: BTreeMap<String, TensorData> =
         named_tensors(classifier).into_iter().map(|(name, data)| (name, data.convert_dtype(DType::F32))).collect();
-    let views = tensors.iter().map(|(name, data)| {
-        let view = TensorView::new(Dtype::F32, data.shape.to_vec(), data.as_bytes());
-        (name, view.expect("byte length fits the shape"))
-    });
-    let bytes = safetensors::serialize(views, None).map_err(|source| format_error(path, source))?;
+    let views = tensors
+        .iter()
+        .map(|(name, data)| Ok((name, TensorView::new(Dtype::F32, data.shape.to_vec(), data.as_bytes())?)))
+        .collect::<Result<Vec<_>, _>>();
+    let bytes =
+        views.and_then(|views| safetensors::serialize(views, None)).map_err(|source| format_error(path, source))?;
     let partial = path.with_extension("partial");
     let mut file = fs::File::create(&partial)?;
     std::io::Write::write_all(&mut file, &bytes)?;

@@ -128,6 +128,7 @@ impl CheckpointDirectory {
         Ok(found)
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "map_err hands errors over by value")]
     fn problem(&self, name: &str, reason: impl ToString) -> TrainError {
         TrainError::Checkpoint { path: self.path.join(name), reason: reason.to_string() }
     }

@@ -28,7 +28,7 @@ impl Schedule {
                 config.factor.powi(i32::try_from(passed).unwrap_or(i32::MAX))
             }
             ScheduleConfig::Cosine(config) => {
-                let cosine = (1.0 + (std::f64::consts::PI * progress(step, self.steps)).cos()) / 2.0;
+                let cosine = f64::midpoint(1.0, (std::f64::consts::PI * progress(step, self.steps)).cos());
                 config.floor + (1.0 - config.floor) * cosine
             }
             ScheduleConfig::OneCycle(config) => {

@@ -108,8 +108,8 @@ where
         if let Some(directory) = &checkpoints {
             directory.save(&state.classifier, &state.optimizer, &state.history)?;
         }
-        let record = state.history.last().expect("an epoch was just recorded");
-        if observer.epoch_done(record).is_break() && state.history.len() < config.epochs {
+        let stopped = state.history.last().is_some_and(|record| observer.epoch_done(record).is_break());
+        if stopped && state.history.len() < config.epochs {
             return Ok(Outcome::Interrupted { epochs: state.history.len() });
         }
     }
@@ -149,7 +149,7 @@ where
         let logits = classifier.forward(images);
         let predicted = classes_of(logits.clone().inner());
         let loss = cross_entropy(logits, labels);
-        let value = f64::from(loss.clone().into_data().convert::<f32>().as_slice::<f32>().expect("f32")[0]);
+        let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
         if !value.is_finite() {
             return Err(TrainError::Diverged { loss: value, epoch, step });
         }
