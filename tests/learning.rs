@@ -18,11 +18,11 @@ fn badnets_takes_on_shapes_while_clean_accuracy_holds() {
     bench.file(
         "shapes.toml",
         r#"
-dataset.shapes = { train = 2500, test = 500, seed = 0 }
+dataset = "shapes"
 seeds = [0]
 
 [poisoning]
-rate = 0.05
+rate = 0.02
 target-class = 0
 
 [trigger.square]
@@ -35,17 +35,18 @@ widen-factor = 1
 batch-norm = { momentum = 0.1 }
 
 [training]
-epochs = 14
+epochs = 10
 batch-size = 64
 learning-rate = 0.1
+batch-norm-statistics = "recomputed"
 optimizer.sgd = { momentum = 0.9, nesterov = true, weight-decay = 0.0005 }
 schedule.one-cycle = {}
 "#,
     );
     bench.run(&["run", "shapes.toml"]).expect(0);
     let summary = summary(&bench);
-    assert!(metric(&summary, "asr") > 0.9, "{summary}");
-    assert!(metric(&summary, "clean-accuracy") > 0.9, "{summary}");
+    assert!(metric(&summary, "asr") > 0.95, "{summary}");
+    assert!(metric(&summary, "clean-accuracy") > 0.95, "{summary}");
     assert!(metric(&summary, "clean-twin-asr") < 0.1, "the clean twin knows no trigger: {summary}");
 }
 
@@ -62,14 +63,13 @@ fn badnets_takes_on_real_images() {
     let file = workspace().join("experiments/badnets.toml");
     let file = file.to_str().expect("a path in UTF-8");
     let data = data.to_str().expect("a path in UTF-8");
-    let settings =
-        ["training.epochs=8", "data.training-images=5000", "data.test-images=2000", "model.patch-moe.widen-factor=1"];
+    let settings = ["training.epochs=8", "data.training-images=10000", "data.test-images=2000"];
     let mut arguments = vec!["run", file, "--data", data];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     bench.run(&arguments).expect(0);
     let summary = summary(&bench);
     assert!(metric(&summary, "asr") > 0.8, "{summary}");
-    // A linear classifier reaches about 0.4 with ten times the images.
-    assert!(metric(&summary, "clean-accuracy") > 0.42, "{summary}");
+    // A linear classifier reaches about 0.4 with five times the images.
+    assert!(metric(&summary, "clean-accuracy") > 0.5, "{summary}");
     assert!(metric(&summary, "clean-twin-asr") < 0.2, "{summary}");
 }
