@@ -21,6 +21,12 @@ pub fn runner() -> &'static Path {
         // All of the workspace, as the tests themselves were built: with one package alone other features
         // would be chosen, and much compiled again.
         build.args(["build", "--quiet", "--workspace", "--all-targets"]);
+        // These describe the package under test; build scripts that watch them would run again, and much with them.
+        for (name, _) in std::env::vars_os() {
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                build.env_remove(name);
+            }
+        }
         if profile.ends_with("release") {
             build.arg("--release");
         }

@@ -79,6 +79,21 @@ fn json_is_one_document_and_everything_else_goes_to_stderr() {
 }
 
 #[test]
+fn a_training_that_diverges_ends_its_seed_with_the_reason() {
+    let bench = Bench::new();
+    bench.file("wild.toml", &SMALL.replace("learning-rate = 0.05", "learning-rate = 1e30").replace("[0]", "[0, 1]"));
+    let finished = bench.run(&["run", "wild.toml"]).expect(1);
+    assert!(finished.out().contains("loss became"), "{}", finished.out());
+    let summary = json(&std::fs::read_to_string(bench.run_directory().join("summary.json")).expect("summary.json"));
+    let seeds = summary["seeds"].as_array().expect("a list");
+    assert_eq!(seeds.len(), 2, "the other seed went on");
+    for seed in seeds {
+        let reason = seed["outcome"]["failed"]["reason"].as_str().expect("a reason");
+        assert!(reason.contains("loss became") && reason.contains("learning rate"), "{reason}");
+    }
+}
+
+#[test]
 fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
     let bench = Bench::new();
     bench.file("small.toml", SMALL);

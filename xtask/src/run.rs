@@ -37,7 +37,13 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
         let _ = std::io::stdout().write_all(text.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let feature = if command == "run" { feature(arguments)? } else { None };
+    let feature = match if command == "run" { usable_feature(arguments) } else { Ok(None) } {
+        Ok(feature) => feature,
+        Err(problem) => {
+            let _ = writeln!(std::io::stderr(), "error: {problem}");
+            return Ok(ExitCode::from(2));
+        }
+    };
     let built = runner("build", feature).status().context("cannot start cargo")?;
     if !built.success() {
         return Ok(exit_code(built.code()));
@@ -95,6 +101,15 @@ fn feature(arguments: &[OsString]) -> anyhow::Result<Option<&'static str>> {
         "ndarray" => Some("ndarray"),
         other => bail!("there is no backend {other:?}; --backend takes auto, cuda, flex or ndarray"),
     })
+}
+
+/// Like [`feature`], but refuses a GPU that cannot be here before minutes are spent compiling for it.
+fn usable_feature(arguments: &[OsString]) -> anyhow::Result<Option<&'static str>> {
+    let feature = feature(arguments)?;
+    if feature == Some("cuda") && !has_nvidia_driver() {
+        bail!("--backend is cuda, but this machine has no NVIDIA driver; expected flex, ndarray or auto");
+    }
+    Ok(feature)
 }
 
 /// Whether this machine seems to have an NVIDIA GPU; the runner looks closer.
