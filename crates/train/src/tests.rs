@@ -150,7 +150,7 @@ fn a_loss_that_is_no_number_stops_training() {
 
 #[test]
 fn a_tiny_model_learns_eight_images_by_heart() {
-    let images = shapes(8);
+    let images = shapes(10).subset(&[0, 1, 2, 3, 4, 5, 6, 7]);
     let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
     let config = TrainingConfig {
         epochs: 40,
