@@ -153,7 +153,7 @@ fn a_tiny_model_learns_eight_images_by_heart() {
     let images = shapes(10).subset(&[0, 1, 2, 3, 4, 5, 6, 7]);
     let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
     let config = TrainingConfig {
-        epochs: 40,
+        epochs: 150,
         batch_size: 8,
         learning_rate: 0.05,
         batch_norm_statistics: BatchNormStatistics::Recomputed,
