@@ -236,11 +236,17 @@ impl PatchMoeConfig {
         (input.height.div_ceil(2).div_ceil(2), input.width.div_ceil(2).div_ceil(2))
     }
 
-    /// Number of patches each gate chooses from.
-    pub fn patches(&self, input: InputShape) -> usize {
+    /// Rows and columns of patches that each gate chooses from; patches are numbered row by row.
+    pub fn patch_grid(&self, input: InputShape) -> (usize, usize) {
         let (rows, columns) = Self::map_size(input);
         let side = self.patch_size.max(1);
-        (rows / side) * (columns / side)
+        (rows / side, columns / side)
+    }
+
+    /// Number of patches each gate chooses from.
+    pub fn patches(&self, input: InputShape) -> usize {
+        let (rows, columns) = self.patch_grid(input);
+        rows * columns
     }
 
     /// Channels of the map that the gates see.

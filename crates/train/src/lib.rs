@@ -47,6 +47,6 @@ pub use config::{
 };
 pub use error::TrainError;
 pub use observer::{BatchProgress, EpochRecord, TrainingObserver};
-pub use prediction::predict;
+pub use prediction::{RoutedPrediction, Selections, predict, predict_with_routing};
 pub use schedule::Schedule;
 pub use training::{Outcome, Trained, TrainingData, train};

@@ -21,6 +21,90 @@ pub fn predict<B: Kernels>(
     batches.flat_map(|chunk| classes_of(classifier.forward(assembler.assemble::<B>(chunk, device).images))).collect()
 }
 
+/// What a classifier made of a set of images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutedPrediction {
+    /// The predicted class of every image.
+    pub classes: Vec<u8>,
+    /// What its routers selected; `None` if it has none.
+    pub selections: Option<Selections>,
+}
+
+/// Which patches each expert selected in each image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selections {
+    experts: usize,
+    patches_per_expert: usize,
+    /// `[image, expert, patches_per_expert]`
+    indices: Vec<u16>,
+}
+
+impl Selections {
+    /// Wraps the numbers of the selected patches, `[image, expert, patches_per_expert]`, each in rising order.
+    ///
+    /// # Panics
+    /// If there is no expert, an expert selects nothing, or the numbers fill no whole number of images.
+    pub fn new(experts: usize, patches_per_expert: usize, indices: Vec<u16>) -> Self {
+        let each = experts * patches_per_expert;
+        assert!(each > 0 && indices.len().is_multiple_of(each), "selections are [image, expert, patches_per_expert]");
+        Self { experts, patches_per_expert, indices }
+    }
+
+    /// Number of images.
+    pub fn images(&self) -> usize {
+        self.indices.len() / (self.experts * self.patches_per_expert)
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// How many patches each expert selects.
+    pub fn patches_per_expert(&self) -> usize {
+        self.patches_per_expert
+    }
+
+    /// The patches one expert selected in one image, in rising order; patches are numbered row by row.
+    ///
+    /// # Panics
+    /// If there is no such image or expert.
+    pub fn of(&self, image: usize, expert: usize) -> &[u16] {
+        assert!(expert < self.experts, "expert {expert} of {}", self.experts);
+        let start = (image * self.experts + expert) * self.patches_per_expert;
+        &self.indices[start..start + self.patches_per_expert]
+    }
+}
+
+/// Like [`predict`], and keeps what the routers selected on the way.
+///
+/// # Panics
+/// If a map has more than 65,536 patches.
+pub fn predict_with_routing<B: Kernels>(
+    classifier: &Classifier<B>,
+    images: &ImageSet,
+    batch_size: usize,
+    device: &B::Device,
+) -> RoutedPrediction {
+    let order: Vec<usize> = (0..images.len()).collect();
+    let mut assembler = BatchAssembler::plain(images);
+    let mut classes = Vec::with_capacity(images.len());
+    let mut selected: Option<(usize, usize, Vec<u16>)> = None;
+    for chunk in order.chunks(batch_size.max(1)) {
+        let (logits, routing) = classifier.forward_with_routing(assembler.assemble::<B>(chunk, device).images);
+        classes.extend(classes_of(logits));
+        if let Some(routing) = routing {
+            let [_, experts, patches_per_expert] = routing.indices.dims();
+            let (_, _, indices) =
+                selected.get_or_insert_with(|| (experts, patches_per_expert, Vec::with_capacity(images.len())));
+            let data = routing.indices.into_data();
+            indices.extend(data.iter::<i64>().map(|index| u16::try_from(index).expect("a map has few patches")));
+        }
+    }
+    let selections = selected.map(|(experts, kept, indices)| Selections::new(experts, kept, indices));
+    RoutedPrediction { classes, selections }
+}
+
 /// The class with the largest logit of each row; ties go to the lower class.
 pub(crate) fn classes_of<B: Backend>(logits: Tensor<B, 2>) -> Vec<u8> {
     let [_, classes] = logits.dims();

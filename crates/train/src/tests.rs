@@ -12,7 +12,8 @@ use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig, 
 
 use crate::{
     AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
-    ScheduleConfig, SgdConfig, TrainError, Trained, TrainingConfig, TrainingData, TrainingObserver, predict, train,
+    ScheduleConfig, SgdConfig, TrainError, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
+    predict_with_routing, train,
 };
 
 type Learner = Autodiff<Flex>;
@@ -182,4 +183,23 @@ fn every_problem_of_a_configuration_is_reported() {
             "optimizer.sgd.momentum is 1, expected a number in [0, 1)",
         ]
     );
+}
+
+#[test]
+fn routed_predictions_agree_with_plain_ones_and_name_each_experts_patches_in_order() {
+    let images = shapes(20);
+    let classifier = untrained(0).valid();
+    let routed = predict_with_routing(&classifier, &images, 7, &FlexDevice);
+    assert_eq!(routed.classes, predict(&classifier, &images, 20, &FlexDevice));
+    let selections = routed.selections.expect("the classifier has routers");
+    assert_eq!((selections.images(), selections.experts(), selections.patches_per_expert()), (20, 4, 16));
+
+    let last = images.subset(&[19]);
+    let alone =
+        predict_with_routing(&classifier, &last, 1, &FlexDevice).selections.expect("the classifier has routers");
+    for expert in 0..4 {
+        let patches = selections.of(19, expert);
+        assert_eq!(patches, alone.of(0, expert), "a batch changes no image's routing");
+        assert!(patches.is_sorted() && patches.iter().all(|&patch| patch < 64));
+    }
 }
