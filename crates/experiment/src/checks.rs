@@ -6,6 +6,7 @@ use patchdoor_triggers::TriggerError;
 use crate::ExperimentConfig;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::plan::{counts, share_of};
+use crate::surrogate::check_surrogate;
 
 /// A value that cannot be.
 pub(crate) struct Problem {
@@ -134,15 +135,9 @@ fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
             shape = placement.trigger_shape(shape);
         }
         problems.extend(from_trigger("placement", found));
-        if placement.surrogate().is_some() {
-            problems.push(Problem {
-                field: "placement.cells".into(),
-                found: choice_name(&placement.cells),
-                allowed: "all, random, block, list or per-class; no surrogate is trained yet to count selections"
-                    .into(),
-            });
-        }
     }
+    let surrogate = check_surrogate(config, input, classes);
+    problems.extend(surrogate.into_iter().map(|(field, found, allowed)| Problem { field, found, allowed }));
     problems.extend(from_trigger(&format!("trigger.{}", choice_name(&config.trigger)), config.trigger.validate(shape)));
     problems
 }

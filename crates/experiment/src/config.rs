@@ -4,6 +4,8 @@ use patchdoor_train::TrainingConfig;
 use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::SurrogateConfig;
+
 /// An experiment as written in a TOML file.
 ///
 /// Nothing here is checked yet: [`Plan`](crate::Plan) is the checked form, and only a plan can run.
@@ -31,6 +33,9 @@ pub struct ExperimentConfig {
     /// In which cells of the image; where the trigger itself says if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementConfig>,
+    /// The clean model by which the attacker chooses cells, where the placement asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surrogate: Option<SurrogateConfig>,
     /// The classifier.
     pub model: ClassifierConfig,
     /// How it is trained.

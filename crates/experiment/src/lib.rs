@@ -49,6 +49,7 @@ mod report;
 mod result;
 mod run;
 mod run_directory;
+mod surrogate;
 mod twin;
 
 pub use backend::{Backend, BackendChoice, BackendError, built_in};
@@ -68,3 +69,4 @@ pub use result::{
 };
 pub use run::{Execution, RunError, RunSettings, execute, run_name};
 pub use run_directory::{Opened, RunDirectory, RunDirectoryError};
+pub use surrogate::SurrogateConfig;

@@ -170,6 +170,13 @@ impl Plan {
         })
     }
 
+    /// The same plan with another network.
+    pub(crate) fn with_model(&self, model: ClassifierConfig) -> Self {
+        let mut plan = self.clone();
+        plan.config.model = model;
+        plan
+    }
+
     /// Eight hexadecimal digits that differ between experiments whose results may differ.
     ///
     /// They depend on what runs and on the backend; not on the file's name, comments or order, nor on

@@ -8,7 +8,7 @@ use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::progress::Console;
 
 use crate::run::build_trigger;
-use crate::{Plan, RunError};
+use crate::{Plan, RunError, choice_name};
 
 /// What an export came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,10 @@ pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Expor
     let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, stop, console)?;
     let config = plan.config();
     let training = SeedImages::draw(config, &dataset.train, seed).training;
-    let trigger = build_trigger(config, training.shape(), seed)?;
+    if let Some(placement) = config.placement.as_ref().filter(|placement| placement.surrogate().is_some()) {
+        return Err(RunError::NeedsSurrogate { cells: choice_name(&placement.cells) });
+    }
+    let trigger = build_trigger(config, config.placement.as_ref(), training.shape(), seed)?;
     let poisoning = PoisoningPlan::draw_for(&config.poisoning, &training, trigger.as_ref(), seed)?;
     let train = poisoning.apply(&training, trigger.as_ref(), seed);
     let test = test_images(config, &dataset.test);

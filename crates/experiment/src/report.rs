@@ -2,12 +2,13 @@ use std::fmt::Write;
 use std::path::Path;
 
 use patchdoor_metrics::Summary;
+use patchdoor_model::ClassifierConfig;
 
-use crate::Plan;
 use crate::backend::Backend;
 use crate::config::ExpectedConfig;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::result::{METRICS, Metric, RunSummary, SeedOutcome};
+use crate::{Plan, SurrogateConfig};
 
 /// Seeds beyond this number have no column of their own.
 const SEED_COLUMNS: usize = 5;
@@ -51,6 +52,20 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         config.training.epochs,
         if config.training.epochs == 1 { "epoch" } else { "epochs" },
     ));
+    if let Some(placement) = &config.placement {
+        let mut line =
+            format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
+        if let Some(surrogate) = SurrogateConfig::of(config) {
+            let is_twin = surrogate.seed_offset == 0
+                && ClassifierConfig::PatchMoe(surrogate.model(&config.model)) == config.model;
+            line.push_str(if is_twin {
+                ", chosen by the clean twin's routers"
+            } else {
+                ", chosen by the routers of a surrogate, one more training for each seed"
+            });
+        }
+        lines.push(line);
+    }
     lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
     lines
 }

@@ -9,7 +9,7 @@ use patchdoor_kernels::Kernels;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{InputShape, ModelError};
 use patchdoor_train::{EpochRecord, TrainError, predict};
-use patchdoor_triggers::TriggerError;
+use patchdoor_triggers::{PlacementConfig, TriggerError};
 use serde::Serialize;
 
 use crate::backend::Backend;
@@ -24,7 +24,8 @@ use crate::result::{
     TwinMeasurements, attack_outcome,
 };
 use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
-use crate::twin::{TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
+use crate::surrogate::{PlacementEnd, resolve_placement};
+use crate::twin::{Role, TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
 use crate::{ExperimentConfig, Plan};
 
 /// Images predicted at once; the predictions do not depend on it.
@@ -99,6 +100,15 @@ pub enum RunError {
     /// The images cannot be poisoned as asked.
     #[error("the training images cannot be poisoned")]
     Poisoning(#[from] DataError),
+    /// An export has no backend to train a surrogate on.
+    #[error(
+        "placement.cells is {cells}, chosen by a surrogate: run the experiment, then export it with --set \
+         placement.cells.list=CELLS, the cells of its surrogate.json"
+    )]
+    NeedsSurrogate {
+        /// The choice of cells.
+        cells: String,
+    },
     /// The trigger cannot be built.
     #[error("the trigger cannot be made")]
     Trigger(#[from] TriggerError),
@@ -255,22 +265,28 @@ where
 {
     let config = job.plan.config();
     let images = SeedImages::draw(config, &job.dataset.train, seed);
-    let trigger = build_trigger(config, images.training.shape(), seed)?;
-    let poisoning = PoisoningPlan::draw_for(&config.poisoning, &images.training, trigger.as_ref(), seed)?;
-    job.write_poisoned(&folder.join("poisoned-indices.csv"), &poisoning)?;
-    let result = |outcome| SeedResult {
+    let result_of = |poisoned_images, outcome| SeedResult {
         schema: SCHEMA,
         seed,
         images: job.used.clone(),
         training_images: images.training.len(),
         validation_images: images.validation.as_ref().map_or(0, ImageSet::len),
-        poisoned_images: poisoning.examples().len(),
+        poisoned_images,
         outcome,
     };
+    let placement = match resolve_placement::<B>(job, seed, test, folder, device)? {
+        PlacementEnd::Ready(placement) => placement,
+        PlacementEnd::Failed(reason) => return Ok(Some(result_of(0, SeedOutcome::Failed { reason }))),
+        PlacementEnd::Interrupted => return Ok(None),
+    };
+    let trigger = build_trigger(config, placement.as_ref(), images.training.shape(), seed)?;
+    let poisoning = PoisoningPlan::draw_for(&config.poisoning, &images.training, trigger.as_ref(), seed)?;
+    job.write_poisoned(&folder.join("poisoned-indices.csv"), &poisoning)?;
+    let result = |outcome| result_of(poisoning.examples().len(), outcome);
 
     // Without poison the classifier is its own twin.
     let twin = if config.clean_twin && !poisoning.is_empty() {
-        match clean_twin::<B>(job, seed, &images, test, device)? {
+        match clean_twin::<B>(job, Role::Twin, seed, &images, test, device)? {
             TwinEnd::Ready(twin) => Some(twin),
             TwinEnd::Failed(reason) => return Ok(Some(result(SeedOutcome::Failed { reason }))),
             TwinEnd::Interrupted => return Ok(None),
@@ -324,13 +340,14 @@ where
     Ok(Some(result(SeedOutcome::Finished(Box::new(measurements)))))
 }
 
-/// The trigger of a seed, placed as the experiment says.
+/// The trigger of a seed, in the cells of a placement that waits for no surrogate.
 pub(crate) fn build_trigger(
     config: &ExperimentConfig,
+    placement: Option<&PlacementConfig>,
     shape: ImageShape,
     seed: u64,
 ) -> Result<Box<dyn Trigger>, TriggerError> {
-    match &config.placement {
+    match placement {
         Some(placement) => config.trigger.build_placed(shape, placement, seed),
         None => config.trigger.build_seeded(shape, seed),
     }

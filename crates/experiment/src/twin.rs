@@ -41,6 +41,24 @@ pub(crate) struct Twin<B: AutodiffBackend> {
     pub(crate) classifier: Classifier<B::InnerBackend>,
 }
 
+/// What a clean model is trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// To know what the poison costs.
+    Twin,
+    /// To choose cells by.
+    Surrogate,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Twin => "clean twin",
+            Self::Surrogate => "surrogate",
+        }
+    }
+}
+
 /// How the training of a twin ended.
 pub(crate) enum TwinEnd<B: AutodiffBackend> {
     Ready(Box<Twin<B>>),
@@ -51,6 +69,7 @@ pub(crate) enum TwinEnd<B: AutodiffBackend> {
 /// Finds the clean twin of a seed, or trains it: the same configuration, images, seed, nothing poisoned.
 pub(crate) fn clean_twin<B>(
     job: &Job<'_>,
+    role: Role,
     seed: u64,
     images: &SeedImages,
     test: &ImageSet,
@@ -65,8 +84,9 @@ where
     let finished = job.out.join(&folder);
     if finished.join("result.json").is_file() {
         job.console.say(format!(
-            "{} seed {seed}: clean twin trained before, in {}",
+            "{} seed {seed}: {} trained before, in {}",
             job.plan.name(),
+            role.name(),
             finished.display()
         ));
     } else {
@@ -76,7 +96,7 @@ where
         // Whoever held the lock may have trained it meanwhile.
         if !finished.join("result.json").is_file() {
             let partial = job.out.join(format!("{folder}.partial"));
-            match train_twin::<B>(job, seed, images, test, &partial, device)? {
+            match train_twin::<B>(job, role, seed, images, test, &partial, device)? {
                 TwinEnd::Ready(_) => fs::rename(&partial, &finished)?,
                 end => return Ok(end),
             }
@@ -94,6 +114,7 @@ where
 
 fn train_twin<B>(
     job: &Job<'_>,
+    role: Role,
     seed: u64,
     images: &SeedImages,
     test: &ImageSet,
@@ -106,10 +127,10 @@ where
 {
     fs::create_dir_all(folder)?;
     write_whole(&folder.join("config.toml"), job.config_toml("The clean twin of").as_bytes())?;
-    let label = format!("{} seed {seed}, clean twin", job.plan.name());
+    let label = format!("{} seed {seed}, {}", job.plan.name(), role.name());
     let (classifier, history) = match train_one::<B>(job, seed, images, &images.training, folder, label, device)? {
         TrainingEnd::Finished(classifier, history) => (classifier, history),
-        TrainingEnd::Failed(reason) => return Ok(TwinEnd::Failed(format!("clean twin: {reason}"))),
+        TrainingEnd::Failed(reason) => return Ok(TwinEnd::Failed(format!("{}: {reason}", role.name()))),
         TrainingEnd::Interrupted => return Ok(TwinEnd::Interrupted),
     };
     let predicted = predict(&classifier, test, PREDICTION_BATCH, device);

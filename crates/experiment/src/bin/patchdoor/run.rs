@@ -74,7 +74,10 @@ pub(crate) fn stop_for(error: RunError) -> Stop {
             say("interrupted; the same command goes on from here");
             Stop::Interrupted
         }
-        RunError::Images(_) | RunError::Directory(_) | RunError::OtherImages { .. } => Stop::unusable(error),
+        RunError::Images(_)
+        | RunError::Directory(_)
+        | RunError::OtherImages { .. }
+        | RunError::NeedsSurrogate { .. } => Stop::unusable(error),
         _ => Stop::failed(error),
     }
 }
