@@ -11,8 +11,8 @@ use crate::init::ParameterSource;
 /// Batch normalization over the last axis followed by a rectifier, as every normalization of these
 /// networks is.
 ///
-/// Under autodiff it normalizes with the batch's statistics and updates the running ones; without,
-/// it uses the running ones.
+/// Under autodiff, and where it collects statistics, it normalizes with the batch's and updates the
+/// running ones; else it uses the running ones.
 #[derive(Module, Debug)]
 pub(crate) struct BatchNormRelu<B: Backend> {
     pub(crate) gamma: Param<Tensor<B, 1>>,
@@ -21,6 +21,8 @@ pub(crate) struct BatchNormRelu<B: Backend> {
     pub(crate) running_variance: RunningState<Tensor<B, 1>>,
     epsilon: f64,
     pub(crate) momentum: f64,
+    /// Whether it works as in training even without autodiff.
+    pub(crate) collects: bool,
 }
 
 impl<B: Backend> BatchNormRelu<B> {
@@ -32,6 +34,7 @@ impl<B: Backend> BatchNormRelu<B> {
             running_variance: RunningState::new(Tensor::ones([channels], source.device())),
             epsilon: config.epsilon,
             momentum: config.momentum,
+            collects: false,
         }
     }
 }
@@ -40,7 +43,11 @@ impl<B: Kernels> BatchNormRelu<B> {
     /// # Shapes
     /// - input and output: `[.., channel]`
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        if B::ad_enabled(&x.device()) { self.forward_training(x) } else { self.forward_inference(x) }
+        if self.uses_batch(&x.device()) { self.forward_training(x) } else { self.forward_inference(x) }
+    }
+
+    fn uses_batch(&self, device: &B::Device) -> bool {
+        self.collects || B::ad_enabled(device)
     }
 
     fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
@@ -65,7 +72,7 @@ impl<B: Kernels> BatchNormRelu<B> {
         let join =
             |values: &dyn Fn(&Self) -> Tensor<B, 1>| Tensor::cat(groups.iter().map(|group| values(group)).collect(), 0);
         let channels = map.dims()[3];
-        if B::ad_enabled(&map.device()) {
+        if groups[0].uses_batch(&map.device()) {
             let (gamma, beta) = (join(&|group| group.gamma.val()), join(&|group| group.beta.val()));
             let normalized = weighted_batch_norm_relu(map, weights, gamma, beta, groups[0].epsilon);
             for (index, group) in groups.iter().enumerate() {

@@ -1,5 +1,6 @@
-use burn::module::{Module, ModuleMapper, ModuleVisitor};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, RunningState};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use patchdoor_kernels::Kernels;
 use rand::Rng;
 
@@ -125,6 +126,14 @@ impl<B: Backend> Classifier<B> {
         norms
     }
 
+    /// Sets whether every batch normalization works as in training, with the batch's statistics, without autodiff too:
+    /// passes that only collect statistics then keep no maps for a gradient.
+    pub fn set_collects_statistics(&mut self, collects: bool) {
+        for norm in self.norms_mut() {
+            norm.collects = collects;
+        }
+    }
+
     /// Returns the share of the batch in every running statistic.
     pub fn batch_norm_momentum(&self) -> f64 {
         self.norms().first().map_or(0.0, |norm| norm.momentum)
@@ -135,6 +144,17 @@ impl<B: Backend> Classifier<B> {
     pub fn set_batch_norm_momentum(&mut self, momentum: f64) {
         for norm in self.norms_mut() {
             norm.momentum = momentum;
+        }
+    }
+}
+
+impl<B: AutodiffBackend> Classifier<B> {
+    /// Replaces the running statistics by those of the same classifier without autodiff.
+    ///
+    pub fn take_statistics_of(&mut self, other: &Classifier<B::InnerBackend>) {
+        for (norm, other) in self.norms_mut().into_iter().zip(other.norms()) {
+            norm.running_mean = RunningState::new(Tensor::from_inner(other.running_mean.value()));
+            norm.running_variance = RunningState::new(Tensor::from_inner(other.running_variance.value()));
         }
     }
 }

@@ -195,7 +195,7 @@ pub(crate) fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 
 
 /// Replaces the running statistics of every batch normalization by their plain average over one pass
 /// through the images, in their stored order and without augmentation.
-fn recompute_statistics<B>(
+pub(crate) fn recompute_statistics<B>(
     mut classifier: Classifier<B>,
     images: &ImageSet,
     batch_size: usize,
@@ -203,16 +203,19 @@ fn recompute_statistics<B>(
 ) -> Classifier<B>
 where
     B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
 {
-    let momentum = classifier.batch_norm_momentum();
+    // Autodiff would keep every batch's maps, for a backward pass that never comes.
+    let mut passes = classifier.valid();
+    passes.set_collects_statistics(true);
     let indices: Vec<usize> = (0..images.len()).collect();
     let mut assembler = BatchAssembler::plain(images);
     // A smaller last batch would count as much as a full one; it is left out unless it is the only one.
     let full = indices.chunks(batch_size).filter(|chunk| chunk.len() == batch_size || images.len() < batch_size);
     for (batch, chunk) in full.enumerate() {
-        classifier.set_batch_norm_momentum(1.0 / (batch + 1) as f64);
-        classifier.forward(assembler.assemble::<B>(chunk, device).images);
+        passes.set_batch_norm_momentum(1.0 / (batch + 1) as f64);
+        passes.forward(assembler.assemble::<B::InnerBackend>(chunk, device).images);
     }
-    classifier.set_batch_norm_momentum(momentum);
+    classifier.take_statistics_of(&passes);
     classifier
 }
