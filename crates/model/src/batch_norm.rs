@@ -11,8 +11,8 @@ use crate::init::ParameterSource;
 /// Batch normalization over the last axis followed by a rectifier, as every normalization of these
 /// networks is.
 ///
-/// Under autodiff it normalizes with the batch's statistics and updates the running ones; without,
-/// it uses the running ones.
+/// Under autodiff it normalizes with the batch's statistics and updates the running ones; without, or
+/// where the batch has no share in them (momentum 0: frozen), it uses the running ones.
 #[derive(Module, Debug)]
 pub(crate) struct BatchNormRelu<B: Backend> {
     pub(crate) gamma: Param<Tensor<B, 1>>,
@@ -40,7 +40,11 @@ impl<B: Kernels> BatchNormRelu<B> {
     /// # Shapes
     /// - input and output: `[.., channel]`
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        if B::ad_enabled(&x.device()) { self.forward_training(x) } else { self.forward_inference(x) }
+        if self.uses_batch(&x.device()) { self.forward_training(x) } else { self.forward_inference(x) }
+    }
+
+    fn uses_batch(&self, device: &B::Device) -> bool {
+        B::ad_enabled(device) && self.momentum > 0.0
     }
 
     fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
@@ -65,7 +69,7 @@ impl<B: Kernels> BatchNormRelu<B> {
         let join =
             |values: &dyn Fn(&Self) -> Tensor<B, 1>| Tensor::cat(groups.iter().map(|group| values(group)).collect(), 0);
         let channels = map.dims()[3];
-        if B::ad_enabled(&map.device()) {
+        if groups[0].uses_batch(&map.device()) {
             let (gamma, beta) = (join(&|group| group.gamma.val()), join(&|group| group.beta.val()));
             let normalized = weighted_batch_norm_relu(map, weights, gamma, beta, groups[0].epsilon);
             for (index, group) in groups.iter().enumerate() {
