@@ -115,10 +115,12 @@ mod tests {
         let raw = filter_scores(&classifier, &shapes(300), FilterScore::RawOutput, &FlexDevice);
         let activation = filter_scores(&classifier, &shapes(300), FilterScore::Activation, &FlexDevice);
         for (filter, bias) in biases.iter().map(|&bias| f64::from(bias)).enumerate() {
-            assert!((raw[filter] - bias).abs() < 1e-5, "signed: {} for {bias}", raw[filter]);
+            // Sums over 64 positions and 300 images in f32 leave about six digits.
+            let tolerance = 1e-5 * (1.0 + bias.abs());
+            assert!((raw[filter] - bias).abs() < tolerance, "signed: {} for {bias}", raw[filter]);
             // Running mean 0 and variance 1, epsilon 1e-3: max(b / sqrt(1.001), 0).
             let rectified = (bias / 1.001f64.sqrt()).max(0.0);
-            assert!((activation[filter] - rectified).abs() < 1e-5, "rectified: {}", activation[filter]);
+            assert!((activation[filter] - rectified).abs() < tolerance, "rectified: {}", activation[filter]);
         }
     }
 

@@ -4,6 +4,8 @@ use patchdoor_train::TrainingConfig;
 use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::defender::DefenderConfig;
+
 /// An experiment as written in a TOML file.
 ///
 /// Nothing here is checked yet: [`Plan`](crate::Plan) is the checked form, and only a plan can run.
@@ -36,6 +38,9 @@ pub struct ExperimentConfig {
     /// How it is trained.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// What is tried, each on its own, to remove the backdoor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defenses: Vec<DefenderConfig>,
     /// Numbers to print beside ours, usually a paper's. They change no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,

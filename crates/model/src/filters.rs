@@ -163,6 +163,7 @@ fn keep_columns<B: Backend>(mut head: Dense<B>, keep: &Tensor<B, 1>) -> Dense<B>
 fn multiply<B: Backend, const D: usize>(param: Param<Tensor<B, D>>, factor: Tensor<B, D>) -> Param<Tensor<B, D>> {
     param.map(|value| {
         let learns = value.is_require_grad();
-        (value.detach() * factor).set_require_grad(learns)
+        // A product is no leaf, and only a leaf can learn.
+        (value.detach() * factor).detach().set_require_grad(learns)
     })
 }
