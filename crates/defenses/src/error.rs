@@ -2,6 +2,34 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DefenseError {
+    /// A field of a defense's configuration is out of range.
+    #[error("{field} is {found}, expected {allowed}")]
+    InvalidField {
+        /// Dotted path of the field below the defense's table.
+        field: String,
+        /// The value found.
+        found: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// The defense chooses on a validation split, and there is none.
+    #[error("{defense} chooses on validation images, and there are none")]
+    NoValidation {
+        /// Name of the defense.
+        defense: &'static str,
+    },
+    /// The defense works on experts, and the classifier has none.
+    #[error("{defense} works on experts, and this classifier has none")]
+    NoExperts {
+        /// Name of the defense.
+        defense: &'static str,
+    },
+    /// There are no images to measure filters or routers on.
+    #[error("{defense} measures on clean images, and there are none")]
+    NoImages {
+        /// Name of the defense.
+        defense: &'static str,
+    },
     /// The training inside a defense failed.
     #[error("fine-tuning failed")]
     Training(#[from] patchdoor_train::TrainError),
@@ -11,4 +39,9 @@ pub enum DefenseError {
         /// Epochs that were done.
         epochs: usize,
     },
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "callers pass plain numbers")]
+pub(crate) fn invalid(field: &str, found: impl ToString, allowed: &str) -> DefenseError {
+    DefenseError::InvalidField { field: field.into(), found: found.to_string(), allowed: allowed.into() }
 }

@@ -1,11 +1,11 @@
 use burn::tensor::backend::AutodiffBackend;
-use patchdoor_data::AugmentationConfig;
 use patchdoor_kernels::Kernels;
 use patchdoor_model::Classifier;
-use patchdoor_train::{Outcome, TrainingConfig, TrainingData, TrainingObserver, train};
+use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::{DefenderData, DefenseError, ModelRepair, Repaired};
+use crate::tuning::{tune, validate_training};
+use crate::{DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Goes on training all weights on clean images.
 ///
@@ -25,6 +25,13 @@ impl Default for FineTuning {
     }
 }
 
+impl FineTuning {
+    /// Checks every field and returns all problems at once.
+    pub fn validate(&self) -> Vec<DefenseError> {
+        validate_training(&self.training, false)
+    }
+}
+
 impl<B> ModelRepair<B> for FineTuning
 where
     B: AutodiffBackend + Kernels,
@@ -33,18 +40,11 @@ where
     fn repair(
         &self,
         classifier: Classifier<B>,
-        data: &DefenderData<'_>,
-        seed: u64,
-        observer: &mut dyn TrainingObserver,
+        work: &mut RepairWork<'_>,
         device: &B::Device,
     ) -> Result<Repaired<B>, DefenseError> {
-        let augmentation = AugmentationConfig::default();
-        let data =
-            TrainingData { training: data.clean, validation: Some(data.validation), augmentation: &augmentation };
-        match train(classifier, &data, &self.training, seed, None, observer, device)? {
-            Outcome::Finished(trained) => Ok(Repaired { classifier: trained.classifier, history: trained.history }),
-            Outcome::Interrupted { epochs } => Err(DefenseError::Interrupted { epochs }),
-        }
+        let (classifier, history) = tune(classifier, &self.training, &Trainable::default(), work, device)?;
+        Ok(Repaired::tuned(classifier, history))
     }
 }
 
@@ -59,6 +59,7 @@ mod tests {
     use patchdoor_train::predict;
 
     use super::*;
+    use crate::DefenderData;
 
     #[test]
     fn fine_tuning_fits_the_clean_images() {
@@ -69,7 +70,8 @@ mod tests {
         let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
         let classifier =
             config.init::<Autodiff<Flex>>(input, 10, &mut stream(0, "weights"), &FlexDevice).expect("valid");
-        let data = DefenderData { clean: &images, validation: &images };
+        let data = DefenderData { clean: &images, validation: Some(&images) };
+        let mut work = RepairWork { data, seed: 0, checkpoints: None, observer: &mut () };
         let training = TrainingConfig {
             epochs: 45,
             batch_size: 30,
@@ -78,8 +80,7 @@ mod tests {
             ..Default::default()
         };
         let before = accuracy(&predict(&classifier.valid(), &images, 30, &FlexDevice), images.labels());
-        let repaired =
-            FineTuning { training }.repair(classifier, &data, 0, &mut (), &FlexDevice).expect("nothing fails");
+        let repaired = FineTuning { training }.repair(classifier, &mut work, &FlexDevice).expect("nothing fails");
         assert_eq!(repaired.history.len(), 45);
         let after = accuracy(&predict(&repaired.classifier.valid(), &images, 30, &FlexDevice), images.labels());
         assert!(before < Some(0.5) && after > Some(0.9), "before {before:?}, after {after:?}");

@@ -2,9 +2,9 @@ use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::Kernels;
 use patchdoor_model::Classifier;
-use patchdoor_train::{EpochRecord, TrainingObserver};
+use patchdoor_train::EpochRecord;
 
-use crate::{DefenderData, DefenseError};
+use crate::{DefenderData, DefenseError, RepairDetails, RepairWork};
 
 /// Acts on a training set: which of its examples to drop.
 pub trait DatasetFilter<B>
@@ -48,16 +48,14 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
-    /// Returns the repaired model; `seed` feeds every random choice.
+    /// Returns the repaired model.
     ///
     /// # Errors
-    /// If the repair fails or its observer stops it.
+    /// If the repair fails, lacks something it needs, or its observer stops it.
     fn repair(
         &self,
         classifier: Classifier<B>,
-        data: &DefenderData<'_>,
-        seed: u64,
-        observer: &mut dyn TrainingObserver,
+        work: &mut RepairWork<'_>,
         device: &B::Device,
     ) -> Result<Repaired<B>, DefenseError>;
 }
@@ -88,4 +86,26 @@ pub struct Repaired<B: AutodiffBackend> {
     pub classifier: Classifier<B>,
     /// One record per epoch of training that the repair took.
     pub history: Vec<EpochRecord>,
+    /// What it did besides training.
+    pub details: RepairDetails,
+    /// Other models on the way, for a repair that is tried at several strengths.
+    pub series: Vec<SeriesPoint<B>>,
+}
+
+impl<B: AutodiffBackend> Repaired<B> {
+    /// A model after training and nothing else.
+    pub(crate) fn tuned(classifier: Classifier<B>, history: Vec<EpochRecord>) -> Self {
+        Self { classifier, history, details: RepairDetails::default(), series: Vec::new() }
+    }
+}
+
+/// A model pruned at one of several fractions.
+#[derive(Clone, Debug)]
+pub struct SeriesPoint<B: AutodiffBackend> {
+    /// Share of each expert's filters that was to be pruned.
+    pub pruned_fraction: f64,
+    /// Filters that were.
+    pub pruned_filters: usize,
+    /// The classifier without them.
+    pub classifier: Classifier<B>,
 }

@@ -1,4 +1,7 @@
+use std::path::Path;
+
 use patchdoor_data::ImageSet;
+use patchdoor_train::TrainingObserver;
 
 /// Everything a defender has besides the model: clean images of its own, and a split to choose on.
 ///
@@ -8,6 +11,18 @@ use patchdoor_data::ImageSet;
 pub struct DefenderData<'a> {
     /// Images with true labels that the defender may train on.
     pub clean: &'a ImageSet,
-    /// Images with true labels for choosing thresholds and stopping.
-    pub validation: &'a ImageSet,
+    /// Images with true labels for choosing thresholds and stopping, if there are any.
+    pub validation: Option<&'a ImageSet>,
+}
+
+/// What a repair works with, and who follows it.
+pub struct RepairWork<'a> {
+    /// What the defender has.
+    pub data: DefenderData<'a>,
+    /// Feeds every random choice.
+    pub seed: u64,
+    /// Where finished epochs of its training are kept, so that the same repair goes on after an interruption.
+    pub checkpoints: Option<&'a Path>,
+    /// Follows its training and may stop it.
+    pub observer: &'a mut dyn TrainingObserver,
 }

@@ -4,6 +4,7 @@ use patchdoor_train::TrainError;
 use patchdoor_triggers::TriggerError;
 
 use crate::ExperimentConfig;
+use crate::defender::check_defenses;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::plan::{counts, share_of};
 use crate::surrogate::check_surrogate;
@@ -25,6 +26,7 @@ pub(crate) fn check(config: &ExperimentConfig, facts: Option<DatasetFacts>) -> V
         Some(facts) => check_fit(config, facts),
         None => from_data("poisoning", config.poisoning.validate(MOST_CLASSES)).collect(),
     });
+    problems.extend(check_defenses(config, facts.map(|facts| counts(config, facts))));
     for error in config.training.validate() {
         if let TrainError::InvalidField { field, found, allowed } = error {
             problems.push(Problem { field: format!("training.{field}"), found, allowed });

@@ -5,6 +5,7 @@ use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::SurrogateConfig;
+use crate::defender::DefenderConfig;
 
 /// An experiment as written in a TOML file.
 ///
@@ -41,6 +42,9 @@ pub struct ExperimentConfig {
     /// How it is trained.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// What is tried, each on its own, to remove the backdoor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defenses: Vec<DefenderConfig>,
     /// Numbers to print beside ours, usually a paper's. They change no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,

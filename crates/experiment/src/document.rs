@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::ExperimentConfig;
 use crate::diagnostics::{Diagnostic, Position, nearest};
@@ -263,10 +263,24 @@ impl Document {
 fn index(table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, Place>) {
     for (key, value) in table {
         let path = join(path, key.get_ref());
-        if let DeValue::Table(inner) = value.get_ref() {
-            index(inner, &path, places);
-        }
+        index_value(value, &path, places);
         places.insert(path, Place { key: key.span(), value: value.span() });
+    }
+}
+
+/// Notes what lies in a value: the keys of a table, and of tables in an array, which are counted from 0.
+fn index_value(value: &Spanned<DeValue<'_>>, path: &str, places: &mut BTreeMap<String, Place>) {
+    match value.get_ref() {
+        DeValue::Table(inner) => index(inner, path, places),
+        DeValue::Array(items) => {
+            let tables = items.iter().enumerate().filter(|(_, item)| matches!(item.get_ref(), DeValue::Table(_)));
+            for (number, item) in tables {
+                let path = join(path, &number.to_string());
+                index_value(item, &path, places);
+                places.insert(path, Place { key: item.span(), value: item.span() });
+            }
+        }
+        _ => {}
     }
 }
 
@@ -279,21 +293,41 @@ fn take_out(table: &mut DeTable<'_>, path: &str) -> bool {
     // A quoted key may hold dots itself, so every split is tried.
     let splits = path.match_indices('.').map(|(dot, _)| dot).collect::<Vec<_>>();
     for dot in splits {
-        if let Some(DeValue::Table(inner)) = table.get_mut(&path[..dot]).map(Spanned::get_mut)
-            && take_out(inner, &path[dot + 1..])
-        {
+        let (key, rest) = (&path[..dot], &path[dot + 1..]);
+        let taken = match table.get_mut(key).map(Spanned::get_mut) {
+            Some(DeValue::Table(inner)) => take_out(inner, rest),
+            Some(DeValue::Array(items)) => take_out_of_array(items, key, rest) || table.remove(key).is_some(),
+            _ => false,
+        };
+        if taken {
             return true;
         }
     }
     table.remove(path).is_some()
 }
 
-/// A readable value for a top-level field that is missing.
+/// Removes the entry at a path that begins with an item's number. An item that is unreadable as a whole gives way to a
+/// stand-in, so that the others keep their numbers.
+fn take_out_of_array(items: &mut DeArray<'_>, key: &str, path: &str) -> bool {
+    let (number, rest) = path.split_once('.').map_or((path, None), |(number, rest)| (number, Some(rest)));
+    let Some(item) = number.parse().ok().and_then(|number: usize| items.get_mut(number)) else { return false };
+    match (item.get_mut(), rest) {
+        (DeValue::Table(inner), Some(rest)) => take_out(inner, rest),
+        (_, None) => stand_in(key).is_some_and(|stand_in| {
+            *item.get_mut() = stand_in.into_inner();
+            true
+        }),
+        _ => false,
+    }
+}
+
+/// A readable value for a top-level field that is missing, or for an item of an array of tables.
 fn stand_in(field: &str) -> Option<Spanned<DeValue<'static>>> {
     let text = match field {
         "dataset" => "dataset = \"shapes\"",
         "trigger" => "trigger = { square = {} }",
         "model" => "model = { patch-moe = {} }",
+        "defenses" => "defenses = { fine-tuning = {} }",
         _ => return None,
     };
     let mut table = DeTable::parse(text).expect("the stand-ins are TOML").into_inner();
@@ -376,6 +410,14 @@ fn set<'i>(table: &mut DeTable<'i>, path: &[Key], value: Spanned<DeValue<'i>>) {
     if rest.is_empty() {
         table.remove(first.name.as_str());
         table.insert(Spanned::new(first.span.clone(), Cow::Owned(first.name.clone())), value);
+        return;
+    }
+    // `defenses.0.x` reaches into the first table of an array.
+    if let Some(DeValue::Array(items)) = table.get_mut(first.name.as_str()).map(Spanned::get_mut)
+        && let Some(item) = rest[0].name.parse().ok().and_then(|number: usize| items.get_mut(number))
+        && let (DeValue::Table(inner), false) = (item.get_mut(), rest.len() == 1)
+    {
+        set(inner, &rest[1..], value);
         return;
     }
     if !matches!(table.get(first.name.as_str()).map(Spanned::get_ref), Some(DeValue::Table(_))) {

@@ -35,6 +35,8 @@
 mod backend;
 mod checks;
 mod config;
+mod defender;
+mod defense;
 mod diagnostics;
 mod document;
 mod download;
@@ -54,6 +56,10 @@ mod twin;
 
 pub use backend::{Backend, BackendChoice, BackendError, built_in};
 pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
+pub use defender::{CleanAmount, DefenderConfig, DefenderSet};
+pub use defense::{
+    DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, DefenseSummary, Ratings, SeriesRow,
+};
 pub use diagnostics::{ConfigErrors, Diagnostic, Position};
 pub use download::fetch;
 pub use environment::Environment;

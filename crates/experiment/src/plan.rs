@@ -264,6 +264,7 @@ fn make_quick(config: &mut ExperimentConfig) {
     }
     config.training.epochs = config.training.epochs.min(2);
     config.training.batch_size = config.training.batch_size.min(64);
+    config.defenses.iter_mut().for_each(crate::DefenderConfig::make_quick);
     config.model.set_widen_factor(1);
     if let ClassifierConfig::PatchMoe(model) = &mut config.model {
         model.expert_channels = None;

@@ -6,6 +6,7 @@ use patchdoor_model::ClassifierConfig;
 
 use crate::backend::Backend;
 use crate::config::ExpectedConfig;
+use crate::defense::{DefenseOutcome, DefenseSummary};
 use crate::facts::{DatasetFacts, choice_name};
 use crate::result::{METRICS, Metric, RunSummary, SeedOutcome};
 use crate::{Plan, SurrogateConfig};
@@ -66,6 +67,13 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         }
         lines.push(line);
     }
+    for defender in &config.defenses {
+        let images = counts
+            .training
+            .map_or_else(|| "a share of the".to_owned(), |training| defender.amount.count(training).to_string());
+        let (epochs, data) = (defender.defense.epochs(), defender.data.name());
+        lines.push(format!("  then {}: {images} {data} images, {epochs} epochs", defender.title()));
+    }
     lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
     lines
 }
@@ -109,7 +117,65 @@ pub fn table(runs: &[RunSummary]) -> String {
             }
         }
     }
+    let mut text = align(&header, &rows);
+    if runs.iter().any(|run| !run.defenses.is_empty()) {
+        text.push('\n');
+        text.push_str(&defense_table(runs));
+    }
+    text
+}
+
+/// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
+fn defense_table(runs: &[RunSummary]) -> String {
+    let header = ["defenses, in percent", "CA", "ASR", "RA", "DER", "RIR", "seconds"].map(str::to_owned);
+    let mut rows = Vec::new();
+    let defended = runs.iter().filter(|run| !run.defenses.is_empty());
+    for (number, run) in defended.enumerate() {
+        let gap = if number == 0 { "" } else { "\n" };
+        rows.push(Row::Title(format!("{gap}{}", run.run)));
+        let percents = |summaries: [Option<Summary>; 3]| summaries.map(|summary| spread(summary, percent));
+        let metrics = &run.metrics;
+        let mut cells = vec!["none".to_owned()];
+        cells.extend(percents([metrics.clean_accuracy, metrics.asr, metrics.robust_accuracy]));
+        rows.push(Row::Cells(cells));
+        for DefenseSummary {
+            title,
+            pruned_fraction,
+            clean_accuracy,
+            asr,
+            robust_accuracy,
+            defense_effectiveness,
+            robust_improvement,
+            seconds,
+            ..
+        } in &run.defenses
+        {
+            let name = pruned_fraction.map_or_else(|| title.clone(), |share| format!("  {} pruned", percent(share)));
+            let mut cells = vec![name];
+            cells.extend(percents([*clean_accuracy, *asr, *robust_accuracy]));
+            cells.extend(
+                [*defense_effectiveness, *robust_improvement].map(|rating| spread(rating, |r| format!("{r:.3}"))),
+            );
+            cells.push(spread(*seconds, |seconds| format!("{seconds:.0}")));
+            rows.push(Row::Cells(cells));
+        }
+        for seed in &run.seeds {
+            for defense in seed.measurements().map_or(&[][..], |measured| measured.defenses.as_slice()) {
+                if let DefenseOutcome::Failed { reason } = &defense.outcome {
+                    rows.push(Row::Title(format!("{} of seed {} failed: {reason}", defense.title, seed.seed)));
+                }
+            }
+        }
+    }
     align(&header, &rows)
+}
+
+/// A mean with its spread; nothing where there is none.
+fn spread(summary: Option<Summary>, shown: impl Fn(f64) -> String) -> String {
+    summary.map_or_else(String::new, |summary| match summary.standard_deviation {
+        Some(deviation) => format!("{} ± {}", shown(summary.mean), shown(deviation)),
+        None => shown(summary.mean),
+    })
 }
 
 /// One line about a run: what, on what, how much of it poisoned.
@@ -156,10 +222,7 @@ fn seed_cell(run: &RunSummary, seed: u64, metric: &Metric) -> String {
 }
 
 fn mean_cell(summary: Summary) -> String {
-    match summary.standard_deviation {
-        Some(deviation) => format!("{} ± {}", percent(summary.mean), percent(deviation)),
-        None => percent(summary.mean),
-    }
+    spread(Some(summary), percent)
 }
 
 fn percent(share: f64) -> String {
@@ -226,6 +289,7 @@ mod tests {
             classes: Vec::new(),
             training_seconds: 1.0,
             images_per_second: 400.0,
+            defenses: Vec::new(),
         }));
         SeedResult { seed, outcome, ..failed(seed, "") }
     }
@@ -253,6 +317,7 @@ mod tests {
             backend: "flex".into(),
             device: "a processor".into(),
             metrics: MetricSummaries::of(&seeds),
+            defenses: crate::DefenseSummary::of(&seeds),
             expected: Some(ExpectedConfig { clean_accuracy: Some(0.92), asr: Some(1.0), ..ExpectedConfig::default() }),
             seeds,
         }

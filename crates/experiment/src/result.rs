@@ -3,6 +3,7 @@ use patchdoor_metrics::{AttackOutcome, ClassAccuracy, Summary};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ExpectedConfig;
+use crate::defense::{DefenseResult, DefenseSummary};
 
 /// Version of the result files' layout.
 pub const SCHEMA: u32 = 1;
@@ -78,6 +79,9 @@ pub struct Measurements {
     pub training_seconds: f64,
     /// Training images per second.
     pub images_per_second: f64,
+    /// What each defense came to, in the order of the experiment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defenses: Vec<DefenseResult>,
 }
 
 /// What was measured on a clean twin.
@@ -170,6 +174,9 @@ pub struct RunSummary {
     /// The numbers the experiment expects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,
+    /// Mean and spread of what each defense came to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defenses: Vec<DefenseSummary>,
     /// What each seed gave.
     pub seeds: Vec<SeedResult>,
 }

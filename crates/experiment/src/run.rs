@@ -13,6 +13,7 @@ use patchdoor_triggers::{PlacementConfig, TriggerError};
 use serde::Serialize;
 
 use crate::backend::Backend;
+use crate::defense::{DefenseStanding, DefenseSummary, Victim, defend};
 use crate::environment::{Environment, ImageSource};
 use crate::facts::DatasetFacts;
 use crate::files::{write_json, write_json_lines, write_whole};
@@ -118,6 +119,9 @@ pub enum RunError {
     /// Training failed for another reason than its loss.
     #[error("training failed")]
     Training(#[from] TrainError),
+    /// A defense failed for another reason than its training's loss.
+    #[error("a defense failed")]
+    Defense(#[from] patchdoor_defenses::DefenseError),
     /// A file cannot be read or written.
     #[error("a result cannot be read or written")]
     Io(#[from] io::Error),
@@ -201,6 +205,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         device: backend.device().into(),
         metrics: MetricSummaries::of(&seeds),
         expected: plan.config().expected,
+        defenses: DefenseSummary::of(&seeds),
         seeds,
     };
     write_json(&directory.path().join("summary.json"), &summary)?;
@@ -318,6 +323,22 @@ where
         }
     });
     let clean_accuracy = accuracy(&clean, test.labels()).unwrap_or(0.0);
+    let victim = Victim {
+        job,
+        seed,
+        folder,
+        images: &images,
+        poisoning: &poisoning,
+        trigger: trigger.as_ref(),
+        test,
+        triggered: &triggered,
+        before: DefenseStanding {
+            clean_accuracy,
+            asr: attack.attack_success_rate(),
+            robust_accuracy: attack.robust_accuracy(),
+        },
+    };
+    let Some(defenses) = defend::<B>(&victim, device)? else { return Ok(None) };
     let seconds = history.iter().map(|epoch: &EpochRecord| epoch.seconds).sum::<f64>();
     let measurements = Measurements {
         test_images: test.len(),
@@ -336,6 +357,7 @@ where
         ),
         training_seconds: seconds,
         images_per_second: (images.training.len() * history.len()) as f64 / seconds.max(1e-9),
+        defenses,
     };
     Ok(Some(result(SeedOutcome::Finished(Box::new(measurements)))))
 }

@@ -12,7 +12,8 @@ use crate::init::ParameterSource;
 /// networks is.
 ///
 /// Under autodiff, and where it collects statistics, it normalizes with the batch's and updates the
-/// running ones; else it uses the running ones.
+/// running ones; else, or where the batch has no share in them (momentum 0: frozen), it uses the
+/// running ones.
 #[derive(Module, Debug)]
 pub(crate) struct BatchNormRelu<B: Backend> {
     pub(crate) gamma: Param<Tensor<B, 1>>,
@@ -47,7 +48,7 @@ impl<B: Kernels> BatchNormRelu<B> {
     }
 
     fn uses_batch(&self, device: &B::Device) -> bool {
-        self.collects || B::ad_enabled(device)
+        self.momentum > 0.0 && (self.collects || B::ad_enabled(device))
     }
 
     fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {

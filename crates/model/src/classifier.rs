@@ -134,15 +134,16 @@ impl<B: Backend> Classifier<B> {
         }
     }
 
-    /// Returns the share of the batch in every running statistic.
+    /// Returns the share of the batch in every running statistic; 0 if all are frozen.
     pub fn batch_norm_momentum(&self) -> f64 {
-        self.norms().first().map_or(0.0, |norm| norm.momentum)
+        self.norms().iter().map(|norm| norm.momentum).find(|&momentum| momentum > 0.0).unwrap_or(0.0)
     }
 
     /// Sets the share of the batch in every running statistic: running = (1 - momentum) running +
-    /// momentum batch. Passes with momentum 1, 1/2, 1/3, .. leave the plain average over batches.
+    /// momentum batch. Passes with momentum 1, 1/2, 1/3, .. leave the plain average over batches. Frozen
+    /// normalizations stay frozen.
     pub fn set_batch_norm_momentum(&mut self, momentum: f64) {
-        for norm in self.norms_mut() {
+        for norm in self.norms_mut().into_iter().filter(|norm| norm.momentum > 0.0) {
             norm.momentum = momentum;
         }
     }

@@ -35,7 +35,9 @@ mod config;
 mod convolution;
 mod dense;
 mod error;
+mod filters;
 mod init;
+mod parts;
 mod patch_moe;
 mod router;
 mod trunk;
@@ -53,6 +55,8 @@ pub use config::{
     WideResNetConfig,
 };
 pub use error::ModelError;
+pub use filters::{FilterActivity, FilterGroup, Pruning, Removal};
+pub use parts::Part;
 pub use patch_moe::PatchMoe;
 pub use router::{PatchRouter, Routing};
 pub use weights::{load_weights, save_weights};

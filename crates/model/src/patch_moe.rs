@@ -90,7 +90,7 @@ impl<B: Kernels> PatchMoe<B> {
     /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
     /// - logits: `[batch, class]`
     pub fn forward(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
-        self.forward_map(self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images))))
+        self.forward_map(self.map_of(images))
     }
 
     /// Goes on from the map whose patches the experts choose from: router, experts and head.
@@ -100,14 +100,30 @@ impl<B: Kernels> PatchMoe<B> {
     ///   [`resolved_patch_channels`](PatchMoeConfig::resolved_patch_channels)
     /// - logits: `[batch, class]`
     pub fn forward_map(&self, map: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
+        let (outputs, routing) = self.expert_outputs(map);
+        let features = average_positions(self.norm.forward(outputs));
+        (self.head.forward(features), routing)
+    }
+
+    /// The map whose patches the experts choose from, `[batch, row, column, channel]`.
+    pub(crate) fn map_of(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images)))
+    }
+
+    /// What the experts' convolutions make of a map, expert by expert along the last axis, and the routing.
+    ///
+    /// # Shapes
+    /// - map: `[batch, row, column, channel]`
+    /// - outputs: `[batch, row, column, expert * channel]`; of gathered experts `[batch, patches_per_expert, patch
+    ///   position, expert * channel]`
+    pub(crate) fn expert_outputs(&self, map: Tensor<B, 4>) -> (Tensor<B, 4>, Routing<B>) {
         let patches = into_patches(map.clone(), self.patch_size);
         let routing = self.router.route(patches.clone());
         let outputs = match self.form {
             ExpertForm::Masked => self.experts_on_map(map, &routing),
             ExpertForm::Gathered => Tensor::cat(self.experts_on_patches(&patches, &routing), 3),
         };
-        let features = average_positions(self.norm.forward(outputs));
-        (self.head.forward(features), routing)
+        (outputs, routing)
     }
 
     /// Every expert over the whole map, each patch scaled by its weight, zero where not selected;

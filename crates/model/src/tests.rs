@@ -241,3 +241,86 @@ fn gate_gradients_match_finite_differences() {
         }
     }
 }
+
+fn bits(classifier: &Classifier<Flex>) -> std::collections::BTreeMap<String, Vec<u32>> {
+    let bits = |data: TensorData| data.iter::<f32>().map(f32::to_bits).collect();
+    classifier.tensors().into_iter().map(|(name, data)| (name, bits(data))).collect()
+}
+
+#[test]
+fn pruned_filters_are_exactly_zero_and_nothing_else_changes() {
+    use crate::{Pruning, Removal};
+
+    let moe = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    // Filter 17 of 4 x 16 is the second of expert 1; of the dense network it is filter 17 of its last convolution.
+    for (config, path, row, inputs) in [(moe, "experts.1.conv", 1, 64), (dense, "group3.conv2", 17, 64 * 9)] {
+        for removal in [Removal::Weights, Removal::Channel] {
+            // Biases start at zero; a one shows that they are pruned.
+            let mut classifier = build::<Flex>(&config, 0);
+            let biases = classifier.tensors().into_iter().filter(|(name, _)| name.ends_with("bias"));
+            let ones = biases.map(|(name, data)| (name, TensorData::ones::<f32, _>(data.shape)));
+            classifier = classifier.with_tensors(ones.collect());
+            let mut expected = classifier.tensors();
+            let before = bits(&classifier);
+            let after = bits(&classifier.prune(&Pruning::of(&[17], 64, removal)));
+            for (name, values) in &after {
+                let mut wanted = before[name].clone();
+                let zero = 0.0f32;
+                if *name == format!("{path}.weight") {
+                    wanted[row * inputs..(row + 1) * inputs].fill(zero.to_bits());
+                } else if *name == format!("{path}.bias") {
+                    wanted[row] = zero.to_bits();
+                } else if name == "head.weight" && removal == Removal::Channel {
+                    for class in 0..10 {
+                        wanted[class * 64 + 17] = zero.to_bits();
+                    }
+                }
+                let numbers = |bits: &[u32]| bits.iter().map(|&bits| f32::from_bits(bits)).collect::<Vec<_>>();
+                assert_eq!(numbers(values), numbers(&wanted), "{name}");
+                expected.remove(name);
+            }
+            assert!(expected.is_empty());
+        }
+    }
+}
+
+#[test]
+fn filter_activity_leads_to_the_same_logits() {
+    for form in [ExpertForm::Masked, ExpertForm::Gathered] {
+        let moe = patch_moe(PatchMoeConfig { widen_factor: 1, expert_form: form, ..Default::default() });
+        let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+        for config in [moe, dense] {
+            let classifier = build::<Flex>(&config, 1);
+            let activity = classifier.filter_activity(images(2, 0));
+            let weight = classifier.tensors().remove("head.weight").expect("a head");
+            let weight = Tensor::<Flex, 2>::from_data(weight, &FlexDevice);
+            // Biases start at zero, so logits are features times weights.
+            let logits = activity.features.matmul(weight.transpose()).into_data();
+            assert_eq!(logits, classifier.forward(images(2, 0)).into_data());
+            assert_eq!(activity.outputs.dims()[3], 64);
+            assert_eq!(classifier.filter_groups().iter().map(|group| group.count).sum::<usize>(), 64);
+        }
+    }
+}
+
+#[test]
+fn a_frozen_classifier_answers_in_training_as_in_inference_and_keeps_its_statistics() {
+    use crate::Part;
+
+    let config = patch_moe(PatchMoeConfig { widen_factor: 1, gate_init_std: 0.1, ..Default::default() });
+    let classifier = build::<Autodiff<Flex>>(&config, 0);
+    let image = Tensor::<Autodiff<Flex>, 4>::from_inner(images(2, 5));
+    let inference = build::<Flex>(&config, 0).forward(images(2, 5)).into_data();
+    let frozen = classifier.clone().freeze_all_but(&[Part::Router]);
+    let before = named_tensors(&frozen);
+    let trained = frozen.forward(image.clone());
+    trained.clone().into_data().assert_approx_eq::<f32>(&inference, burn::tensor::Tolerance::relative(1e-4));
+    assert_eq!(before, named_tensors(&frozen), "no statistic moved");
+    let gradients = burn::optim::GradientsParams::from_grads(trained.sum().backward(), &frozen);
+    assert_eq!(gradients.len(), 1, "only the router's kernels learn");
+    // Thawed, it normalizes by the batch again.
+    let thawed = frozen.thaw(0.01);
+    assert_eq!(thawed.forward(image.clone()).into_data(), classifier.forward(image).into_data());
+    assert_ne!(before, named_tensors(&thawed));
+}

@@ -50,9 +50,13 @@ impl<B: Kernels> ResidualBlock<B> {
     /// - output: `[batch, row / stride, column / stride, channel]`
     pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let shortcut = self.shortcut.forward(x.clone());
+        add(self.branch(x), shortcut)
+    }
+
+    /// The block without its shortcut, shapes as in [`Self::forward`].
+    pub(crate) fn branch(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let x = self.conv1.forward(self.norm1.forward(x));
-        let x = self.conv2.forward(self.norm2.forward(x));
-        add(x, shortcut)
+        self.conv2.forward(self.norm2.forward(x))
     }
 }
 

@@ -59,6 +59,23 @@ impl<'a> BatchAssembler<'a> {
     }
 }
 
+/// The images of a set as they are, batch by batch in their order.
+///
+/// # Shapes
+/// - each batch: `[batch, height, width, channel]`, pixels in [0, 1]; the last may be smaller
+pub fn image_batches<'a, B: Backend>(
+    set: &'a ImageSet,
+    batch_size: usize,
+    device: &'a B::Device,
+) -> impl Iterator<Item = Tensor<B, 4>> + 'a {
+    let mut assembler = BatchAssembler::plain(set);
+    let (batch_size, images) = (batch_size.max(1), set.len());
+    (0..images).step_by(batch_size).map(move |first| {
+        let indices = (first..images.min(first + batch_size)).collect::<Vec<_>>();
+        assembler.assemble::<B>(&indices, device).images
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,11 +36,13 @@ mod observer;
 mod optimizer;
 mod prediction;
 mod schedule;
+mod trainable;
 mod training;
 
 #[cfg(test)]
 mod tests;
 
+pub use batches::image_batches;
 pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,
     StepConfig, TrainingConfig,
@@ -49,4 +51,5 @@ pub use error::TrainError;
 pub use observer::{BatchProgress, EpochRecord, TrainingObserver};
 pub use prediction::{RoutedPrediction, Selections, predict, predict_with_routing};
 pub use schedule::Schedule;
-pub use training::{Outcome, Trained, TrainingData, train};
+pub use trainable::Trainable;
+pub use training::{Outcome, Trained, TrainingData, train, train_restricted};

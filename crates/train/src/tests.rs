@@ -8,13 +8,13 @@ use burn::module::AutodiffModule;
 use burn_flex::{Flex, FlexDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
 use patchdoor_metrics::accuracy;
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig, save_weights};
+use patchdoor_model::{Classifier, ClassifierConfig, InputShape, Part, PatchMoeConfig, Pruning, Removal, save_weights};
 
 use crate::training::recompute_statistics;
 use crate::{
     AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
-    ScheduleConfig, SgdConfig, TrainError, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
-    predict_with_routing, train,
+    ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
+    predict_with_routing, train, train_restricted,
 };
 
 type Learner = Autodiff<Flex>;
@@ -224,4 +224,70 @@ fn recomputing_statistics_keeps_no_feature_maps() {
     pass();
     let grown = resident_megabytes() - before;
     assert!(grown < 60.0, "{grown} MB more are held after a pass that should hold nothing");
+}
+
+fn fit_restricted(
+    trainable: &Trainable,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn TrainingObserver,
+) -> Outcome<Learner> {
+    let images = shapes(40);
+    let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
+    train_restricted(untrained(0), &data, &recipe(), trainable, 0, checkpoints, observer, &FlexDevice)
+        .expect("training succeeds")
+}
+
+fn trained_parts(trainable: &Trainable) -> Vec<Part> {
+    let trained = finished(Ok(fit_restricted(trainable, None, &mut ())));
+    let before = untrained(0).tensors();
+    let mut changed: Vec<Part> = Vec::new();
+    for (path, data) in trained.classifier.tensors() {
+        let part = Part::of(&path);
+        if data != before[&path] && !changed.contains(&part) {
+            changed.push(part);
+        }
+    }
+    let momentum = |classifier: &Classifier<Learner>| classifier.batch_norm_momentum().to_bits();
+    assert_eq!(momentum(&trained.classifier), momentum(&untrained(0)), "thawed at the end");
+    changed
+}
+
+#[test]
+fn only_the_parts_that_may_learn_change_and_the_others_keep_every_bit() {
+    assert_eq!(trained_parts(&Trainable::only(&[Part::Router])), [Part::Router]);
+    assert_eq!(trained_parts(&Trainable::only(&[Part::Experts])), [Part::Experts]);
+    assert_eq!(trained_parts(&Trainable::only(&[Part::Experts, Part::Head])), [Part::Experts, Part::Head]);
+    assert_eq!(trained_parts(&Trainable::default()).len(), 4);
+}
+
+#[test]
+fn filters_that_stay_away_are_zero_after_training_and_the_others_learn() {
+    let pruning = Pruning::of(&[0, 17, 63], 64, Removal::Channel);
+    let trained = finished(Ok(fit_restricted(&Trainable::without(pruning), None, &mut ())));
+    let tensors = trained.classifier.tensors();
+    let values = |name: &str| tensors[name].iter::<f32>().collect::<Vec<_>>();
+    for filter in 0..64 {
+        let (expert, row) = (filter / 16, filter % 16);
+        let weights = &values(&format!("experts.{expert}.conv.weight"))[row * 64..(row + 1) * 64];
+        let bias = values(&format!("experts.{expert}.conv.bias"))[row];
+        let head = values("head.weight");
+        let columns = (0..10).map(|class| head[class * 64 + filter]).collect::<Vec<_>>();
+        let is_pruned = [0, 17, 63].contains(&filter);
+        for part in [weights, &[bias], &columns] {
+            assert_eq!(part.iter().all(|&value| value == 0.0), is_pruned, "filter {filter}");
+        }
+    }
+}
+
+#[test]
+fn a_restricted_training_resumes_to_the_same_weights() {
+    for trainable in [Trainable::only(&[Part::Experts]), Trainable::without(Pruning::of(&[5], 64, Removal::Weights))] {
+        let straight = finished(Ok(fit_restricted(&trainable, None, &mut ())));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let stop = &mut StopAfter { epochs: 2, within_next: false };
+        let stopped = fit_restricted(&trainable, Some(folder.path()), stop);
+        assert!(matches!(stopped, Outcome::Interrupted { epochs: 2 }));
+        let resumed = finished(Ok(fit_restricted(&trainable, Some(folder.path()), &mut ())));
+        assert_eq!(bytes(&straight.classifier), bytes(&resumed.classifier));
+    }
 }

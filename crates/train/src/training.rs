@@ -16,7 +16,9 @@ use crate::batches::{Batch, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
 use crate::optimizer::Optimizer;
 use crate::prediction::{classes_of, predict};
-use crate::{BatchNormStatistics, BatchProgress, EpochRecord, Schedule, TrainError, TrainingConfig, TrainingObserver};
+use crate::{
+    BatchNormStatistics, BatchProgress, EpochRecord, Schedule, TrainError, Trainable, TrainingConfig, TrainingObserver,
+};
 
 /// What a classifier learns from.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,30 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
+    train_restricted(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
+}
+
+/// Like [`train`], for a part of the classifier only, or with filters that stay away.
+///
+/// A checkpoint does not record what was trainable; resume it with the same.
+///
+/// # Errors
+/// As [`train`].
+#[allow(clippy::too_many_arguments, reason = "those of an ordinary training, and what of the classifier it may change")]
+pub fn train_restricted<B>(
+    classifier: Classifier<B>,
+    data: &TrainingData<'_>,
+    config: &TrainingConfig,
+    trainable: &Trainable,
+    seed: u64,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn TrainingObserver,
+    device: &B::Device,
+) -> Result<Outcome<B>, TrainError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
     }
@@ -86,6 +112,8 @@ where
             CheckpointDirectory::open(path, identity)
         })
         .transpose()?;
+    let momentum = classifier.batch_norm_momentum();
+    let classifier = trainable.apply(classifier);
     let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
     if let Some(directory) = &checkpoints {
         let fresh = Optimizer::new(&config.optimizer);
@@ -95,7 +123,7 @@ where
         }
     }
     while state.history.len() < config.epochs {
-        let Some((mut next, record)) = run_epoch(state, data, config, seed, observer, device)? else {
+        let Some((mut next, record)) = run_epoch(state, data, config, trainable, seed, observer, device)? else {
             // Stopped within the epoch: what counts is on the disk.
             let epochs = match &checkpoints {
                 Some(directory) => directory.epochs()?,
@@ -119,6 +147,7 @@ where
             recompute_statistics(state.classifier, data.training, config.batch_size, device)
         }
     };
+    let classifier = if trainable.parts.is_some() { classifier.thaw(momentum) } else { classifier };
     Ok(Outcome::Finished(Trained { classifier, history: state.history }))
 }
 
@@ -127,6 +156,7 @@ fn run_epoch<B>(
     state: Resumed<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
+    trainable: &Trainable,
     seed: u64,
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
@@ -156,6 +186,9 @@ where
         let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
         learning_rate = schedule.rate(epoch * steps + step);
         classifier = optimizer.step(learning_rate, classifier, gradients);
+        if let Some(pruning) = &trainable.pruned {
+            classifier = classifier.prune(pruning);
+        }
         loss_sum += value * indices.len() as f64;
         right += indices.iter().zip(&predicted).filter(|&(&i, &class)| data.training.label(i) == class).count();
         let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss: value };
@@ -205,6 +238,10 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
+    if classifier.batch_norm_momentum() == 0.0 {
+        // All statistics are frozen.
+        return classifier;
+    }
     // Autodiff would keep every batch's maps, for a backward pass that never comes.
     let mut passes = classifier.valid();
     passes.set_collects_statistics(true);

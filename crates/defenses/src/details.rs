@@ -1,0 +1,50 @@
+use serde::{Deserialize, Serialize};
+
+/// What a repair did besides training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct RepairDetails {
+    /// The filters that were pruned, convolution by convolution.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pruned: Vec<PrunedFilters>,
+    /// What each step of a stepwise pruning came to, the one that was undone included.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<PruningStep>,
+    /// What was found of each expert.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertSuspicion>,
+}
+
+/// The filters of one convolution that were pruned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PrunedFilters {
+    /// The convolution, such as `experts.0.conv`.
+    pub convolution: String,
+    /// The pruned ones of its filters, ascending.
+    pub filters: Vec<usize>,
+    /// How many it has.
+    pub of: usize,
+}
+
+/// One step of a stepwise pruning.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PruningStep {
+    /// Filters pruned after this step.
+    pub pruned: usize,
+    /// Share of validation images then predicted right.
+    pub validation_accuracy: f64,
+}
+
+/// How suspicious an expert is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ExpertSuspicion {
+    /// The expert, counted from 0.
+    pub expert: usize,
+    /// Share of what it does that is suspicious, in [0, 1].
+    pub suspicious_share: f64,
+    /// Whether it was removed.
+    pub removed: bool,
+}

@@ -1,0 +1,147 @@
+use std::collections::BTreeMap;
+
+use burn::module::{ModuleMapper, Param};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use patchdoor_kernels::Kernels;
+use rand::Rng;
+
+use crate::init::ParameterSource;
+use crate::weights::{named_tensors, with_tensors};
+use crate::{Classifier, Initializer};
+
+/// A part of a classifier that learns or is frozen as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All layers before the routers and experts; of the dense baseline, all before its last normalization.
+    Trunk,
+    /// The kernels that score patches.
+    Router,
+    /// The experts, their normalizations included.
+    Experts,
+    /// The last normalization and the dense layer.
+    Head,
+}
+
+impl Part {
+    /// The part that a parameter or running statistic belongs to, by its path, such as `experts.0.conv.weight`.
+    pub fn of(path: &str) -> Self {
+        match path.split('.').next() {
+            Some("router") => Self::Router,
+            Some("experts") => Self::Experts,
+            Some("norm" | "head") => Self::Head,
+            _ => Self::Trunk,
+        }
+    }
+}
+
+impl<B: Backend> Classifier<B> {
+    /// All parameters and running statistics by their paths, such as `head.weight`.
+    pub fn tensors(&self) -> BTreeMap<String, TensorData> {
+        named_tensors(self)
+    }
+
+    /// Replaces the named tensors; others stay, and names it does not have are passed over.
+    ///
+    /// # Panics
+    /// If a tensor has another shape than the one it replaces.
+    #[must_use]
+    pub fn with_tensors(self, tensors: BTreeMap<String, TensorData>) -> Self {
+        with_tensors(self, tensors)
+    }
+
+    /// Lets only the given parts learn.
+    ///
+    /// Parameters of the others take no gradient; their normalizations use and keep the running statistics, in training
+    /// as in inference. [`Self::thaw`] undoes it.
+    #[must_use]
+    pub fn freeze_all_but(self, parts: &[Part]) -> Self {
+        let mut frozen = self.map_gradients(|part| parts.contains(&part));
+        for (part, momentum) in frozen.momentums() {
+            if !parts.contains(&part) {
+                *momentum = 0.0;
+            }
+        }
+        frozen
+    }
+
+    /// Lets all parts learn; `momentum` is the share of the batch in every running statistic.
+    #[must_use]
+    pub fn thaw(self, momentum: f64) -> Self {
+        let mut thawed = self.map_gradients(|_| true);
+        for (_, own) in thawed.momentums() {
+            *own = momentum;
+        }
+        thawed
+    }
+
+    fn map_gradients(self, learns: impl Fn(Part) -> bool) -> Self {
+        self.map_network(&mut GradientSwitch { path: Vec::new(), learns })
+    }
+
+    /// Every normalization's momentum with the part it belongs to.
+    fn momentums(&mut self) -> Vec<(Part, &mut f64)> {
+        match self {
+            Self::PatchMoe(network) => {
+                let trunk = &mut network.trunk;
+                let mut all = vec![
+                    (Part::Head, &mut network.norm.momentum),
+                    (Part::Trunk, &mut network.patch_norm.momentum),
+                    (Part::Trunk, &mut trunk.group1.norm1.momentum),
+                    (Part::Trunk, &mut trunk.group1.norm2.momentum),
+                    (Part::Trunk, &mut trunk.group2.norm1.momentum),
+                    (Part::Trunk, &mut trunk.group2.norm2.momentum),
+                ];
+                all.extend(network.experts.iter_mut().map(|expert| (Part::Experts, &mut expert.norm.momentum)));
+                all
+            }
+            Self::WideResnet(network) => {
+                let (trunk, group3) = (&mut network.trunk, &mut network.group3);
+                let blocks = [&mut trunk.group1, &mut trunk.group2, group3];
+                let mut all = vec![(Part::Head, &mut network.norm.momentum)];
+                for block in blocks {
+                    all.push((Part::Trunk, &mut block.norm1.momentum));
+                    all.push((Part::Trunk, &mut block.norm2.momentum));
+                }
+                all
+            }
+        }
+    }
+
+    /// Draws the routers' kernels anew, normal with this standard deviation; a classifier without routers stays as it is.
+    #[must_use]
+    pub fn redraw_router(self, standard_deviation: f64, rng: &mut impl Rng) -> Self
+    where
+        B: Kernels,
+    {
+        let Self::PatchMoe(mut network) = self else { return self };
+        let (shape, device) = (network.router.weight.dims(), network.router.weight.device());
+        // The initializer is for other layers.
+        let mut source = ParameterSource::new(rng, &device, Initializer::default());
+        network.router.weight = source.normal(standard_deviation, shape);
+        Self::PatchMoe(network)
+    }
+}
+
+/// Switches gradients of parameters, not of running statistics.
+struct GradientSwitch<F> {
+    path: Vec<String>,
+    learns: F,
+}
+
+impl<B: Backend, F: Fn(Part) -> bool> ModuleMapper<B> for GradientSwitch<F> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if self.path.last().is_some_and(|name| name.starts_with("running_")) {
+            return param;
+        }
+        let learns = (self.learns)(Part::of(&self.path.join(".")));
+        param.set_require_grad(learns)
+    }
+}
