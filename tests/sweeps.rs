@@ -234,3 +234,59 @@ fn json_has_the_table_of_a_sweep() {
     assert_eq!(document["sweeps"][0]["points"].as_array().map(Vec::len), Some(4));
     assert_eq!(document["sweeps"][0]["quick"], true);
 }
+
+#[test]
+fn the_triggers_of_a_sweep_are_drawn_once_each_and_never_over_another_sheet() {
+    let bench = Bench::new();
+    bench.file("sweep.toml", &sweep());
+    let drawn = bench.run(&["triggers", "sweep.toml", "--out", "sheets", "--images", "2"]).expect(0);
+    // The rate changes no trigger, so two of four points are drawn.
+    let rows = ["sheets/sweep-triggers.png", "  rate = 0.05, square = small", "  rate = 0.05, square = large"];
+    assert_eq!(drawn.out().lines().collect::<Vec<_>>(), rows);
+    let sheet = bench.path().join("sheets/sweep-triggers.png");
+    let before = std::fs::read(&sheet).expect("a sheet");
+    assert!(before.starts_with(b"\x89PNG"));
+    let again = bench.run(&["triggers", "sweep.toml", "--out", "sheets"]).expect(0);
+    assert!(again.out().starts_with("sheets/sweep-triggers-2.png\n"), "{}", again.out());
+    assert_eq!(std::fs::read(&sheet).expect("a sheet"), before);
+}
+
+#[test]
+fn results_are_collected_written_down_and_checked() {
+    let bench = Bench::new();
+    bench.file("rates.toml", &sweep());
+    bench.run(&["run", "rates.toml", "--seeds", "0,1"]).expect(0);
+    let claims = "[[claims]]\nid = \"C1\"\nclaim = \"it works\"\npaper = \"100 %\"\nverdict = \"open\"\n\
+                  sentence = \"We have {rates/0.1, large/asr}.\"\n\
+                  tables = [{ result = \"rates\", columns = [\"poisoned-images\", \"asr\"] }]\n";
+    bench.file("claims.toml", claims);
+    let where_ = ["--claims", "claims.toml", "--results", "results", "--page", "RESULTS.md"];
+    let results = |more: &[&str]| bench.run(&[&["results"], &where_[..], more].concat());
+
+    let missing = results(&[]).expect(2);
+    assert!(missing.err().contains("there is no result \"rates\""), "{}", missing.err());
+    let collected = results(&["--collect", "runs"]).expect(0);
+    assert_eq!(collected.out(), "results/rates.json: 2 seeds\nRESULTS.md written\n");
+    let page = std::fs::read_to_string(bench.path().join("RESULTS.md")).expect("a page");
+    assert!(page.contains("% (n = 2).") && page.contains("| 0.1 | large | 2 | 10 | "), "{page}");
+    let copy = std::fs::read_to_string(bench.path().join("results/rates.json")).expect("a copy");
+    let machine = bench.path().to_string_lossy().into_owned();
+    assert!(!copy.contains(&machine) && !page.contains(&machine), "no path of this machine");
+
+    results(&["--check"]).expect(0);
+    bench.file("RESULTS.md", "something else");
+    let stale = results(&["--check"]).expect(1);
+    assert!(stale.err().contains("not up to date"), "{}", stale.err());
+    assert_eq!(std::fs::read_to_string(bench.path().join("RESULTS.md")).expect("a page"), "something else");
+}
+
+#[test]
+fn sweeps_are_listed_with_how_far_they_are() {
+    let bench = Bench::new();
+    bench.file("sweep.toml", &sweep());
+    bench.run(&["run", "sweep.toml", "--quick"]).expect(0);
+    let listed = bench.run(&["list"]).expect(0);
+    let line =
+        listed.out().lines().find(|line| line.contains(".sweep")).map(str::to_owned).expect("the sweep is listed");
+    assert!(line.contains("quick") && line.contains("sweep of 4 points: 4 of 4 runs finished"), "{line}");
+}

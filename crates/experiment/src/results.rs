@@ -434,3 +434,153 @@ fn capitalized(word: &str) -> String {
     let mut letters = word.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::example_table;
+
+    const CLAIMS: &str = r#"
+preface = "All of it on one machine."
+
+[[claims]]
+id = "C5"
+claim = "few images are enough"
+paper = "ASR above 80 % at 0.01 %"
+verdict = "undecidable"
+sentence = "With four cells it is {rates/0.001, four cells/asr}, {rates/0.001, four cells/asr|interval}, after pruning {rates/0.001, four cells/fine-pruning/asr}."
+
+[[claims.tables]]
+result = "rates"
+title = "Two rates:"
+columns = ["poisoned-images", "asr", "fine-pruning/rir"]
+
+[[claims.tables]]
+result = "rates"
+points = ["0.01, a | b"]
+columns = ["asr"]
+
+[[claims]]
+id = "C7"
+claim = "so do transformers"
+paper = "-"
+verdict = "open"
+sentence = "Nobody has looked."
+"#;
+
+    /// A folder with the claims and one result.
+    fn folder(claims: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("claims.toml"), claims).unwrap();
+        fs::create_dir(folder.path().join("results")).unwrap();
+        write_json(&folder.path().join("results/rates.json"), &example_table()).unwrap();
+        folder
+    }
+
+    fn render(claims: &str) -> Result<String, ResultsError> {
+        let folder = folder(claims);
+        render_results(&folder.path().join("claims.toml"), &folder.path().join("results"))
+    }
+
+    #[test]
+    fn every_claim_has_its_verdict_its_sentence_and_its_tables() {
+        insta::assert_snapshot!(render(CLAIMS).unwrap());
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_an_error_that_says_what_is() {
+        let claims = CLAIMS
+            .replace("{rates/0.001, four cells/asr}", "{rats/0.001, four cells/asr}")
+            .replace("four cells/asr|interval", "five cells/asr|interval")
+            .replace("fine-pruning/asr}", "fine-pruning/ars}")
+            .replace("\"asr\", \"fine-pruning/rir\"", "\"clean\"")
+            .replace("\"0.01, a | b\"", "\"0.1\"")
+            .replace("Nobody has looked.", "Nobody {rates/0.01, a | b/asr|range} {has looked.");
+        insta::assert_snapshot!(render(&claims).unwrap_err());
+    }
+
+    #[test]
+    fn claims_that_cannot_be_read_are_an_error() {
+        for (from, to) in [("verdict = \"open\"", "verdict = \"maybe\""), ("paper = \"-\"", "papers = 3")] {
+            assert!(matches!(render(&CLAIMS.replace(from, to)), Err(ResultsError::Claims { .. })));
+        }
+        let folder = folder(CLAIMS);
+        let missing = render_results(&folder.path().join("none.toml"), &folder.path().join("results"));
+        assert!(missing.unwrap_err().to_string().contains("none.toml"));
+    }
+
+    /// A folder of runs with one sweep.
+    fn runs(table: &ResultTable) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        table.write(&folder.path().join(&table.result)).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_is_collected_has_only_seeds_that_every_point_has() {
+        let mut table = example_table();
+        // Seed 1 of the second point failed, which is an end too; seed 2 is there for the first point only.
+        table.seeds.push(2);
+        table.points[0].metrics[3].values.insert(2, 0.5);
+        let runs = runs(&table);
+        let into = runs.path().join("results");
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        let path = into.join("rates.json");
+        assert_eq!(collected, [Collected::Written { path: path.clone(), seeds: 2 }]);
+        let written = read_result(&path).unwrap();
+        assert_eq!(written.seeds, [0, 1]);
+        assert_eq!(written.points[0].metric("asr"), example_table().points[0].metric("asr"));
+        assert_eq!(written.points[1].failed.len(), 1);
+        assert!(!fs::read_to_string(&path).unwrap().contains("rates-0000000"), "names of run folders are left out");
+    }
+
+    #[test]
+    fn quick_results_and_stand_ins_are_not_collected() {
+        let quick = ResultTable { quick: true, ..example_table() };
+        let shapes = ResultTable { substitutions: vec!["run on shapes instead".into()], ..example_table() };
+        for table in [quick, shapes] {
+            let runs = runs(&table);
+            let collected = collect_results(runs.path(), &runs.path().join("results"), false).unwrap();
+            assert!(matches!(&collected[..], [Collected::Skipped { .. }]), "{collected:?}");
+            assert!(!runs.path().join("results/rates.json").exists());
+        }
+    }
+
+    #[test]
+    fn a_result_of_more_seeds_is_replaced_only_by_force() {
+        let runs = runs(&example_table());
+        let into = runs.path().join("results");
+        fs::create_dir(&into).unwrap();
+        let more = ResultTable { seeds: vec![0, 1, 2], ..example_table() };
+        write_json(&into.join("rates.json"), &more).unwrap();
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        assert!(matches!(&collected[..], [Collected::Skipped { reason, .. }] if reason.contains("3 seeds")));
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1, 2]);
+        collect_results(runs.path(), &into, true).unwrap();
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1]);
+    }
+
+    #[test]
+    fn of_two_sweeps_of_one_experiment_the_larger_is_collected() {
+        let mut smaller = example_table();
+        smaller.result = "rates-00000000.sweep".into();
+        smaller.points.truncate(1);
+        smaller.axes.clear();
+        let runs = runs(&example_table());
+        smaller.write(&runs.path().join(&smaller.result)).unwrap();
+        let into = runs.path().join("results");
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        assert!(
+            collected.iter().any(|one| matches!(one, Collected::Skipped { result, .. } if *result == smaller.result))
+        );
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().result, example_table().result);
+    }
+
+    #[test]
+    fn the_published_page_is_what_the_published_results_say() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let text = render_results(&root.join("experiments/claims.toml"), &root.join("experiments/results"));
+        let page = fs::read_to_string(root.join("RESULTS.md")).unwrap();
+        assert!(text.unwrap() == page, "RESULTS.md is not up to date; cargo xtask results writes it");
+    }
+}

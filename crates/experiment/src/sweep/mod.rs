@@ -10,4 +10,6 @@ pub(crate) use axes::{Axes, Outline};
 pub use execution::{SweepExecution, SweepFailure, SweepOptions, execute_sweep};
 pub use forecast::{Forecast, UnitState};
 pub use points::{Experiment, Point, Sweep};
+#[cfg(test)]
+pub(crate) use table::example_table;
 pub use table::{MetricResult, PointResult, ResultTable};

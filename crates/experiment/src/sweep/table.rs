@@ -532,57 +532,58 @@ fn is_share(name: &str) -> bool {
     endings.iter().any(|ending| last == *ending || last.ends_with(&format!("-{ending}")))
 }
 
+/// A table of two points, the second with one seed that finished and one that failed.
+#[cfg(test)]
+pub(crate) fn example_table() -> ResultTable {
+    let metric = |name: &str, values: &[(u64, f64)]| {
+        MetricResult::of(name, values.iter().copied().collect()).expect("there are values")
+    };
+    let first = PointResult {
+        label: "0.001, four cells".into(),
+        coordinates: vec!["0.001".into(), "four cells".into()],
+        runs: [(0, "rates-00000001".to_owned()), (1, "rates-00000002".to_owned())].into(),
+        failed: BTreeMap::new(),
+        metrics: vec![
+            metric(POISONED, &[(0, 20.0), (1, 20.0)]),
+            metric("clean-accuracy", &[(0, 0.7), (1, 0.72)]),
+            metric("clean-twin-accuracy", &[(0, 0.71), (1, 0.72)]),
+            metric("asr", &[(0, 0.9), (1, 1.0)]),
+            metric("fine-pruning/asr", &[(0, 0.5), (1, 0.25)]),
+            metric("fine-pruning/rir", &[(0, 0.5), (1, 1.5)]),
+        ],
+    };
+    let second = PointResult {
+        label: "0.01, a | b".into(),
+        coordinates: vec!["0.01".into(), "a | b".into()],
+        runs: [(0, "rates-00000003".to_owned()), (1, "rates-00000004".to_owned())].into(),
+        failed: [(1, "loss became NaN".to_owned())].into(),
+        metrics: vec![metric(POISONED, &[(0, 200.0)]), metric("asr", &[(0, 0.125)])],
+    };
+    ResultTable {
+        schema: SCHEMA,
+        experiment: "rates".into(),
+        file: "experiments/rates.toml".into(),
+        result: "rates-12345678.sweep".into(),
+        quick: false,
+        datasets: vec!["cifar10".into()],
+        substitutions: Vec::new(),
+        notes: vec!["CIFAR-10 (reconstructed; 104 images JPEG-decoded)".into()],
+        backend: "flex".into(),
+        devices: vec!["a processor, 2 threads".into()],
+        commits: vec!["0123456789abcdef".into()],
+        axes: vec!["rate".into(), "placement".into()],
+        seeds: vec![0, 1],
+        points: vec![first, second],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A table of two points, the second with one seed that finished and one that failed.
-    pub(crate) fn example() -> ResultTable {
-        let metric = |name: &str, values: &[(u64, f64)]| {
-            MetricResult::of(name, values.iter().copied().collect()).expect("there are values")
-        };
-        let first = PointResult {
-            label: "0.001, four cells".into(),
-            coordinates: vec!["0.001".into(), "four cells".into()],
-            runs: [(0, "rates-00000001".to_owned()), (1, "rates-00000002".to_owned())].into(),
-            failed: BTreeMap::new(),
-            metrics: vec![
-                metric(POISONED, &[(0, 20.0), (1, 20.0)]),
-                metric("clean-accuracy", &[(0, 0.7), (1, 0.72)]),
-                metric("clean-twin-accuracy", &[(0, 0.71), (1, 0.72)]),
-                metric("asr", &[(0, 0.9), (1, 1.0)]),
-                metric("fine-pruning/asr", &[(0, 0.5), (1, 0.25)]),
-                metric("fine-pruning/rir", &[(0, 0.5), (1, 1.5)]),
-            ],
-        };
-        let second = PointResult {
-            label: "0.01, a | b".into(),
-            coordinates: vec!["0.01".into(), "a | b".into()],
-            runs: [(0, "rates-00000003".to_owned()), (1, "rates-00000004".to_owned())].into(),
-            failed: [(1, "loss became NaN".to_owned())].into(),
-            metrics: vec![metric(POISONED, &[(0, 200.0)]), metric("asr", &[(0, 0.125)])],
-        };
-        ResultTable {
-            schema: SCHEMA,
-            experiment: "rates".into(),
-            file: "experiments/rates.toml".into(),
-            result: "rates-12345678.sweep".into(),
-            quick: false,
-            datasets: vec!["cifar10".into()],
-            substitutions: Vec::new(),
-            notes: vec!["CIFAR-10 (reconstructed; 104 images JPEG-decoded)".into()],
-            backend: "flex".into(),
-            devices: vec!["a processor, 2 threads".into()],
-            commits: vec!["0123456789abcdef".into()],
-            axes: vec!["rate".into(), "placement".into()],
-            seeds: vec![0, 1],
-            points: vec![first, second],
-        }
-    }
-
     #[test]
     fn a_number_has_its_mean_spread_and_interval() {
-        let table = example();
+        let table = example_table();
         let asr = table.points[0].metric("asr").unwrap();
         assert_eq!((asr.count, asr.mean), (2, 0.95));
         // s = 0.1 / sqrt(2) = 0.0707; 12.7062 * 0.0707 / sqrt(2) = 0.6353.
@@ -593,25 +594,25 @@ mod tests {
 
     #[test]
     fn a_table_for_a_terminal() {
-        insta::assert_snapshot!(example().to_text());
+        insta::assert_snapshot!(example_table().to_text());
     }
 
     #[test]
     fn a_table_for_a_document() {
-        insta::assert_snapshot!(example().to_markdown());
+        insta::assert_snapshot!(example_table().to_markdown());
     }
 
     #[test]
     fn a_table_for_a_spreadsheet() {
-        insta::assert_snapshot!(String::from_utf8(example().to_csv().unwrap()).unwrap());
+        insta::assert_snapshot!(String::from_utf8(example_table().to_csv().unwrap()).unwrap());
     }
 
     #[test]
     fn a_table_is_written_in_all_forms_and_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let into = folder.path().join("rates-12345678.sweep");
-        example().write(&into).unwrap();
-        assert_eq!(ResultTable::read(&into), Some(example()));
+        example_table().write(&into).unwrap();
+        assert_eq!(ResultTable::read(&into), Some(example_table()));
         let mut names = fs::read_dir(&into).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
         names.sort();
         assert_eq!(names, ["table.csv", "table.json", "table.md", "table.txt"]);
