@@ -262,6 +262,9 @@ fn work(plan: &Plan) -> Option<f64> {
     Some((passes + counts.test.unwrap_or(0)) as f64)
 }
 
+/// Trainings that took less say little about a long one's speed.
+const SHORTEST_SECONDS: f64 = 5.0;
+
 /// How fast trainings were: finished runs, and what is known without any.
 struct Speeds {
     /// Classifiers of finished runs and their images per second.
@@ -288,6 +291,7 @@ impl Speeds {
             let Ok(ModelOnly { model }) = toml::from_str(&text) else { continue };
             if summary.backend == backend.name() && !summary.quick {
                 let seeds = summary.seeds.iter().filter_map(|seed| seed.measurements());
+                let seeds = seeds.filter(|seed| seed.training_seconds >= SHORTEST_SECONDS);
                 measured.extend(seeds.map(|seed| (model.clone(), seed.images_per_second)));
             }
         }

@@ -302,7 +302,7 @@ impl ResultTable {
         let mut text = self.title();
         let corner = if self.axes.is_empty() { "in percent".into() } else { self.axes.join(", ") };
         for (group, names) in self.groups() {
-            let block = |cell: &dyn Fn(&MetricResult) -> String| {
+            let block = |names: &[&str], cell: &dyn Fn(&MetricResult) -> String| {
                 let mut header = vec![corner.clone(), "n".to_owned()];
                 header.extend(names.iter().map(|name| heading(name).to_owned()));
                 let rows = self.points.iter().map(|point| {
@@ -313,10 +313,15 @@ impl ResultTable {
                 align(&header, &rows.collect::<Vec<_>>())
             };
             let title = if group.is_empty() { String::new() } else { format!("{group}: ") };
-            let _ =
-                write!(text, "\n{title}mean ± standard deviation, in percent\n\n{}", block(&MetricResult::mean_text));
+            let _ = write!(
+                text,
+                "\n{title}mean ± standard deviation, in percent\n\n{}",
+                block(&names, &MetricResult::mean_text)
+            );
             if self.points.iter().any(|point| point.finished() > 1) {
-                let intervals = block(&MetricResult::interval_text);
+                // How many images are poisoned is no estimate.
+                let names = names.iter().copied().filter(|name| *name != POISONED).collect::<Vec<_>>();
+                let intervals = block(&names, &MetricResult::interval_text);
                 let _ = write!(text, "\n{title}95 % confidence interval of the mean (t distribution)\n\n{intervals}");
             }
         }
