@@ -15,7 +15,7 @@ struct Step {
 
 /// The steps, cheapest first. All that compile burn do so with the release profile and for the whole workspace with
 /// its tests: with one set of features it is compiled once (and checked once, for clippy and the documentation).
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { name: "format", command: || with(cargo(), &["fmt", "--all", "--check"]) },
     Step {
         name: "clippy",
@@ -31,6 +31,7 @@ const STEPS: [Step; 9] = [
     },
     Step { name: "build", command: || with(cargo(), &["build", "--release", "--workspace", "--all-targets"]) },
     Step { name: "check", command: || with(runner(), &["check"]) },
+    Step { name: "results", command: || with(runner(), &["results", "--check"]) },
     Step {
         name: "tests",
         command: || with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]),

@@ -43,6 +43,12 @@ enum Command {
     /// List, fetch and export images
     #[command(disable_help_flag = true)]
     Data(Passed),
+    /// Collect results to be committed, and write RESULTS.md from them
+    #[command(disable_help_flag = true)]
+    Results(Passed),
+    /// Draw what triggers do to images: original, triggered, ten times the difference
+    #[command(disable_help_flag = true)]
+    Triggers(Passed),
     /// Do what continuous integration does, cheapest first, until something fails
     #[command(after_help = "Examples:\n  cargo xtask ci\n  cargo xtask ci format clippy")]
     Ci {
@@ -70,6 +76,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(passed) => run::run("check", &passed.arguments),
         Command::List(passed) => run::run("list", &passed.arguments),
         Command::Data(passed) => run::run("data", &passed.arguments),
+        Command::Results(passed) => run::run("results", &passed.arguments),
+        Command::Triggers(passed) => run::run("triggers", &passed.arguments),
         Command::Ci { steps } => ci::ci(&steps),
         Command::Bench(arguments) => bench::bench(arguments),
     }

@@ -8,6 +8,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::ExperimentConfig;
 use crate::diagnostics::{Diagnostic, Position, nearest};
+use crate::sweep::{Axes, Outline};
 
 /// The text of an experiment with its overrides, and where each of its fields stands.
 ///
@@ -50,6 +51,62 @@ impl Document {
     /// A value that cannot be read is reported, taken out, and reading goes on without it, so that all
     /// problems are found at once.
     pub(crate) fn read(file: &str, text: &str, overrides: &[String]) -> Reading {
+        let values = value_documents(overrides);
+        let (mut document, root, mut problems) = Self::open(file, text, overrides, &values);
+        let Some(mut root) = root else {
+            return Reading { document, config: None, problems, unread: BTreeSet::new() };
+        };
+        index(&root, "", &mut document.places);
+        if let Some((key, _)) = root.remove_entry(SWEEP) {
+            let help = Some("take one point of it: a file without [sweep]".to_owned());
+            let message = format!("{SWEEP} describes several experiments, expected one here");
+            problems.push(document.diagnostic(SWEEP, message, key.span(), help));
+        }
+        document.finish(&mut root, problems)
+    }
+
+    /// Reads what `[sweep]` says of an experiment; without problems and without an outline if there is no such table, or
+    /// if the text is no TOML at all.
+    pub(crate) fn read_outline(file: &str, text: &str, overrides: &[String]) -> (Option<Outline>, Vec<Diagnostic>) {
+        let values = value_documents(overrides);
+        let (document, root, _) = Self::open(file, text, overrides, &values);
+        let table = root.and_then(|mut root| root.remove(SWEEP));
+        match table.map(|table| Axes::read(&document, &table)) {
+            None => (None, Vec::new()),
+            Some(Ok(axes)) => (Some(axes.outline(&document)), Vec::new()),
+            Some(Err(problems)) => (None, problems),
+        }
+    }
+
+    /// Like [`Self::read`], for one point of the experiment's sweep: what the sweep sets there replaces what the file and
+    /// the overrides say, and problems with it point at it. Only for a sweep that [`Self::read_outline`] could read.
+    pub(crate) fn read_point(file: &str, text: &str, overrides: &[String], point: usize) -> Reading {
+        let values = value_documents(overrides);
+        let (mut document, root, mut problems) = Self::open(file, text, overrides, &values);
+        let Some(mut root) = root else {
+            return Reading { document, config: None, problems, unread: BTreeSet::new() };
+        };
+        let table = root.remove(SWEEP);
+        match table.as_ref().map(|table| Axes::read(&document, table)) {
+            Some(Ok(axes)) => {
+                for setting in axes.settings(point) {
+                    set(&mut root, &setting.path, setting.value.clone());
+                }
+            }
+            Some(Err(found)) => problems.extend(found),
+            None => {}
+        }
+        index(&root, "", &mut document.places);
+        document.finish(&mut root, problems)
+    }
+
+    /// Parses an experiment and its overrides, and applies these; no table if the text is not TOML.
+    fn open<'i>(
+        file: &str,
+        text: &'i str,
+        overrides: &'i [String],
+        values: &'i [String],
+    ) -> (Self, Option<DeTable<'i>>, Vec<Diagnostic>) {
         let mut document =
             Self { file: file.into(), text: text.into(), overrides: Vec::new(), places: BTreeMap::new() };
         let mut problems = Vec::new();
@@ -59,13 +116,12 @@ impl Document {
             problems.push(document.diagnostic("", format!("not TOML: {}", error.message()), span, None));
         }
         if !problems.is_empty() {
-            return Reading { document, config: None, problems, unread: BTreeSet::new() };
+            return (document, None, problems);
         }
 
         let mut root = root.into_inner();
-        let values = overrides.iter().map(|argument| value_document(argument)).collect::<Vec<_>>();
         let mut start = text.len() + 1;
-        for (argument, value) in overrides.iter().zip(&values) {
+        for (argument, value) in overrides.iter().zip(values) {
             document.overrides.push(Override { argument: argument.clone(), start });
             match parse_override(argument, value, start) {
                 Ok((path, value)) => set(&mut root, &path, value),
@@ -77,11 +133,14 @@ impl Document {
             }
             start += argument.len() + 3;
         }
-        index(&root, "", &mut document.places);
+        (document, Some(root), problems)
+    }
 
+    /// Makes a configuration of what was read.
+    fn finish(self, root: &mut DeTable<'_>, mut problems: Vec<Diagnostic>) -> Reading {
         let mut unread = BTreeSet::new();
-        let config = document.deserialize(&mut root, &mut problems, &mut unread);
-        Reading { document, config, problems, unread }
+        let config = self.deserialize(root, &mut problems, &mut unread);
+        Reading { document: self, config, problems, unread }
     }
 
     /// Deserializes, taking out what cannot be read until the rest can.
@@ -203,8 +262,23 @@ impl Document {
         self.diagnostic(path, message, span, help)
     }
 
+    /// The text of a span, in one line.
+    pub(crate) fn line_of(&self, span: &Range<usize>) -> String {
+        let (text, start, _) = self.origin_of(span.start);
+        let source = text.get(span.start - start..span.end - start).unwrap_or_default();
+        source.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The overrides' dotted keys, with where they stand.
+    pub(crate) fn overridden(&self) -> impl Iterator<Item = (Vec<Key>, Range<usize>)> {
+        self.overrides.iter().filter_map(|set| {
+            let key = set.argument.split_once('=')?.0;
+            Some((dotted_key(key, set.start)?, set.start..set.start + key.len()))
+        })
+    }
+
     /// The text of a span, if it fits in a message.
-    fn source_of(&self, span: &Range<usize>) -> Option<String> {
+    pub(crate) fn source_of(&self, span: &Range<usize>) -> Option<String> {
         let (text, start, _) = self.origin_of(span.start);
         let source = text.get(span.start - start..span.end - start)?.trim();
         (!source.is_empty() && source.len() <= 60 && !source.contains('\n')).then(|| source.to_owned())
@@ -218,7 +292,14 @@ impl Document {
         }
     }
 
-    fn diagnostic(&self, field: &str, message: String, span: Range<usize>, help: Option<String>) -> Diagnostic {
+    /// A message about a field, with its place.
+    pub(crate) fn diagnostic(
+        &self,
+        field: &str,
+        message: String,
+        span: Range<usize>,
+        help: Option<String>,
+    ) -> Diagnostic {
         let (text, start, origin) = self.origin_of(span.start);
         let mut first = (span.start - start).min(text.len());
         while !text.is_char_boundary(first) {
@@ -334,6 +415,14 @@ fn stand_in(field: &str) -> Option<Spanned<DeValue<'static>>> {
     table.remove(field)
 }
 
+/// The table that makes several experiments of one file.
+const SWEEP: &str = "sweep";
+
+/// The values of the overrides as documents, for [`parse_override`] to borrow from.
+fn value_documents(overrides: &[String]) -> Vec<String> {
+    overrides.iter().map(|argument| value_document(argument)).collect()
+}
+
 /// The value of `a.b=c` as a TOML document of its own, for [`parse_override`] to borrow from.
 fn value_document(argument: &str) -> String {
     format!("v={}", argument.split_once('=').map_or("", |(_, value)| value))
@@ -348,21 +437,8 @@ fn parse_override<'i>(
     let Some((key, value)) = argument.split_once('=') else {
         return Err("expected KEY=VALUE".into());
     };
-    let key_document = format!("{key}=0");
-    let table = DeTable::parse(&key_document).map_err(|_| format!("{key:?} is not a dotted key"))?;
-    let mut path = Vec::new();
-    let mut table = table.get_ref();
-    while let Some((name, inner)) = table.iter().next() {
-        let span = start + name.span().start..start + name.span().end;
-        path.push(Key { name: name.get_ref().to_string(), span });
-        match inner.get_ref() {
-            DeValue::Table(inner) => table = inner,
-            _ => break,
-        }
-    }
-    if path.is_empty() || argument.contains('\n') {
-        return Err(format!("{key:?} is not a dotted key"));
-    }
+    let path = dotted_key(key, start).filter(|_| !argument.contains('\n'));
+    let path = path.ok_or_else(|| format!("{key:?} is not a dotted key"))?;
     let offset = start + key.len() + 1;
     match DeTable::parse(value_document) {
         Ok(document) => {
@@ -379,10 +455,28 @@ fn parse_override<'i>(
     }
 }
 
-/// One part of an override's dotted key.
-struct Key {
-    name: String,
-    span: Range<usize>,
+/// The parts of a dotted key, with positions counted from `start`.
+pub(crate) fn dotted_key(key: &str, start: usize) -> Option<Vec<Key>> {
+    let document = format!("{key}=0");
+    let table = DeTable::parse(&document).ok().filter(|_| !key.contains(['\n', '=']))?;
+    let mut path = Vec::new();
+    let mut table = table.get_ref();
+    while let Some((name, inner)) = table.iter().next() {
+        let span = start + name.span().start..start + name.span().end;
+        path.push(Key { name: name.get_ref().to_string(), span });
+        match inner.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    (!path.is_empty()).then_some(path)
+}
+
+/// One part of a dotted key.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    pub(crate) span: Range<usize>,
 }
 
 /// The same value with its positions counted from where it stands in the imaginary text.
@@ -468,7 +562,7 @@ impl Complaint {
     }
 }
 
-fn one_of(allowed: &[String]) -> String {
+pub(crate) fn one_of(allowed: &[String]) -> String {
     match allowed {
         [only] => only.clone(),
         _ => format!("one of {}", allowed.join(", ")),

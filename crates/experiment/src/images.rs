@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_data::{DataError, Dataset, ImageSet, load, split, stratified_subset, stream};
@@ -12,10 +13,12 @@ use crate::result::ImagesUsed;
 use crate::{ExperimentConfig, Plan, download};
 
 /// Images in memory, and the plan as it applies to them.
+#[derive(Clone)]
 pub(crate) struct Acquired {
     /// The plan; on the shapes, if those stand in for a missing set.
     pub(crate) plan: Plan,
-    pub(crate) dataset: Dataset,
+    /// Shared by the runs of a sweep.
+    pub(crate) dataset: Arc<Dataset>,
     pub(crate) used: ImagesUsed,
     /// SHA-256 over pixels and labels of both splits.
     pub(crate) fingerprint: String,
@@ -89,7 +92,7 @@ pub(crate) fn acquire(
     plan.check_against(DatasetFacts::of(&dataset.train, &dataset.test))?;
     let fingerprint = format!("{}-{}", dataset.train.fingerprint(), dataset.test.fingerprint());
     let used = ImagesUsed { dataset: plan.config().dataset.name().to_owned(), substitution };
-    Ok(Acquired { plan, dataset, used, fingerprint })
+    Ok(Acquired { plan, dataset: Arc::new(dataset), used, fingerprint })
 }
 
 /// The images of one seed, untouched.

@@ -35,6 +35,7 @@
 mod backend;
 mod checks;
 mod config;
+mod contact;
 mod defender;
 mod defense;
 mod diagnostics;
@@ -49,13 +50,16 @@ mod poisoned;
 mod progress;
 mod report;
 mod result;
+mod results;
 mod run;
 mod run_directory;
 mod surrogate;
+mod sweep;
 mod twin;
 
 pub use backend::{Backend, BackendChoice, BackendError, built_in};
 pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
+pub use contact::{Sheet, SheetRequest, draw_triggers};
 pub use defender::{CleanAmount, DefenderConfig, DefenderSet};
 pub use defense::{
     DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, DefenseSummary, Ratings, SeriesRow,
@@ -73,6 +77,11 @@ pub use result::{
     ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements,
 };
+pub use results::{Collected, ResultsError, collect_results, render_results};
 pub use run::{Execution, RunError, RunSettings, execute, run_name};
 pub use run_directory::{Opened, RunDirectory, RunDirectoryError};
 pub use surrogate::SurrogateConfig;
+pub use sweep::{
+    Experiment, Forecast, MetricResult, Point, PointResult, ResultTable, Sweep, SweepExecution, SweepFailure,
+    SweepOptions, UnitState, execute_sweep,
+};

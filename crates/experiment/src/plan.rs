@@ -23,6 +23,22 @@ pub struct PlanOptions {
     pub quick: bool,
 }
 
+impl PlanOptions {
+    /// The overrides, and the seeds as one more.
+    pub(crate) fn all_overrides(&self) -> Vec<String> {
+        let seeds = self.seeds.as_ref().map(|seeds| format!("seeds={seeds:?}"));
+        self.overrides.iter().cloned().chain(seeds).collect()
+    }
+}
+
+/// Orders problems as they stand in the file, those of overrides last.
+pub(crate) fn sort_by_place(diagnostics: &mut [Diagnostic]) {
+    diagnostics.sort_by_key(|diagnostic| {
+        let position = diagnostic.position.as_ref();
+        position.map(|position| (position.origin == "--set", position.line, position.column))
+    });
+}
+
 /// A checked experiment; nothing else can run.
 ///
 /// ```
@@ -46,6 +62,8 @@ pub struct Plan {
     config: ExperimentConfig,
     overrides: Vec<String>,
     quick: bool,
+    /// Which point of a sweep this is, in words.
+    point: Option<String>,
     document: Document,
 }
 
@@ -86,10 +104,34 @@ impl Plan {
     /// Every problem of the text and the overrides at once.
     pub fn from_text(path: impl AsRef<Path>, text: &str, options: &PlanOptions) -> Result<Self, ConfigErrors> {
         let path = path.as_ref();
-        let mut overrides = options.overrides.clone();
-        overrides.extend(options.seeds.as_ref().map(|seeds| format!("seeds={seeds:?}")));
-        let Reading { document, config, problems: mut diagnostics, unread } =
-            Document::read(&path.display().to_string(), text, &overrides);
+        let overrides = options.all_overrides();
+        let reading = Document::read(&path.display().to_string(), text, &overrides);
+        Self::from_reading(path, reading, overrides, options.quick, None)
+    }
+
+    /// Like [`Self::from_text`], for one point of the text's sweep, which is described in words.
+    pub(crate) fn from_point(
+        path: &Path,
+        text: &str,
+        options: &PlanOptions,
+        number: usize,
+        description: String,
+        settings: &[String],
+    ) -> Result<Self, ConfigErrors> {
+        let mut overrides = options.all_overrides();
+        let reading = Document::read_point(&path.display().to_string(), text, &overrides, number);
+        overrides.extend_from_slice(settings);
+        Self::from_reading(path, reading, overrides, options.quick, Some(description))
+    }
+
+    fn from_reading(
+        path: &Path,
+        reading: Reading,
+        overrides: Vec<String>,
+        quick: bool,
+        point: Option<String>,
+    ) -> Result<Self, ConfigErrors> {
+        let Reading { document, config, problems: mut diagnostics, unread } = reading;
         if let Some(config) = &config {
             let known = !unread.iter().any(|path| path == "dataset" || path.starts_with("dataset."));
             let facts = known.then(|| DatasetFacts::published(&config.dataset));
@@ -101,16 +143,13 @@ impl Plan {
         }
         match config {
             Some(mut config) if diagnostics.is_empty() => {
-                if options.quick {
+                if quick {
                     make_quick(&mut config);
                 }
-                Ok(Self { path: path.to_owned(), config, overrides, quick: options.quick, document })
+                Ok(Self { path: path.to_owned(), config, overrides, quick, point, document })
             }
             _ => {
-                diagnostics.sort_by_key(|diagnostic| {
-                    let position = diagnostic.position.as_ref();
-                    position.map(|position| (position.origin == "--set", position.line, position.column))
-                });
+                sort_by_place(&mut diagnostics);
                 Err(ConfigErrors { path: path.to_owned(), diagnostics })
             }
         }
@@ -148,6 +187,19 @@ impl Plan {
     /// The overrides given on the command line, in order.
     pub fn overrides(&self) -> &[String] {
         &self.overrides
+    }
+
+    /// Which point of a sweep this is, in words; `None` for an experiment of its own.
+    pub fn point(&self) -> Option<&str> {
+        self.point.as_deref()
+    }
+
+    /// The same plan with one seed.
+    #[must_use]
+    pub fn with_seed(&self, seed: u64) -> Self {
+        let mut plan = self.clone();
+        plan.config.seeds = vec![seed];
+        plan
     }
 
     /// Whether this is the quick version of the experiment.
@@ -208,7 +260,7 @@ impl Plan {
     }
 }
 
-fn digest(value: &impl Serialize) -> String {
+pub(crate) fn digest(value: &impl Serialize) -> String {
     // serde_json's map is sorted by key, so the order of fields in our types does not matter.
     let canonical = serde_json::to_value(value).expect("configurations are plain data").to_string();
     hex(&Sha256::digest(canonical.as_bytes())[..4])
@@ -277,6 +329,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Experiment;
 
     const GOOD: &str = "dataset = \"cifar10\"\n[trigger.square]\n[model.patch-moe]\n";
 
@@ -295,7 +348,9 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     collect(&path, files);
-                } else if path.extension().is_some_and(|extension| extension == "toml") {
+                } else if path.extension().is_some_and(|extension| extension == "toml")
+                    && !path.ends_with("claims.toml")
+                {
                     files.push((path.clone(), fs_err::read_to_string(path).unwrap()));
                 }
             }
@@ -313,10 +368,12 @@ mod tests {
             assert!(text.contains("cargo xtask run"), "{} has its command", path.display());
             for quick in [false, true] {
                 let options = PlanOptions { quick, ..PlanOptions::default() };
-                let plan = Plan::from_text(&path, &text, &options).unwrap_or_else(|errors| panic!("{errors}"));
-                plan.check_against(DatasetFacts::published(&plan.config.dataset)).unwrap();
-                if let Some(shapes) = plan.on_shapes() {
-                    shapes.check_against(DatasetFacts::published(&shapes.config.dataset)).unwrap();
+                let experiment = Experiment::from_text(&path, &text, &options);
+                for plan in experiment.unwrap_or_else(|errors| panic!("{errors}")).plans() {
+                    plan.check_against(DatasetFacts::published(&plan.config.dataset)).unwrap();
+                    if let Some(shapes) = plan.on_shapes() {
+                        shapes.check_against(DatasetFacts::published(&shapes.config.dataset)).unwrap();
+                    }
                 }
             }
         }
@@ -325,11 +382,12 @@ mod tests {
     #[test]
     fn a_written_plan_reads_back_as_the_same_plan() {
         for (path, text) in experiments() {
-            let first = Plan::from_text(&path, &text, &PlanOptions::default()).unwrap();
-            let second = Plan::from_text(&path, &first.to_toml(), &PlanOptions::default()).unwrap();
-            assert_eq!(first.config, second.config);
-            assert_eq!(first.hash("flex"), second.hash("flex"));
-            assert_eq!(first.to_toml(), second.to_toml());
+            for first in Experiment::from_text(&path, &text, &PlanOptions::default()).unwrap().plans() {
+                let second = Plan::from_text(&path, &first.to_toml(), &PlanOptions::default()).unwrap();
+                assert_eq!(first.config, second.config);
+                assert_eq!(first.hash("flex"), second.hash("flex"));
+                assert_eq!(first.to_toml(), second.to_toml());
+            }
         }
     }
 

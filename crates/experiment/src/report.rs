@@ -205,7 +205,7 @@ fn title(run: &RunSummary) -> String {
     title
 }
 
-enum Row {
+pub(crate) enum Row {
     /// A line across all columns.
     Title(String),
     Cells(Vec<String>),
@@ -225,13 +225,13 @@ fn mean_cell(summary: Summary) -> String {
     spread(Some(summary), percent)
 }
 
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     // A zero is no minus zero.
     format!("{:.2}", 100.0 * share + 0.0)
 }
 
 /// Labels to the left, numbers to the right, two spaces between.
-fn align(header: &[String], rows: &[Row]) -> String {
+pub(crate) fn align(header: &[String], rows: &[Row]) -> String {
     let lines = || {
         std::iter::once(header).chain(rows.iter().filter_map(|row| match row {
             Row::Cells(cells) => Some(cells.as_slice()),

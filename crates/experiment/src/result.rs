@@ -203,6 +203,8 @@ pub struct MetricSummaries {
 
 /// One number of a seed: its name in the report, how to take it from the measurements.
 pub(crate) struct Metric {
+    /// As in the files of results.
+    name: &'static str,
     pub(crate) label: &'static str,
     pub(crate) of: fn(&Measurements) -> Option<f64>,
     pub(crate) summary: fn(&MetricSummaries) -> Option<Summary>,
@@ -212,43 +214,55 @@ pub(crate) struct Metric {
 /// The numbers of the report, in its order.
 pub(crate) const METRICS: [Metric; 7] = [
     Metric {
+        name: "clean-accuracy",
         label: "clean accuracy (CA)",
         of: |m| Some(m.clean_accuracy),
         summary: |s| s.clean_accuracy,
         expected: |e| e.clean_accuracy,
     },
     Metric {
+        name: "clean-twin-accuracy",
         label: "clean twin's accuracy",
         of: |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy),
         summary: |s| s.clean_twin_accuracy,
         expected: |_| None,
     },
     Metric {
+        name: "clean-accuracy-drop",
         label: "clean accuracy drop (CAD)",
         of: |m| m.clean_accuracy_drop,
         summary: |s| s.clean_accuracy_drop,
         expected: |e| e.clean_accuracy_drop,
     },
-    Metric { label: "attack success rate (ASR)", of: |m| m.asr, summary: |s| s.asr, expected: |e| e.asr },
+    Metric { name: "asr", label: "attack success rate (ASR)", of: |m| m.asr, summary: |s| s.asr, expected: |e| e.asr },
     Metric {
+        name: "asr-all-classes",
         label: "  target class counted in",
         of: |m| m.asr_all_classes,
         summary: |s| s.asr_all_classes,
         expected: |e| e.asr_all_classes,
     },
     Metric {
+        name: "clean-twin-asr",
         label: "  of the clean twin",
         of: |m| m.clean_twin.as_ref().and_then(|twin| twin.asr),
         summary: |s| s.clean_twin_asr,
         expected: |_| None,
     },
     Metric {
+        name: "robust-accuracy",
         label: "robust accuracy (RA)",
         of: |m| m.robust_accuracy,
         summary: |s| s.robust_accuracy,
         expected: |e| e.robust_accuracy,
     },
 ];
+
+/// Every number of a seed by its name in tables of sweeps, in their order; `group/name` for what belongs together.
+pub(crate) fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
+    let metrics = METRICS.iter().filter_map(|metric| Some((metric.name.to_owned(), (metric.of)(measurements)?)));
+    metrics.collect()
+}
 
 impl MetricSummaries {
     /// Summarizes the seeds that finished.

@@ -162,26 +162,43 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         return show(folder, console);
     }
     let acquired = acquire(plan, settings.roots, settings.offline, settings.stop, console)?;
+    execute_on(&acquired, backend, settings, |folder| {
+        let Acquired { plan, dataset, .. } = &acquired;
+        let facts = DatasetFacts::of(&dataset.train, &dataset.test);
+        for line in describe(plan, Some(facts), backend, folder) {
+            console.say(line);
+        }
+        for line in describe_images(dataset) {
+            console.say(line);
+        }
+    })
+}
+
+/// Where images come from, and what is to be known about them; one line each.
+pub(crate) fn describe_images(dataset: &Dataset) -> Vec<String> {
+    let location = dataset.location.as_ref().map(|location| format!("  images from {}", location.display()));
+    location.into_iter().chain(dataset.notes.iter().map(|note| format!("  note: {note}"))).collect()
+}
+
+/// Runs a plan on images in memory; `announce` is called with the folder of the results before anything is computed.
+pub(crate) fn execute_on(
+    acquired: &Acquired,
+    backend: &Backend,
+    settings: &RunSettings<'_>,
+    announce: impl FnOnce(&Path),
+) -> Result<Execution, RunError> {
+    let console = settings.console;
     let Acquired { plan, dataset, used, fingerprint } = acquired;
-    let directory = match RunDirectory::open(settings.out, &run_name(&plan, backend), settings.fresh)? {
+    let directory = match RunDirectory::open(settings.out, &run_name(plan, backend), settings.fresh)? {
         Opened::Finished(folder) => return show(folder, console),
         Opened::Ready(directory) => directory,
     };
-    let facts = DatasetFacts::of(&dataset.train, &dataset.test);
-    for line in describe(&plan, Some(facts), backend, directory.finished_path()) {
-        console.say(line);
-    }
-    if let Some(location) = &dataset.location {
-        console.say(format!("  images from {}", location.display()));
-    }
-    for note in &dataset.notes {
-        console.say(format!("  note: {note}"));
-    }
+    announce(directory.finished_path());
     let job = Job {
-        plan: &plan,
-        dataset: &dataset,
-        used: &used,
-        fingerprint: &fingerprint,
+        plan,
+        dataset,
+        used,
+        fingerprint,
         backend,
         folder: directory.path(),
         out: settings.out,
@@ -189,7 +206,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         console,
     };
     job.write_preamble()?;
-    tracing::info!(run = run_name(&plan, backend), images = used.dataset, backend = backend.name(), "run begins");
+    tracing::info!(run = run_name(plan, backend), images = used.dataset, backend = backend.name(), "run begins");
     let seeds = match backend.run(&job)? {
         RunEnd::Finished(seeds) => seeds,
         RunEnd::Interrupted => return Ok(Execution::Interrupted { folder: directory.path().to_owned() }),
@@ -197,7 +214,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
     let summary = RunSummary {
         schema: SCHEMA,
         experiment: plan.name(),
-        run: run_name(&plan, backend),
+        run: run_name(plan, backend),
         images: used.clone(),
         notes: dataset.notes.clone(),
         quick: plan.is_quick(),
@@ -218,9 +235,14 @@ pub fn run_name(plan: &Plan, backend: &Backend) -> String {
     format!("{}-{}", plan.name(), plan.hash(backend.name()))
 }
 
-fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
+/// The results in a finished run's folder.
+pub(crate) fn read_summary(folder: &Path) -> Result<RunSummary, RunError> {
     let path = folder.join("summary.json");
-    let summary = serde_json::from_slice(&fs::read(&path)?).map_err(|source| RunError::Result { path, source })?;
+    serde_json::from_slice(&fs::read(&path)?).map_err(|source| RunError::Result { path, source })
+}
+
+fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
+    let summary = read_summary(&folder)?;
     console.say(format!("finished earlier, in {}; --fresh computes it anew", folder.display()));
     Ok(Execution::Done { summary: Box::new(summary), folder })
 }
@@ -412,6 +434,9 @@ impl Job<'_> {
     pub(crate) fn config_toml(&self, what: &str) -> String {
         let plan = self.plan;
         let mut text = format!("# {what} {}, with every default written out.\n", plan.path().display());
+        if let Some(point) = plan.point() {
+            text.extend(["# Point of its sweep: ", point, "\n"]);
+        }
         for set in plan.overrides() {
             text.extend(["# --set ", set, "\n"]);
         }

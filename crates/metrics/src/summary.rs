@@ -24,6 +24,33 @@ impl Summary {
         let standard_deviation = (count > 1).then(|| (squares / (count - 1) as f64).sqrt());
         Some(Self { count, mean, standard_deviation })
     }
+
+    /// Lower and upper end of the 95 % confidence interval of the mean, by Student's t distribution with n - 1 degrees of
+    /// freedom: mean ± t · s / √n. It may reach beyond what the number itself can be; `None` for one value.
+    pub fn interval_95(&self) -> Option<(f64, f64)> {
+        let deviation = self.standard_deviation?;
+        let half = t_quantile_975(self.count - 1) * deviation / (self.count as f64).sqrt();
+        Some((self.mean - half, self.mean + half))
+    }
+}
+
+/// What a variable of Student's t distribution with so many degrees of freedom, at least 1, stays below with probability
+/// 0.975.
+fn t_quantile_975(degrees: usize) -> f64 {
+    const TABLE: [f64; 10] =
+        [12.706_205, 4.302_653, 3.182_446, 2.776_445, 2.570_582, 2.446_912, 2.364_624, 2.306_004, 2.262_157, 2.228_139];
+    if let Some(&quantile) = TABLE.get(degrees.saturating_sub(1)) {
+        return quantile;
+    }
+    // Cornish-Fisher expansion (Abramowitz and Stegun 1964, 26.7.5); from 11 degrees on it is right to four decimals.
+    let z = 1.959_963_985_f64;
+    let n = degrees as f64;
+    let terms = [
+        (z.powi(3) + z) / 4.0,
+        (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0,
+        (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0,
+    ];
+    z + terms[0] / n + terms[1] / n.powi(2) + terms[2] / n.powi(3)
 }
 
 #[cfg(test)]
@@ -38,6 +65,21 @@ mod tests {
         let summary = Summary::of(&[2.0, 4.0, 6.0]).expect("three values");
         assert_abs_diff_eq!(summary.mean, 4.0);
         assert_abs_diff_eq!(summary.standard_deviation.expect("more than one value"), 2.0);
+    }
+
+    #[test]
+    fn the_confidence_interval_is_students() {
+        // Mean 4, s = 2, n = 3: 4 ± 4.302653 * 2 / sqrt(3) = 4 ± 4.968275.
+        let (low, high) =
+            Summary::of(&[2.0, 4.0, 6.0]).and_then(|summary| summary.interval_95()).expect("three values");
+        assert_abs_diff_eq!(low, -0.968_275, epsilon = 1e-5);
+        assert_abs_diff_eq!(high, 8.968_275, epsilon = 1e-5);
+        assert_eq!(Summary::of(&[1.0]).and_then(|summary| summary.interval_95()), None);
+        // From printed tables of the distribution.
+        for (degrees, quantile) in [(1, 12.7062), (10, 2.2281), (11, 2.2010), (19, 2.0930), (30, 2.0423), (120, 1.9799)]
+        {
+            assert_abs_diff_eq!(t_quantile_975(degrees), quantile, epsilon = 1e-4);
+        }
     }
 
     #[test]

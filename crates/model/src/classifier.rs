@@ -151,7 +151,6 @@ impl<B: Backend> Classifier<B> {
 
 impl<B: AutodiffBackend> Classifier<B> {
     /// Replaces the running statistics by those of the same classifier without autodiff.
-    ///
     pub fn take_statistics_of(&mut self, other: &Classifier<B::InnerBackend>) {
         for (norm, other) in self.norms_mut().into_iter().zip(other.norms()) {
             norm.running_mean = RunningState::new(Tensor::from_inner(other.running_mean.value()));

@@ -47,12 +47,17 @@ pub(crate) enum Command {
         after_help = "Examples:\n  cargo xtask data list\n  cargo xtask data fetch cifar10"
     )]
     Data(DataArguments),
+    /// Collect results to be committed, and write RESULTS.md from them
+    Results(ResultsArguments),
+    /// Draw what triggers do to images: original, triggered, ten times the difference
+    Triggers(TriggersArguments),
 }
 
 #[derive(Debug, Args)]
 #[command(
     after_help = "Results: a table on standard output, and a folder in DIR for each experiment, named for it and for \
-                  what it depends on. The same command shows a finished run and goes on with an interrupted one.\n\n\
+                  what it depends on. The same command shows a finished run and goes on with an interrupted one. A file \
+                  with [sweep] is a run for each point and seed, and a table of all (docs/sweeps.md).\n\n\
                   Exit codes: 0 done, 1 a run failed, 2 unusable command line or configuration, 130 interrupted.\n\n\
                   Examples:\n  cargo xtask run experiments/badnets.toml\n  \
                   cargo xtask run experiments/badnets.toml --quick --set poisoning.rate=0.05"
@@ -69,7 +74,7 @@ pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) changes: Changes,
 
-    /// Print what would run, as a configuration with every default, and stop
+    /// Print what would run, as a configuration with every default or as the points of a sweep, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
 
@@ -84,6 +89,10 @@ pub(crate) struct RunArguments {
     /// Compute anew; an earlier run is moved aside, not lost. Clean twins are kept: they lie in DIR/twins
     #[arg(long)]
     pub(crate) fresh: bool,
+
+    /// Compute failed runs of a sweep anew; what they left is moved aside
+    #[arg(long)]
+    pub(crate) retry_failed: bool,
 
     #[command(flatten)]
     pub(crate) images: ImageArguments,
@@ -136,6 +145,65 @@ pub(crate) struct ListArguments {
     /// Where results are
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 RESULTS.md is not up to date (--check), 2 the claims do not fit the results.\n\n\
+                  Examples:\n  cargo xtask results --collect runs\n  cargo xtask results --check"
+)]
+pub(crate) struct ResultsArguments {
+    /// First copy the tables of finished sweeps and runs from here to the results
+    #[arg(long, value_name = "RUNS")]
+    pub(crate) collect: Option<PathBuf>,
+
+    /// Replace results that have more seeds than those collected
+    #[arg(long, requires = "collect")]
+    pub(crate) force: bool,
+
+    /// Write nothing; fail if RESULTS.md is not what would be written
+    #[arg(long, conflicts_with = "collect")]
+    pub(crate) check: bool,
+
+    /// The claims and their verdicts
+    #[arg(long, value_name = "FILE", default_value = "experiments/claims.toml")]
+    pub(crate) claims: PathBuf,
+
+    /// Results to be committed
+    #[arg(long, value_name = "DIR", default_value = "experiments/results")]
+    pub(crate) results: PathBuf,
+
+    /// What is written
+    #[arg(long, value_name = "FILE", default_value = "RESULTS.md")]
+    pub(crate) page: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A sheet has a row for each trigger, each point of a sweep with its own. Nothing is overwritten: a second \
+                  sheet gets a number.\n\n\
+                  Examples:\n  cargo xtask triggers experiments/badnets.toml\n  \
+                  cargo xtask triggers experiments/sweep.toml --out sheets --images 4"
+)]
+pub(crate) struct TriggersArguments {
+    /// Experiment files
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Where sheets go
+    #[arg(long, value_name = "DIR", default_value = "runs/triggers")]
+    pub(crate) out: PathBuf,
+
+    /// How many test images
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) images: u16,
+
+    /// Change a value of the file, as in trigger.square.size=2; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) source: ImageArguments,
 }
 
 #[derive(Debug, Args)]
@@ -237,7 +305,18 @@ mod tests {
 
     #[test]
     fn help_ends_with_two_examples() {
-        for path in [&[][..], &["run"], &["check"], &["list"], &["data"], &["data", "fetch"], &["data", "export"]] {
+        let paths: [&[&str]; 9] = [
+            &[],
+            &["run"],
+            &["check"],
+            &["list"],
+            &["data"],
+            &["data", "fetch"],
+            &["data", "export"],
+            &["results"],
+            &["triggers"],
+        ];
+        for path in paths {
             let text = help(path);
             let (_, examples) = text.split_once("Examples:\n").expect("help has examples");
             assert_eq!(examples.trim_end().lines().count(), 2, "{path:?}");

@@ -2,17 +2,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use patchdoor_experiment::Experiment;
 
 use crate::arguments::CheckArguments;
 use crate::output::{Stop, print};
-use crate::run::read_plans;
+use crate::run::read_experiments;
 
 /// Checks experiment files without running them.
 pub(crate) fn check(arguments: &CheckArguments) -> Result<(), Stop> {
     let files = if arguments.files.is_empty() { all_experiments()? } else { arguments.files.clone() };
-    let plans = read_plans(&files, &arguments.changes)?;
-    for plan in plans {
-        print(&format!("ok {}\n", plan.path().display()))?;
+    for experiment in read_experiments(&files, &arguments.changes)? {
+        let points = match &experiment {
+            Experiment::Single(_) => String::new(),
+            Experiment::Sweep(sweep) => format!(": {} points of {}", sweep.points().len(), sweep.shape()),
+        };
+        print(&format!("ok {}{points}\n", experiment.path().display()))?;
     }
     Ok(())
 }
@@ -37,7 +41,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "toml") {
+        } else if path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("claims.toml") {
             files.push(path);
         }
     }

@@ -2,7 +2,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use patchdoor_experiment::RunSummary;
+use patchdoor_experiment::{ResultTable, RunSummary};
 
 use crate::arguments::ListArguments;
 use crate::check::all_experiments;
@@ -34,6 +34,8 @@ fn runs(out: &Path) -> Vec<(PathBuf, String)> {
             runs.push((path, "unfinished; the command that began it goes on from there".to_owned()));
         } else if let Some(summary) = fs::read(path.join("summary.json")).ok().as_deref().and_then(read_summary) {
             runs.push((path, outcome(&summary)));
+        } else if let Some(table) = fs::read(path.join("table.json")).ok().as_deref().and_then(read_table) {
+            runs.push((path, progress(&table)));
         }
     }
     runs.sort();
@@ -42,6 +44,25 @@ fn runs(out: &Path) -> Vec<(PathBuf, String)> {
 
 fn read_summary(bytes: &[u8]) -> Option<RunSummary> {
     serde_json::from_slice(bytes).ok()
+}
+
+fn read_table(bytes: &[u8]) -> Option<ResultTable> {
+    serde_json::from_slice(bytes).ok()
+}
+
+/// How far a sweep is.
+fn progress(table: &ResultTable) -> String {
+    let quick = if table.quick { ", quick: its numbers mean nothing" } else { "" };
+    let failed = table.points.iter().map(|point| point.failed.len()).sum::<usize>();
+    let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    format!(
+        "{}, {}{quick}, sweep of {} points: {} of {} runs finished{failed}",
+        table.datasets.join(" and "),
+        table.backend,
+        table.points.len(),
+        table.finished(),
+        table.points.len() * table.seeds.len(),
+    )
 }
 
 fn outcome(run: &RunSummary) -> String {

@@ -8,7 +8,9 @@ mod check;
 mod data;
 mod list;
 mod output;
+mod results;
 mod run;
+mod triggers;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         Command::Check(check) => check::check(check),
         Command::List(list) => list::list(list),
         Command::Data(data) => data::data(data),
+        Command::Results(results) => results::results(results),
+        Command::Triggers(triggers) => triggers::triggers(triggers),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_experiment::{
-    Backend, ConfigErrors, Console, Execution, ImagesError, Plan, PlanOptions, RunDirectory, RunError, RunSettings,
-    RunSummary, SCHEMA, describe, execute, run_name, table,
+    Backend, ConfigErrors, Console, Execution, Experiment, Forecast, ImagesError, PlanOptions, RunDirectory, RunError,
+    RunSettings, RunSummary, SCHEMA, Sweep, SweepExecution, SweepOptions, UnitState, describe, execute, execute_sweep,
+    run_name, table,
 };
 
 use crate::arguments::{Changes, RunArguments};
@@ -12,13 +13,13 @@ use crate::output::{Stop, data_roots, print, say};
 
 /// Runs every file, after all of them were checked.
 pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
-    let plans = read_plans(&arguments.files, &arguments.changes)?;
+    let experiments = read_experiments(&arguments.files, &arguments.changes)?;
     let backend = arguments.backend.resolve().map_err(Stop::unusable)?;
+    let roots = data_roots(arguments.images.data.as_ref());
     if arguments.dry_run {
-        return dry_run(arguments, &plans, &backend);
+        return dry_run(arguments, &experiments, &backend, &roots);
     }
     let stop = stop_on_interrupt()?;
-    let roots = data_roots(arguments.images.data.as_ref());
     let settings = RunSettings {
         out: &arguments.out,
         roots: &roots,
@@ -28,42 +29,95 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
         console: Console::new(),
     };
     let mut summaries = Vec::new();
+    let mut sweeps = Vec::new();
     let mut folders = Vec::new();
     let mut failure = None;
-    for plan in &plans {
-        match execute(plan, &backend, &settings) {
-            Ok(Execution::Done { summary, folder }) => {
-                folders.push(folder);
-                summaries.push(*summary);
-            }
-            Ok(Execution::Interrupted { folder }) => {
-                say(&format!("\ninterrupted; what is done is saved in {}", folder.display()));
-                say(&format!("the same command goes on from there:\n  {}", this_command()));
-                failure = Some(Stop::Interrupted);
-                break;
-            }
-            Err(error) => {
-                failure = Some(stop_for(error));
-                break;
-            }
+    for experiment in &experiments {
+        let unfinished = match experiment {
+            Experiment::Single(plan) => match execute(plan, &backend, &settings) {
+                Ok(Execution::Done { summary, folder }) => {
+                    folders.push(folder);
+                    summaries.push(*summary);
+                    None
+                }
+                Ok(Execution::Interrupted { folder }) => Some(folder),
+                Err(error) => {
+                    failure = Some(stop_for(error));
+                    break;
+                }
+            },
+            Experiment::Sweep(sweep) => match execute_sweep(sweep, &backend, &settings, sweep_options(arguments)) {
+                Ok(execution) => {
+                    let folder = execution.folder.clone();
+                    let interrupted = execution.interrupted;
+                    folders.push(folder.clone());
+                    sweeps.push(execution);
+                    interrupted.then_some(folder)
+                }
+                Err(error) => {
+                    failure = Some(stop_for(error));
+                    break;
+                }
+            },
+        };
+        if let Some(folder) = unfinished {
+            say(&format!("\ninterrupted; what is done is saved in {}", folder.display()));
+            say(&format!("the same command goes on from there:\n  {}", this_command()));
+            failure = Some(Stop::Interrupted);
+            break;
         }
     }
     if arguments.json {
-        let document = serde_json::json!({ "schema": SCHEMA, "runs": summaries });
+        let mut document = serde_json::json!({ "schema": SCHEMA, "runs": summaries });
+        if !sweeps.is_empty() {
+            let tables = sweeps.iter().map(|sweep| &sweep.table).collect::<Vec<_>>();
+            document["sweeps"] = serde_json::to_value(tables).map_err(Stop::failed)?;
+        }
         let text = serde_json::to_string_pretty(&document).map_err(Stop::failed)?;
         print(&format!("{text}\n"))?;
-    } else if !summaries.is_empty() {
-        say("");
-        print(&table(&summaries))?;
+    } else {
+        if !summaries.is_empty() {
+            say("");
+            print(&table(&summaries))?;
+        }
+        for sweep in &sweeps {
+            say("");
+            print(&sweep.table.to_text())?;
+        }
     }
     for folder in folders {
         say(&format!("results: {}", folder.display()));
     }
+    for line in sweeps.iter().flat_map(leftovers) {
+        say(&line);
+    }
     match failure {
         Some(stop) => Err(stop),
-        None if summaries.iter().all(RunSummary::is_complete) => Ok(()),
+        None if summaries.iter().all(RunSummary::is_complete) && sweeps.iter().all(|s| s.failures.is_empty()) => Ok(()),
         None => Err(Stop::FailedQuietly),
     }
+}
+
+fn sweep_options(arguments: &RunArguments) -> SweepOptions {
+    SweepOptions { fresh: arguments.fresh, retry_failed: arguments.retry_failed }
+}
+
+/// What a sweep could not compute, a line each, and how to try again.
+fn leftovers(sweep: &SweepExecution) -> Vec<String> {
+    let mut lines = Vec::new();
+    for failure in &sweep.failures {
+        lines.push(format!("failed: {}, seed {} ({}): {}", failure.point, failure.seed, failure.run, failure.reason));
+    }
+    if !sweep.failures.is_empty() {
+        lines.push("--retry-failed computes failed runs anew".into());
+    }
+    if sweep.elsewhere > 0 {
+        lines.push(format!(
+            "left to another process: {}; the same command tabulates them when they are done",
+            sweep.elsewhere
+        ));
+    }
+    lines
 }
 
 /// How the program ends when a run cannot go on.
@@ -83,43 +137,89 @@ pub(crate) fn stop_for(error: RunError) -> Stop {
 }
 
 /// Reads and checks experiment files; all problems of all files at once.
-pub(crate) fn read_plans(files: &[PathBuf], changes: &Changes) -> Result<Vec<Plan>, Stop> {
+pub(crate) fn read_experiments(files: &[PathBuf], changes: &Changes) -> Result<Vec<Experiment>, Stop> {
     let options =
         PlanOptions { overrides: changes.overrides.clone(), seeds: changes.seeds.clone(), quick: changes.quick };
-    let mut plans = Vec::new();
+    let mut experiments = Vec::new();
     let mut problems: Vec<ConfigErrors> = Vec::new();
     for file in files {
-        match Plan::read(file, &options) {
-            Ok(plan) => plans.push(plan),
+        match Experiment::read(file, &options) {
+            Ok(experiment) => experiments.push(experiment),
             Err(errors) => problems.push(errors),
         }
     }
-    if problems.is_empty() { Ok(plans) } else { Err(Stop::Config(problems)) }
+    if problems.is_empty() { Ok(experiments) } else { Err(Stop::Config(problems)) }
 }
 
-/// Prints what would run. The text is a configuration that can be run itself.
-fn dry_run(arguments: &RunArguments, plans: &[Plan], backend: &Backend) -> Result<(), Stop> {
+/// Prints what would run. For a single experiment the text is a configuration that can be run itself.
+fn dry_run(
+    arguments: &RunArguments,
+    experiments: &[Experiment],
+    backend: &Backend,
+    roots: &[PathBuf],
+) -> Result<(), Stop> {
+    let out = &arguments.out;
+    let mut plans = Vec::new();
+    let mut sweeps = Vec::new();
+    for experiment in experiments {
+        match experiment {
+            Experiment::Single(plan) => plans.push(plan),
+            Experiment::Sweep(sweep) => {
+                let forecast = sweep.forecast(backend, out, roots, sweep_options(arguments));
+                sweeps.push((sweep, forecast.map_err(|errors| Stop::Config(vec![errors]))?));
+            }
+        }
+    }
     if arguments.json {
         let plans = plans.iter().map(|plan| {
             let name = run_name(plan, backend);
-            let finished = RunDirectory::finished(&arguments.out, &name).is_some();
+            let finished = RunDirectory::finished(out, &name).is_some();
             serde_json::json!({ "run": name, "finished": finished, "config": plan.config() })
         });
-        let document = serde_json::json!({ "schema": SCHEMA, "plans": plans.collect::<Vec<_>>() });
+        let mut document = serde_json::json!({ "schema": SCHEMA, "plans": plans.collect::<Vec<_>>() });
+        if !sweeps.is_empty() {
+            let sweeps = sweeps.iter().map(|(sweep, forecast)| sweep_json(sweep, forecast, backend));
+            document["sweeps"] = sweeps.collect::<Vec<_>>().into();
+        }
         return print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(Stop::failed)?));
     }
     for plan in plans {
         let name = run_name(plan, backend);
-        let folder = arguments.out.join(&name);
+        let folder = out.join(&name);
         for line in describe(plan, None, backend, &folder) {
             print(&format!("# {line}\n"))?;
         }
-        if RunDirectory::finished(&arguments.out, &name).is_some() {
+        if RunDirectory::finished(out, &name).is_some() {
             print("#   finished earlier: running it shows its results\n")?;
         }
         print(&format!("\n{}\n", plan.to_toml()))?;
     }
+    for (sweep, forecast) in sweeps {
+        for line in forecast.describe(sweep, backend, out).into_iter().chain(forecast.points(sweep, backend)) {
+            print(&format!("{line}\n"))?;
+        }
+    }
     Ok(())
+}
+
+/// What a sweep would do, as a document.
+fn sweep_json(sweep: &Sweep, forecast: &Forecast, backend: &Backend) -> serde_json::Value {
+    let points = sweep.points().iter().map(|point| {
+        let runs = sweep.seeds().iter().map(|&seed| {
+            let name = run_name(&point.plan().with_seed(seed), backend);
+            let finished = forecast.runs().any(|(run, state)| run == name && state == UnitState::Finished);
+            serde_json::json!({ "seed": seed, "run": name, "finished": finished })
+        });
+        let runs = runs.collect::<Vec<_>>();
+        serde_json::json!({ "label": point.label(), "runs": runs, "config": point.plan().config() })
+    });
+    serde_json::json!({
+        "sweep": sweep.name(),
+        "to-compute": forecast.pending,
+        "clean-twins-to-train": forecast.twins_to_train,
+        "seconds": forecast.seconds,
+        "points": points.collect::<Vec<_>>(),
+    })
 }
 
 /// The first Ctrl-C ends the epoch, the second the program.

@@ -1,0 +1,94 @@
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use patchdoor_data::{Trigger, stratified_subset, stream};
+use patchdoor_triggers::ContactSheet;
+
+use crate::images::{Acquired, acquire};
+use crate::progress::Console;
+use crate::run::build_trigger;
+use crate::{Experiment, Plan, RunError};
+
+/// Pixels of a sheet for each pixel of an image.
+const SCALE: usize = 3;
+
+/// What to draw, and where from and to.
+#[derive(Clone, Copy, Debug)]
+pub struct SheetRequest<'a> {
+    /// How many test images, one of each class first.
+    pub images: usize,
+    /// Where images are looked for, in order.
+    pub roots: &'a [PathBuf],
+    /// Whether missing images are not fetched.
+    pub offline: bool,
+    /// The folder that the sheet goes to; made if need be.
+    pub into: &'a Path,
+    /// Set from outside to end a download.
+    pub stop: &'a AtomicBool,
+    /// Where to say what is done.
+    pub console: Console,
+}
+
+/// A contact sheet and what its rows show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sheet {
+    /// The PNG file.
+    pub path: PathBuf,
+    /// The trigger of each row, from the top down.
+    pub rows: Vec<String>,
+}
+
+/// Draws the triggers of an experiment, one row for each point of a sweep whose trigger differs from those above, on test
+/// images: original, triggered, and ten times the difference. Nothing is overwritten: a new sheet gets a new name.
+///
+/// Points on images of another shape or data set go to a sheet of their own.
+///
+/// # Errors
+/// If there are no images, a trigger cannot be made, or the sheet cannot be written.
+pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Result<Vec<Sheet>, RunError> {
+    let SheetRequest { images, roots, offline, into, stop, console } = *request;
+    let mut read: Vec<(Acquired, Vec<&Plan>)> = Vec::new();
+    for plan in experiment.plans() {
+        let alike = |(known, _): &&mut (Acquired, Vec<&Plan>)| {
+            known.used.dataset == plan.config().dataset.name() && known.plan.config().dataset == plan.config().dataset
+        };
+        match read.iter_mut().find(alike) {
+            Some((_, plans)) => plans.push(plan),
+            None => read.push((acquire(plan, roots, offline, stop, console)?, vec![plan])),
+        }
+    }
+    fs_err::create_dir_all(into)?;
+    let mut sheets = Vec::new();
+    for (acquired, plans) in read {
+        let test = &acquired.dataset.test;
+        let chosen = stratified_subset(test, images.min(test.len()), &mut stream(0, "contact-sheet"));
+        let subset = test.subset(&chosen);
+        let mut drawn = Vec::new();
+        let mut triggers: Vec<(String, Box<dyn Trigger>)> = Vec::new();
+        for plan in plans {
+            let config = plan.config();
+            let seed = config.seeds[0];
+            // Points that differ in something else look the same.
+            let what = (config.trigger.clone(), config.placement.clone());
+            if drawn.contains(&what) {
+                continue;
+            }
+            let name = plan.point().map_or_else(|| config.trigger.name().to_owned(), str::to_owned);
+            triggers.push((name, build_trigger(config, subset.shape(), seed)?));
+            drawn.push(what);
+        }
+        let named = triggers.iter().map(|(name, trigger)| (name.as_str(), trigger.as_ref())).collect::<Vec<_>>();
+        let sheet = ContactSheet::draw(&subset, &named, SCALE, acquired.plan.config().seeds[0]);
+        let path = free_name(into, &acquired.plan.name());
+        sheet.save(&path)?;
+        sheets.push(Sheet { path, rows: sheet.names().to_vec() });
+    }
+    Ok(sheets)
+}
+
+/// `NAME-triggers.png`, or with the first free number.
+fn free_name(folder: &Path, name: &str) -> PathBuf {
+    let numbered = (2..).map(|number| folder.join(format!("{name}-triggers-{number}.png")));
+    let mut names = std::iter::once(folder.join(format!("{name}-triggers.png"))).chain(numbered);
+    names.find(|path| !path.exists()).expect("numbers do not end")
+}

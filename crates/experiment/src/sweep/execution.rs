@@ -1,0 +1,233 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use patchdoor_data::DatasetConfig;
+
+use crate::backend::Backend;
+use crate::diagnostics::ConfigErrors;
+use crate::facts::DatasetFacts;
+use crate::images::{Acquired, ImagesError, acquire};
+use crate::run::{Execution, RunError, RunSettings, describe_images, execute_on};
+use crate::run_directory::{RunDirectoryError, lock};
+use crate::sweep::forecast::{Unit, UnitState};
+use crate::sweep::points::merged;
+use crate::sweep::table::sweep_name;
+use crate::sweep::{ResultTable, Sweep};
+
+/// Which runs of a sweep are computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SweepOptions {
+    /// All of them, finished or not; what is there is moved aside.
+    pub fresh: bool,
+    /// Those too that failed before.
+    pub retry_failed: bool,
+}
+
+impl SweepOptions {
+    /// Whether a run that is so far is computed.
+    pub(crate) fn computes(self, state: UnitState) -> bool {
+        match state {
+            UnitState::Finished => self.fresh,
+            UnitState::Failed => self.fresh || self.retry_failed,
+            UnitState::Begun | UnitState::Missing => true,
+        }
+    }
+}
+
+/// How a sweep ended.
+#[derive(Debug)]
+pub struct SweepExecution {
+    /// What there is of it, earlier runs included.
+    pub table: ResultTable,
+    /// Where the table is written.
+    pub folder: PathBuf,
+    /// Runs that failed, now or earlier.
+    pub failures: Vec<SweepFailure>,
+    /// Runs that another process is computing.
+    pub elsewhere: usize,
+    /// Whether it was interrupted; the same call goes on.
+    pub interrupted: bool,
+}
+
+/// A run of a sweep that has no results, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SweepFailure {
+    /// The point, in words.
+    pub point: String,
+    /// The seed.
+    pub seed: u64,
+    /// The run's name.
+    pub run: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Runs what is missing of a sweep, all points with one seed before any with the next, and tabulates all there is after
+/// every run.
+///
+/// A run that fails does not keep the others from running.
+///
+/// # Errors
+/// If there are no images, a point does not fit them, or nothing can be written.
+///
+/// # Panics
+/// Never: the images of all runs to compute are read first.
+pub fn execute_sweep(
+    sweep: &Sweep,
+    backend: &Backend,
+    settings: &RunSettings<'_>,
+    options: SweepOptions,
+) -> Result<SweepExecution, RunError> {
+    let console = settings.console;
+    let (sweep, images) = prepare(sweep, backend, settings, options)?;
+    let units = sweep.units(backend, settings.out);
+    let fingerprints = images.iter().map(|images| images.as_ref().map(|images| images.fingerprint.clone()));
+    let fingerprints = fingerprints.collect::<Vec<_>>();
+    let forecast = sweep.forecast_on(units.clone(), backend, settings.out, &fingerprints, options);
+    for line in forecast.describe(&sweep, backend, settings.out) {
+        console.say(line);
+    }
+    let mut tables = Tables { sweep: &sweep, backend, out: settings.out, failures: BTreeMap::new() };
+    let mut elsewhere = 0;
+    let mut interrupted = false;
+    let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
+    for (number, unit) in pending.iter().enumerate() {
+        if settings.stop.load(Ordering::Relaxed) {
+            interrupted = true;
+            break;
+        }
+        let Unit { point, seed, run, state } = *unit;
+        let acquired = images[*point].as_ref().expect("the images of every pending run were acquired");
+        let plan = acquired.plan.with_seed(*seed);
+        let words = plan.point().unwrap_or_default().to_owned();
+        // A run that failed has a folder of its own, which is kept under another name.
+        let settings = RunSettings { fresh: options.fresh || *state == UnitState::Failed, ..*settings };
+        let acquired = Acquired { plan, ..acquired.clone() };
+        let announce = |folder: &Path| {
+            let progress = format!("run {} of {}", number + 1, pending.len());
+            console.say(format!("{progress}: {words}, seed {seed}; results go to {}", folder.display()));
+        };
+        match execute_on(&acquired, backend, &settings, announce) {
+            Ok(Execution::Done { .. }) => {}
+            Ok(Execution::Interrupted { .. }) => {
+                interrupted = true;
+                break;
+            }
+            Err(RunError::Directory(RunDirectoryError::Busy { .. })) => {
+                console.say(format!("{words}, seed {seed} is being computed by another process"));
+                elsewhere += 1;
+                continue;
+            }
+            // These are about the machine, and every other run would meet them too.
+            Err(error @ (RunError::Directory(_) | RunError::Io(_) | RunError::Csv(_))) => return Err(error),
+            Err(error) => {
+                let reason = with_causes(&error);
+                console.say(format!("{words}, seed {seed} failed: {reason}"));
+                tables.failures.insert(run.clone(), reason);
+            }
+        }
+        tables.write()?;
+    }
+    let (table, folder) = tables.write()?;
+    let failures = table.points.iter().zip(sweep.points()).flat_map(|(result, point)| {
+        let asked = result.failed.iter().filter(|(seed, _)| sweep.seeds().contains(seed));
+        asked.map(|(&seed, reason)| SweepFailure {
+            point: point.plan().point().unwrap_or_default().to_owned(),
+            seed,
+            run: crate::run_name(&point.plan().with_seed(seed), backend),
+            reason: reason.clone(),
+        })
+    });
+    let failures = failures.collect();
+    Ok(SweepExecution { table, folder, failures, elsewhere, interrupted })
+}
+
+/// Reads the images of every point that has something to compute, each data set once, and checks the points against them.
+/// Where the shapes stand in for a missing set, the sweep is one of shapes.
+fn prepare(
+    sweep: &Sweep,
+    backend: &Backend,
+    settings: &RunSettings<'_>,
+    options: SweepOptions,
+) -> Result<(Sweep, Vec<Option<Acquired>>), RunError> {
+    let mut read: Vec<(DatasetConfig, Acquired)> = Vec::new();
+    for unit in sweep.units(backend, settings.out).iter().filter(|unit| options.computes(unit.state)) {
+        let plan = sweep.points()[unit.point].plan();
+        let dataset = &plan.config().dataset;
+        if read.iter().all(|(known, _)| known != dataset) {
+            let acquired = acquire(plan, settings.roots, settings.offline, settings.stop, settings.console)?;
+            for line in describe_images(&acquired.dataset) {
+                settings.console.say(line);
+            }
+            read.push((dataset.clone(), acquired));
+        }
+    }
+    let mut images = Vec::new();
+    let mut problems = Vec::new();
+    for point in sweep.points() {
+        let plan = point.plan();
+        let Some((_, known)) = read.iter().find(|(dataset, _)| *dataset == plan.config().dataset) else {
+            images.push(None);
+            continue;
+        };
+        let acquired = match (&known.used.substitution, plan.on_shapes()) {
+            (None, _) => Acquired { plan: plan.clone(), ..known.clone() },
+            (Some(_), Some(plan)) => Acquired { plan, ..known.clone() },
+            // This point does not allow shapes; asking for its own images says what is missing.
+            (Some(_), None) => acquire(plan, settings.roots, settings.offline, settings.stop, settings.console)?,
+        };
+        let Acquired { plan, dataset, .. } = &acquired;
+        if let Err(errors) = plan.check_against(DatasetFacts::of(&dataset.train, &dataset.test)) {
+            problems.push((plan.point().unwrap_or_default().to_owned(), errors.diagnostics));
+        }
+        images.push(Some(acquired));
+    }
+    if !problems.is_empty() {
+        let diagnostics = merged(problems, sweep.points().len());
+        return Err(ImagesError::Unfit(ConfigErrors { path: sweep.path().to_owned(), diagnostics }).into());
+    }
+    let sweep = sweep.with_plans(|number, plan| match &images[number] {
+        Some(acquired) => acquired.plan.clone(),
+        None => plan.clone(),
+    });
+    Ok((sweep, images))
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+}
+
+/// Writes what there is of a sweep.
+struct Tables<'a> {
+    sweep: &'a Sweep,
+    backend: &'a Backend,
+    out: &'a Path,
+    /// Why runs left no result, by their names.
+    failures: BTreeMap<String, String>,
+}
+
+impl Tables<'_> {
+    /// The table of all seeds that were ever asked for, and its folder.
+    fn write(&self) -> Result<(ResultTable, PathBuf), RunError> {
+        let name = sweep_name(self.sweep, self.backend);
+        let folder = self.out.join(&name);
+        // Another process may be at other seeds of the same sweep.
+        let _lock = loop {
+            if let Some(lock) = lock(self.out, &name)? {
+                break lock;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let mut seeds = self.sweep.seeds().to_vec();
+        seeds.extend(ResultTable::read(&folder).map(|table| table.seeds).unwrap_or_default());
+        seeds.sort_unstable();
+        seeds.dedup();
+        let table = ResultTable::of_sweep(self.sweep, &seeds, self.backend, self.out, &self.failures);
+        table.write(&folder)?;
+        Ok((table, folder))
+    }
+}
