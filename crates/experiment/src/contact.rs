@@ -7,7 +7,7 @@ use patchdoor_triggers::ContactSheet;
 use crate::images::{Acquired, acquire};
 use crate::progress::Console;
 use crate::run::build_trigger;
-use crate::{Experiment, Plan, RunError};
+use crate::{Experiment, Plan, RunError, choice_name};
 
 /// Pixels of a sheet for each pixel of an image.
 const SCALE: usize = 3;
@@ -36,6 +36,8 @@ pub struct Sheet {
     pub path: PathBuf,
     /// The trigger of each row, from the top down.
     pub rows: Vec<String>,
+    /// Triggers that are not drawn, because their cells are chosen by a surrogate that a run has to train.
+    pub left_out: Vec<String>,
 }
 
 /// Draws the triggers of an experiment, one row for each point of a sweep whose trigger differs from those above, on test
@@ -64,6 +66,8 @@ pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Res
         let chosen = stratified_subset(test, images.min(test.len()), &mut stream(0, "contact-sheet"));
         let subset = test.subset(&chosen);
         let mut drawn = Vec::new();
+        let mut left_out = Vec::new();
+        let mut cells = None;
         let mut triggers: Vec<(String, Box<dyn Trigger>)> = Vec::new();
         for plan in plans {
             let config = plan.config();
@@ -74,14 +78,22 @@ pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Res
                 continue;
             }
             let name = plan.point().map_or_else(|| config.trigger.name().to_owned(), str::to_owned);
-            triggers.push((name, build_trigger(config, subset.shape(), seed)?));
+            if let Some(placement) = config.placement.as_ref().filter(|placement| placement.surrogate().is_some()) {
+                cells = Some(choice_name(&placement.cells));
+                left_out.push(name);
+            } else {
+                triggers.push((name, build_trigger(config, config.placement.as_ref(), subset.shape(), seed)?));
+            }
             drawn.push(what);
+        }
+        if let Some(cells) = cells.filter(|_| triggers.is_empty()) {
+            return Err(RunError::NeedsSurrogate { cells });
         }
         let named = triggers.iter().map(|(name, trigger)| (name.as_str(), trigger.as_ref())).collect::<Vec<_>>();
         let sheet = ContactSheet::draw(&subset, &named, SCALE, acquired.plan.config().seeds[0]);
         let path = free_name(into, &acquired.plan.name());
         sheet.save(&path)?;
-        sheets.push(Sheet { path, rows: sheet.names().to_vec() });
+        sheets.push(Sheet { path, rows: sheet.names().to_vec(), left_out });
     }
     Ok(sheets)
 }

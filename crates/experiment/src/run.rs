@@ -101,9 +101,9 @@ pub enum RunError {
     /// The images cannot be poisoned as asked.
     #[error("the training images cannot be poisoned")]
     Poisoning(#[from] DataError),
-    /// An export has no backend to train a surrogate on.
+    /// An export or a contact sheet has no backend to train a surrogate on.
     #[error(
-        "placement.cells is {cells}, chosen by a surrogate: run the experiment, then export it with --set \
+        "placement.cells is {cells}, chosen by a surrogate: run the experiment, then try again with --set \
          placement.cells.list=CELLS, the cells of its surrogate.json"
     )]
     NeedsSurrogate {

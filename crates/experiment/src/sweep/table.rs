@@ -29,6 +29,9 @@ const HEADINGS: [(&str, &str); 6] = [
     ("robust-accuracy", "RA"),
 ];
 
+/// Headings of numbers that groups have.
+const GROUP_HEADINGS: [(&str, &str); 2] = [("defense-effectiveness", "DER"), ("robust-improvement", "RIR")];
+
 /// Numbers that only files for programs have.
 const UNSHOWN: [&str; 2] = ["clean-twin-accuracy", "asr-all-classes"];
 
@@ -511,8 +514,9 @@ fn published_path(path: &Path) -> String {
 
 /// What a number is called at the head of a column.
 pub(crate) fn heading(name: &str) -> &str {
-    let short = HEADINGS.iter().find(|(known, _)| *known == name).map(|(_, heading)| *heading);
-    short.unwrap_or_else(|| name.rsplit('/').next().unwrap_or(name))
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let short = HEADINGS.iter().chain(&GROUP_HEADINGS).find(|(known, _)| *known == last);
+    short.map_or(last, |(_, heading)| heading)
 }
 
 fn interval_unless_constant(metric: &MetricResult) -> String {
@@ -525,6 +529,8 @@ fn number_text(name: &str, value: f64) -> String {
         percent(value)
     } else if name == POISONED {
         if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+    } else if name.ends_with("/seconds") {
+        format!("{value:.0}")
     } else {
         format!("{:.4}", value + 0.0)
     }
