@@ -4,6 +4,8 @@ use patchdoor_train::TrainingConfig;
 use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::routing::RoutingConfig;
+
 /// An experiment as written in a TOML file.
 ///
 /// Nothing here is checked yet: [`Plan`](crate::Plan) is the checked form, and only a plan can run.
@@ -36,6 +38,9 @@ pub struct ExperimentConfig {
     /// How it is trained.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// Whether and how to look at what routers select after training; not at all if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingConfig>,
     /// Numbers to print beside ours, usually a paper's. They change no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,

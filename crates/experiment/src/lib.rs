@@ -47,6 +47,7 @@ mod poisoned;
 mod progress;
 mod report;
 mod result;
+mod routing;
 mod run;
 mod run_directory;
 mod twin;
@@ -66,5 +67,6 @@ pub use result::{
     ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements,
 };
+pub use routing::{AssociationNumbers, RoutingConfig, RoutingMeasurements, RoutingNumbers, RoutingSummary, SetNumbers};
 pub use run::{Execution, RunError, RunSettings, execute, run_name};
 pub use run_directory::{Opened, RunDirectory, RunDirectoryError};

@@ -94,7 +94,7 @@ pub fn table(runs: &[RunSummary]) -> String {
             }
         }
     }
-    align(&header, &rows)
+    align(&header, &rows) + &crate::routing::table(runs)
 }
 
 /// One line about a run: what, on what, how much of it poisoned.
@@ -209,6 +209,7 @@ mod tests {
                 asr: Some(0.02),
             }),
             classes: Vec::new(),
+            routing: None,
             training_seconds: 1.0,
             images_per_second: 400.0,
         }));
@@ -238,6 +239,7 @@ mod tests {
             backend: "flex".into(),
             device: "a processor".into(),
             metrics: MetricSummaries::of(&seeds),
+            routing: crate::routing::summarize(&seeds),
             expected: Some(ExpectedConfig { clean_accuracy: Some(0.92), asr: Some(1.0), ..ExpectedConfig::default() }),
             seeds,
         }

@@ -8,7 +8,7 @@ use patchdoor_data::{DataError, Dataset, ImageSet, ImageShape, PoisoningPlan, Tr
 use patchdoor_kernels::Kernels;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{InputShape, ModelError};
-use patchdoor_train::{EpochRecord, TrainError, predict};
+use patchdoor_train::{EpochRecord, TrainError, predict_with_routing};
 use patchdoor_triggers::TriggerError;
 use serde::Serialize;
 
@@ -23,8 +23,9 @@ use crate::result::{
     ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements, attack_outcome,
 };
+use crate::routing::{EpochRouting, measure, summarize};
 use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
-use crate::twin::{TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
+use crate::twin::{OneTraining, TrainingEnd, TwinEnd, clean_twin, remove_checkpoint};
 use crate::{ExperimentConfig, Plan};
 
 /// Images predicted at once; the predictions do not depend on it.
@@ -190,6 +191,7 @@ pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Re
         backend: backend.name().into(),
         device: backend.device().into(),
         metrics: MetricSummaries::of(&seeds),
+        routing: summarize(&seeds),
         expected: plan.config().expected,
         seeds,
     };
@@ -281,7 +283,11 @@ where
 
     let poisoned = poisoning.apply(&images.training, trigger.as_ref(), seed);
     let label = format!("{} seed {seed}, backdoored", job.plan.name());
-    let (classifier, history) = match train_one::<B>(job, seed, &images, &poisoned, folder, label, device)? {
+    let looks = (config.routing.as_ref(), &config.model);
+    let routing_folder = folder.join("routing");
+    let mut epochs = EpochRouting::new(looks, test, (trigger.as_ref(), seed), routing_folder.clone(), device);
+    let training = OneTraining { seed, images: &images, training: &poisoned, folder, label };
+    let (classifier, history) = match training.run::<B>(job, epochs.as_mut(), device)? {
         TrainingEnd::Finished(classifier, history) => (classifier, history),
         TrainingEnd::Failed(reason) => return Ok(Some(result(SeedOutcome::Failed { reason }))),
         TrainingEnd::Interrupted => return Ok(None),
@@ -290,11 +296,27 @@ where
 
     let triggered = trigger_all_images(test, trigger.as_ref(), seed);
     let outcome = |predicted: &[u8]| attack_outcome(predicted, test.labels(), &config.poisoning, test.class_count());
-    let clean = predict(&classifier, test, PREDICTION_BATCH, device);
-    let predicted = predict(&classifier, &triggered, PREDICTION_BATCH, device);
-    let attack = outcome(&predicted);
+    let clean = predict_with_routing(&classifier, test, PREDICTION_BATCH, device);
+    let predicted = predict_with_routing(&classifier, &triggered, PREDICTION_BATCH, device);
     let twin = twin.map(|twin| {
-        let attack = outcome(&predict(&twin.classifier, &triggered, PREDICTION_BATCH, device));
+        let predicted = predict_with_routing(&twin.classifier, &triggered, PREDICTION_BATCH, device);
+        (twin, predicted)
+    });
+    let routing = match &config.routing {
+        Some(routing) => measure::<B>(
+            (routing, &config.model),
+            (test, &triggered),
+            [&clean, &predicted],
+            twin.as_ref().map(|(twin, predicted)| (&twin.classifier, predicted)),
+            &routing_folder,
+            device,
+        )?,
+        None => None,
+    };
+    let (clean, predicted) = (clean.classes, predicted.classes);
+    let attack = outcome(&predicted);
+    let twin = twin.map(|(twin, predicted)| {
+        let attack = outcome(&predicted.classes);
         TwinMeasurements {
             folder: twin.folder,
             clean_accuracy: twin.result.clean_accuracy,
@@ -318,6 +340,7 @@ where
             (&predicted, test.labels()),
             &config.poisoning,
         ),
+        routing: routing.map(Box::new),
         training_seconds: seconds,
         images_per_second: (images.training.len() * history.len()) as f64 / seconds.max(1e-9),
     };

@@ -37,6 +37,7 @@ mod dense;
 mod error;
 mod init;
 mod patch_moe;
+mod receptive_field;
 mod router;
 mod trunk;
 mod weights;

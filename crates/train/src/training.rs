@@ -14,9 +14,13 @@ use patchdoor_model::Classifier;
 
 use crate::batches::{Batch, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
+use crate::observer::Blind;
 use crate::optimizer::Optimizer;
 use crate::prediction::{classes_of, predict};
-use crate::{BatchNormStatistics, BatchProgress, EpochRecord, Schedule, TrainError, TrainingConfig, TrainingObserver};
+use crate::{
+    BatchNormStatistics, BatchProgress, ClassifierObserver, EpochRecord, Schedule, TrainError, TrainingConfig,
+    TrainingObserver,
+};
 
 /// What a classifier learns from.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +78,26 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
+    train_observed(classifier, data, config, seed, checkpoints, &mut Blind(observer), device)
+}
+
+/// Like [`train`], and shows the observer the classifier after every epoch.
+///
+/// # Errors
+/// Those of [`train`].
+pub fn train_observed<B>(
+    classifier: Classifier<B>,
+    data: &TrainingData<'_>,
+    config: &TrainingConfig,
+    seed: u64,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn ClassifierObserver<B>,
+    device: &B::Device,
+) -> Result<Outcome<B>, TrainError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
     }
@@ -103,6 +127,7 @@ where
             };
             return Ok(Outcome::Interrupted { epochs });
         };
+        observer.classifier_trained(&next.classifier, &record);
         next.history.push(record);
         state = next;
         if let Some(directory) = &checkpoints {
@@ -128,7 +153,7 @@ fn run_epoch<B>(
     data: &TrainingData<'_>,
     config: &TrainingConfig,
     seed: u64,
-    observer: &mut dyn TrainingObserver,
+    observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Option<(Resumed<B>, EpochRecord)>, TrainError>
 where
