@@ -7,6 +7,7 @@ use patchdoor_triggers::ContactSheet;
 use crate::images::{Acquired, acquire};
 use crate::progress::Console;
 use crate::run::build_trigger;
+use crate::surrogate::placement_without_surrogate;
 use crate::{Experiment, Plan, RunError};
 
 /// Pixels of a sheet for each pixel of an image.
@@ -74,7 +75,10 @@ pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Res
                 continue;
             }
             let name = plan.point().map_or_else(|| config.trigger.name().to_owned(), str::to_owned);
-            triggers.push((name, build_trigger(config, subset.shape(), seed)?));
+            match placement_without_surrogate(config) {
+                Ok(placement) => triggers.push((name, build_trigger(config, placement, subset.shape(), seed)?)),
+                Err(reason) => console.say(format!("{name} is not drawn: {reason}")),
+            }
             drawn.push(what);
         }
         let named = triggers.iter().map(|(name, trigger)| (name.as_str(), trigger.as_ref())).collect::<Vec<_>>();

@@ -122,7 +122,7 @@ pub fn table(runs: &[RunSummary]) -> String {
         text.push('\n');
         text.push_str(&defense_table(runs));
     }
-    text
+    text + &crate::routing::table(runs)
 }
 
 /// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
@@ -287,6 +287,7 @@ mod tests {
                 asr: Some(0.02),
             }),
             classes: Vec::new(),
+            routing: None,
             training_seconds: 1.0,
             images_per_second: 400.0,
             defenses: Vec::new(),
@@ -318,6 +319,7 @@ mod tests {
             device: "a processor".into(),
             metrics: MetricSummaries::of(&seeds),
             defenses: crate::DefenseSummary::of(&seeds),
+            routing: crate::routing::summarize(&seeds),
             expected: Some(ExpectedConfig { clean_accuracy: Some(0.92), asr: Some(1.0), ..ExpectedConfig::default() }),
             seeds,
         }
