@@ -71,8 +71,13 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         let images = counts
             .training
             .map_or_else(|| "a share of the".to_owned(), |training| defender.amount.count(training).to_string());
-        let (epochs, data) = (defender.defense.epochs(), defender.data.name());
-        lines.push(format!("  then {}: {images} {data} images, {epochs} epochs", defender.title()));
+        let data = defender.data.name();
+        let epochs = match defender.defense.epochs() {
+            0 => "no training".to_owned(),
+            1 => "1 epoch".to_owned(),
+            epochs => format!("{epochs} epochs"),
+        };
+        lines.push(format!("  then {}: {images} {data} images, {epochs}", defender.title()));
     }
     lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
     lines
