@@ -1,6 +1,8 @@
 //! Runs that look at what routers select.
 
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use patchdoor_tests::{Bench, SMALL};
 use serde_json::Value;
@@ -87,6 +89,40 @@ fn looking_at_routing_changes_no_weight_and_no_other_number() {
         (weights, ["clean-accuracy", "asr", "robust-accuracy", "clean-twin", "classes"].map(|n| measured[n].clone()))
     };
     assert_eq!(run(SMALL), run(&format!("{SMALL}\n[routing]\nper-epoch = true\n")));
+}
+
+#[test]
+fn a_run_killed_amid_its_epochs_ends_with_the_lines_of_one_that_was_not() {
+    let text =
+        format!("{}\n[routing]\nper-epoch = true\nfigures = false\n", SMALL.replace("epochs = 4", "epochs = 12"));
+    let run = |is_killed: bool| {
+        let bench = Bench::new();
+        bench.file("long.toml", &text);
+        if is_killed {
+            let mut child = bench.command(&["run", "long.toml"]).stderr(Stdio::null()).spawn().expect("it starts");
+            let start = Instant::now();
+            // The folder's name ends in `.partial` while the run is under way; three epochs are on record.
+            while lines(&bench).is_none_or(|lines| lines.lines().count() < 3) {
+                assert!(child.try_wait().expect("it is ours").is_none(), "the run ended before it was killed");
+                assert!(start.elapsed() < Duration::from_mins(5), "no epoch ended");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            child.kill().expect("it is ours");
+            child.wait().expect("it ends");
+        }
+        bench.run(&["run", "long.toml"]).expect(0);
+        lines(&bench).expect("a line for each epoch")
+    };
+    let (whole, resumed) = (run(false), run(true));
+    assert_eq!(whole.lines().count(), 12);
+    assert_eq!(whole, resumed);
+}
+
+/// The lines of `epochs.jsonl` in the only run there is, finished or not.
+fn lines(bench: &Bench) -> Option<String> {
+    let runs = std::fs::read_dir(bench.path().join("runs")).ok()?.filter_map(Result::ok);
+    let mut found = runs.map(|run| run.path().join("seed-0/routing/epochs.jsonl")).filter(|path| path.is_file());
+    std::fs::read_to_string(found.next()?).ok()
 }
 
 #[test]

@@ -299,6 +299,7 @@ fn similarities(
 #[cfg(test)]
 pub(crate) mod tests {
     use patchdoor_data::{ImageShape, stream};
+    use rand::seq::SliceRandom;
     use rand::seq::index::sample;
     use rand::{Rng, RngExt};
 
@@ -311,10 +312,17 @@ pub(crate) mod tests {
         PatchMoeConfig { experts: EXPERTS, patches_per_expert: KEPT, ..PatchMoeConfig::default() }
     }
 
-    /// Noise of two classes, and the same with a white square over the four cells of the lower right corner.
+    /// Images of two classes whose cells all differ in brightness, in random order, and the same with a white square over the four cells of the lower right corner.
     pub(crate) fn images(count: usize, rng: &mut impl Rng) -> [ImageSet; 2] {
         let shape = ImageShape::RGB_32;
-        let pixels: Vec<u8> = (0..count * shape.size()).map(|_| rng.random_range(0..255)).collect();
+        let mut pixels = Vec::with_capacity(count * shape.size());
+        for _ in 0..count {
+            let mut levels: Vec<u8> = (0..64).collect();
+            levels.shuffle(rng);
+            // Cells are 3 apart and the noise is less.
+            let level = |byte: usize| 3 * levels[byte / 3 / 32 / 4 * 8 + byte / 3 % 32 / 4];
+            pixels.extend((0..shape.size()).map(|byte| level(byte) + rng.random_range(0..2)));
+        }
         let mut triggered = pixels.clone();
         for image in triggered.chunks_exact_mut(shape.size()) {
             for row in 24..32 {
@@ -373,7 +381,7 @@ pub(crate) mod tests {
         assert!((value(numbers.clean.intensity.auc) - 1.0).abs() < 1e-9);
         assert!((value(numbers.triggered.intensity.auc) - 1.0).abs() < 1e-9);
         assert!((value(numbers.trigger_capture) - 1.0).abs() < 1e-9);
-        assert!(value(numbers.trigger_capture_untouched) < 0.5, "noise is not brighter there");
+        assert!(value(numbers.trigger_capture_untouched) < 0.5, "it is not brighter there");
         assert!((value(numbers.clean.expert_similarity) - 1.0).abs() < 1e-9, "the experts agree");
         // The white cells have no variance: a router that takes them all takes the four lowest of 64.
         assert!(value(numbers.triggered.variance.auc) < value(numbers.clean.variance.auc));

@@ -66,15 +66,20 @@ impl CellProperty {
 
 /// Every property of every cell of every image, ranked, in the order of [`CellProperty::ALL`].
 ///
-/// Pixels are turned to grey first, the plain mean of their channels.
+/// Pixels are turned to grey first, the plain mean of their channels. It is divided by the number of channels last, so that
+/// equally bright cells are equal to the bit.
 pub(crate) fn cell_scores(images: &ImageSet, cells: &[Area]) -> [PatchScores; 3] {
     let ImageShape { width, channels, .. } = images.shape();
+    let scale = 1.0 / channels as f32;
     let scores: Vec<f32> = (0..images.len())
         .into_par_iter()
         .flat_map_iter(|image| {
-            let mean = |pixel: &[u8]| pixel.iter().map(|&byte| f32::from(byte)).sum::<f32>() / channels as f32;
-            let grey: Vec<f32> = images.pixels(image).chunks_exact(channels).map(mean).collect();
-            let of = |property: CellProperty| cells.iter().map(|cell| property.of(&grey, width, cell)).collect();
+            let sum = |pixel: &[u8]| pixel.iter().map(|&byte| f32::from(byte)).sum::<f32>();
+            let sums: Vec<f32> = images.pixels(image).chunks_exact(channels).map(sum).collect();
+            let of = |property: CellProperty| {
+                let scale = if property == CellProperty::Variance { scale * scale } else { scale };
+                cells.iter().map(|cell| scale * property.of(&sums, width, cell)).collect()
+            };
             CellProperty::ALL.map(of).into_iter().flat_map(|scores: Vec<f32>| scores)
         })
         .collect();

@@ -69,6 +69,18 @@ mod tests {
     #[test]
     fn a_model_without_routers_is_refused_with_its_place() {
         let text = "dataset = \"shapes\"\n[trigger.square]\n[model.wide-resnet]\n\n[routing]\nper-epoch-images = 0\n";
-        insta::assert_snapshot!(plan(text).expect_err("there are no routers"));
+        insta::assert_snapshot!(plan(text).expect_err("there are no routers"), @r"
+        error: routing is asked of model.wide-resnet, expected a model with routers, such as model.patch-moe, or no such table
+         --> a.toml:5:1
+          |
+        5 | [routing]
+          | ^^^^^^^^^
+
+        error: routing.per-epoch-images is 0, expected 1 or more
+         --> a.toml:6:20
+          |
+        6 | per-epoch-images = 0
+          |                    ^
+        ");
     }
 }
