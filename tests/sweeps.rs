@@ -92,7 +92,7 @@ fn a_sweep_runs_seed_after_seed_shares_its_twins_and_tabulates_everything() {
         assert_eq!(metric("poisoned-images")["mean"], poisoned);
         let asr = metric("asr");
         let values: Vec<f64> = ["1", "3"].map(|seed| asr["values"][seed].as_f64().expect("a share")).into();
-        assert!((asr["mean"].as_f64().expect("a share") - (values[0] + values[1]) / 2.0).abs() < 1e-12);
+        assert!((asr["mean"].as_f64().expect("a share") - f64::midpoint(values[0], values[1])).abs() < 1e-12);
         assert_eq!(asr["count"], 2);
         assert!(asr["interval-95"].is_array() && asr["standard-deviation"].is_number());
         for (seed, run) in point["runs"].as_object().expect("runs") {

@@ -208,11 +208,11 @@ mod tests {
             let column = features.iter::<f32>().skip(16).step_by(64).collect::<Vec<_>>();
             column.iter().sum::<f32>() / 20.0
         };
-        // Filter 17 becomes that mean: its weights are zero, its bias undoes the normalization's epsilon.
+        // Filter 17 becomes that mean: its weights are zero, its bias undoes the normalization's shift and epsilon.
         let mut weights: Vec<f32> = varied.tensors()["experts.1.conv.weight"].iter::<f32>().collect();
         weights[64..128].fill(0.0);
         let mut biases: Vec<f32> = varied.tensors()["experts.1.conv.bias"].iter::<f32>().collect();
-        biases[1] = mean * 1.001f32.sqrt();
+        biases[1] = (mean - 0.5) * 1.001f32.sqrt();
         let varied = varied.with_tensors(
             [
                 ("experts.1.conv.weight".to_owned(), TensorData::new(weights, [16, 64, 1, 1])),

@@ -14,7 +14,8 @@ use crate::{DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired};
 ///
 /// Fine-Pruning (Liu et al. 2018, arXiv:1805.12185) as the code of Chan et al. (2025, arXiv:2505.01811) does it. The
 /// weights and the bias of a pruned filter become zero; what batch normalization makes of the zero still reaches the
-/// head, and in training pruned weights may grow again. Of the dense baseline, the filters are those of its last
+/// head, and in training pruned weights may grow again (those whose shift in that normalization is positive; the others
+/// take no gradient). Of the dense baseline, the filters are those of its last
 /// convolution.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]

@@ -120,13 +120,13 @@ mod tests {
 
     use super::*;
     use crate::DefenderData;
-    use crate::testing::{Learner, constant_filters, quick_training, shapes, tensor};
+    use crate::testing::{Learner, alive, constant_filters, quick_training, shapes, tensor};
 
     /// All images are taken for class 0 as long as filter 40 is there, whose feature alone speaks for it, and for class
     /// 1 without.
     fn one_filter_decides() -> Classifier<Learner> {
         let biases: Vec<f32> = (0..64u8).map(f32::from).collect();
-        let classifier = constant_filters::<Learner>(&biases);
+        let classifier = alive(constant_filters(&biases));
         let mut weight = vec![0.0f32; 640];
         weight[40] = 1.0;
         let mut bias = vec![0.0f32; 10];

@@ -22,6 +22,7 @@ pub(crate) struct Problem {
 /// Every value of the configuration that cannot be, as far as the images are known.
 pub(crate) fn check(config: &ExperimentConfig, facts: Option<DatasetFacts>) -> Vec<Problem> {
     let mut problems = check_own_fields(config);
+    problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
     problems.extend(match facts {
         Some(facts) => check_fit(config, facts),
         None => from_data("poisoning", config.poisoning.validate(MOST_CLASSES)).collect(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::SurrogateConfig;
 use crate::defender::DefenderConfig;
+use crate::routing::RoutingConfig;
 
 /// An experiment as written in a TOML file.
 ///
@@ -45,6 +46,9 @@ pub struct ExperimentConfig {
     /// What is tried, each on its own, to remove the backdoor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defenses: Vec<DefenderConfig>,
+    /// Whether and how to look at what routers select after training; not at all if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingConfig>,
     /// Numbers to print beside ours, usually a paper's. They change no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,

@@ -51,6 +51,7 @@ mod progress;
 mod report;
 mod result;
 mod results;
+mod routing;
 mod run;
 mod run_directory;
 mod surrogate;
@@ -78,6 +79,7 @@ pub use result::{
     TwinMeasurements,
 };
 pub use results::{Collected, ResultsError, collect_results, render_results};
+pub use routing::{AssociationNumbers, RoutingConfig, RoutingMeasurements, RoutingNumbers, RoutingSummary, SetNumbers};
 pub use run::{Execution, RunError, RunSettings, execute, run_name};
 pub use run_directory::{Opened, RunDirectory, RunDirectoryError};
 pub use surrogate::SurrogateConfig;

@@ -8,7 +8,8 @@ use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::progress::Console;
 
 use crate::run::build_trigger;
-use crate::{Plan, RunError, choice_name};
+use crate::surrogate::placement_without_surrogate;
+use crate::{Plan, RunError};
 
 /// What an export came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +54,7 @@ pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Expor
     let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, stop, console)?;
     let config = plan.config();
     let training = SeedImages::draw(config, &dataset.train, seed).training;
-    if let Some(placement) = config.placement.as_ref().filter(|placement| placement.surrogate().is_some()) {
-        return Err(RunError::NeedsSurrogate { cells: choice_name(&placement.cells) });
-    }
-    let trigger = build_trigger(config, config.placement.as_ref(), training.shape(), seed)?;
+    let trigger = build_trigger(config, placement_without_surrogate(config)?, training.shape(), seed)?;
     let poisoning = PoisoningPlan::draw_for(&config.poisoning, &training, trigger.as_ref(), seed)?;
     let train = poisoning.apply(&training, trigger.as_ref(), seed);
     let test = test_images(config, &dataset.test);

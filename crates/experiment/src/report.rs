@@ -71,8 +71,13 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         let images = counts
             .training
             .map_or_else(|| "a share of the".to_owned(), |training| defender.amount.count(training).to_string());
-        let (epochs, data) = (defender.defense.epochs(), defender.data.name());
-        lines.push(format!("  then {}: {images} {data} images, {epochs} epochs", defender.title()));
+        let data = defender.data.name();
+        let epochs = match defender.defense.epochs() {
+            0 => "no training".to_owned(),
+            1 => "1 epoch".to_owned(),
+            epochs => format!("{epochs} epochs"),
+        };
+        lines.push(format!("  then {}: {images} {data} images, {epochs}", defender.title()));
     }
     lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
     lines
@@ -122,7 +127,7 @@ pub fn table(runs: &[RunSummary]) -> String {
         text.push('\n');
         text.push_str(&defense_table(runs));
     }
-    text
+    text + &crate::routing::table(runs)
 }
 
 /// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
@@ -287,6 +292,7 @@ mod tests {
                 asr: Some(0.02),
             }),
             classes: Vec::new(),
+            routing: None,
             training_seconds: 1.0,
             images_per_second: 400.0,
             defenses: Vec::new(),
@@ -318,6 +324,7 @@ mod tests {
             device: "a processor".into(),
             metrics: MetricSummaries::of(&seeds),
             defenses: crate::DefenseSummary::of(&seeds),
+            routing: crate::routing::summarize(&seeds),
             expected: Some(ExpectedConfig { clean_accuracy: Some(0.92), asr: Some(1.0), ..ExpectedConfig::default() }),
             seeds,
         }

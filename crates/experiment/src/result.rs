@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
+
 use patchdoor_data::PoisoningConfig;
 use patchdoor_metrics::{AttackOutcome, ClassAccuracy, Summary};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ExpectedConfig;
 use crate::defense::{DefenseResult, DefenseStanding, DefenseSummary, Ratings};
+use crate::routing::{RoutingMeasurements, RoutingSummary};
 
 /// Version of the result files' layout.
 pub const SCHEMA: u32 = 1;
@@ -75,6 +78,9 @@ pub struct Measurements {
     pub clean_twin: Option<TwinMeasurements>,
     /// The numbers above for each class of the test images.
     pub classes: Vec<ClassMeasurements>,
+    /// What the routers select, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Box<RoutingMeasurements>>,
     /// Seconds spent training the backdoored classifier.
     pub training_seconds: f64,
     /// Training images per second.
@@ -171,6 +177,9 @@ pub struct RunSummary {
     pub device: String,
     /// Mean and spread over the finished seeds.
     pub metrics: MetricSummaries,
+    /// Mean and spread over the finished seeds of what routers select, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routing: BTreeMap<String, RoutingSummary>,
     /// The numbers the experiment expects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,
@@ -286,6 +295,7 @@ pub(crate) fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
             numbers.extend(standing(&format!("{title}, {} pruned", row.pruned_fraction), &row.after, &row.ratings));
         }
     }
+    numbers.extend(measurements.routing.iter().flat_map(|routing| routing.named()));
     numbers
 }
 

@@ -7,8 +7,8 @@ use fs_err as fs;
 use patchdoor_data::{DataError, Dataset, ImageSet, ImageShape, PoisoningPlan, Trigger, trigger_all_images};
 use patchdoor_kernels::Kernels;
 use patchdoor_metrics::accuracy;
-use patchdoor_model::{InputShape, ModelError};
-use patchdoor_train::{EpochRecord, TrainError, predict};
+use patchdoor_model::{Classifier, InputShape, ModelError};
+use patchdoor_train::{EpochRecord, TrainError, predict_with_routing};
 use patchdoor_triggers::{PlacementConfig, TriggerError};
 use serde::Serialize;
 
@@ -24,9 +24,10 @@ use crate::result::{
     ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements, attack_outcome,
 };
+use crate::routing::{EpochRouting, measure, summarize};
 use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
 use crate::surrogate::{PlacementEnd, resolve_placement};
-use crate::twin::{Role, TrainingEnd, TwinEnd, clean_twin, remove_checkpoint, train_one};
+use crate::twin::{OneTraining, Role, TrainingEnd, Twin, TwinEnd, clean_twin, remove_checkpoint};
 use crate::{ExperimentConfig, Plan};
 
 /// Images predicted at once; the predictions do not depend on it.
@@ -101,10 +102,10 @@ pub enum RunError {
     /// The images cannot be poisoned as asked.
     #[error("the training images cannot be poisoned")]
     Poisoning(#[from] DataError),
-    /// An export or a contact sheet has no backend to train a surrogate on.
+    /// Where nothing is trained, no surrogate can choose cells.
     #[error(
-        "placement.cells is {cells}, chosen by a surrogate: run the experiment, then try again with --set \
-         placement.cells.list=CELLS, the cells of its surrogate.json"
+        "its cells are {cells}, chosen by a surrogate: run the experiment, then give the cells of its surrogate.json \
+         with --set placement.cells.list=CELLS"
     )]
     NeedsSurrogate {
         /// The choice of cells.
@@ -221,6 +222,7 @@ pub(crate) fn execute_on(
         backend: backend.name().into(),
         device: backend.device().into(),
         metrics: MetricSummaries::of(&seeds),
+        routing: summarize(&seeds),
         expected: plan.config().expected,
         defenses: DefenseSummary::of(&seeds),
         seeds,
@@ -324,64 +326,118 @@ where
 
     let poisoned = poisoning.apply(&images.training, trigger.as_ref(), seed);
     let label = format!("{} seed {seed}, backdoored", job.plan.name());
-    let (classifier, history) = match train_one::<B>(job, seed, &images, &poisoned, folder, label, device)? {
+    let looks = (config.routing.as_ref(), &config.model);
+    let mut epochs = EpochRouting::new(looks, test, (trigger.as_ref(), seed), folder.join("routing"), device);
+    let training = OneTraining { seed, images: &images, training: &poisoned, folder, label };
+    let (classifier, history) = match training.run::<B>(job, epochs.as_mut(), device)? {
         TrainingEnd::Finished(classifier, history) => (classifier, history),
         TrainingEnd::Failed(reason) => return Ok(Some(result(SeedOutcome::Failed { reason }))),
         TrainingEnd::Interrupted => return Ok(None),
     };
     drop(poisoned);
 
-    let triggered = trigger_all_images(test, trigger.as_ref(), seed);
-    let outcome = |predicted: &[u8]| attack_outcome(predicted, test.labels(), &config.poisoning, test.class_count());
-    let clean = predict(&classifier, test, PREDICTION_BATCH, device);
-    let predicted = predict(&classifier, &triggered, PREDICTION_BATCH, device);
-    let attack = outcome(&predicted);
-    let twin = twin.map(|twin| {
-        let attack = outcome(&predict(&twin.classifier, &triggered, PREDICTION_BATCH, device));
-        TwinMeasurements {
-            folder: twin.folder,
-            clean_accuracy: twin.result.clean_accuracy,
-            asr: attack.attack_success_rate(),
-        }
-    });
-    let clean_accuracy = accuracy(&clean, test.labels()).unwrap_or(0.0);
-    let victim = Victim {
-        job,
-        seed,
-        folder,
-        images: &images,
-        poisoning: &poisoning,
-        trigger: trigger.as_ref(),
-        test,
-        triggered: &triggered,
-        before: DefenseStanding {
+    let attacked =
+        Attacked { job, seed, folder, images: &images, poisoning: &poisoning, trigger: trigger.as_ref(), test };
+    let measured = attacked.measure::<B>(&classifier, &history, twin, device)?;
+    Ok(measured.map(|measurements| result(SeedOutcome::Finished(Box::new(measurements)))))
+}
+
+/// A seed whose classifier is trained, ready to be measured.
+struct Attacked<'a> {
+    job: &'a Job<'a>,
+    seed: u64,
+    folder: &'a Path,
+    images: &'a SeedImages,
+    poisoning: &'a PoisoningPlan,
+    trigger: &'a dyn Trigger,
+    test: &'a ImageSet,
+}
+
+impl Attacked<'_> {
+    /// Measures the attack and what defenses make of it; `None` if interrupted.
+    fn measure<B>(
+        &self,
+        classifier: &Classifier<B::InnerBackend>,
+        history: &[EpochRecord],
+        twin: Option<Box<Twin<B>>>,
+        device: &B::Device,
+    ) -> Result<Option<Measurements>, RunError>
+    where
+        B: AutodiffBackend + Kernels,
+        B::InnerBackend: Kernels,
+    {
+        let &Self { job, seed, folder, images, poisoning, trigger, test } = self;
+        let config = job.plan.config();
+        let triggered = trigger_all_images(test, trigger, seed);
+        let outcome =
+            |predicted: &[u8]| attack_outcome(predicted, test.labels(), &config.poisoning, test.class_count());
+        let clean = predict_with_routing(classifier, test, PREDICTION_BATCH, device);
+        let predicted = predict_with_routing(classifier, &triggered, PREDICTION_BATCH, device);
+        let twin = twin.map(|twin| {
+            let predicted = predict_with_routing(&twin.classifier, &triggered, PREDICTION_BATCH, device);
+            (twin, predicted)
+        });
+        let routing = match &config.routing {
+            Some(routing) => measure::<B>(
+                (routing, &config.model),
+                (test, &triggered),
+                [&clean, &predicted],
+                twin.as_ref().map(|(twin, predicted)| (&twin.classifier, predicted)),
+                &folder.join("routing"),
+                device,
+            )?,
+            None => None,
+        };
+        let (clean, predicted) = (clean.classes, predicted.classes);
+        let attack = outcome(&predicted);
+        let twin = twin.map(|(twin, predicted)| {
+            let attack = outcome(&predicted.classes);
+            TwinMeasurements {
+                folder: twin.folder,
+                clean_accuracy: twin.result.clean_accuracy,
+                asr: attack.attack_success_rate(),
+            }
+        });
+        let clean_accuracy = accuracy(&clean, test.labels()).unwrap_or(0.0);
+        let victim = Victim {
+            job,
+            seed,
+            folder,
+            images,
+            poisoning,
+            trigger,
+            test,
+            triggered: &triggered,
+            before: DefenseStanding {
+                clean_accuracy,
+                asr: attack.attack_success_rate(),
+                robust_accuracy: attack.robust_accuracy(),
+            },
+        };
+        let Some(defenses) = defend::<B>(&victim, device)? else { return Ok(None) };
+        let seconds = history.iter().map(|epoch: &EpochRecord| epoch.seconds).sum::<f64>();
+        let measurements = Measurements {
+            test_images: test.len(),
+            triggered_images: attack.images,
             clean_accuracy,
             asr: attack.attack_success_rate(),
+            asr_all_classes: attack.attack_success_rate_all_classes(),
             robust_accuracy: attack.robust_accuracy(),
-        },
-    };
-    let Some(defenses) = defend::<B>(&victim, device)? else { return Ok(None) };
-    let seconds = history.iter().map(|epoch: &EpochRecord| epoch.seconds).sum::<f64>();
-    let measurements = Measurements {
-        test_images: test.len(),
-        triggered_images: attack.images,
-        clean_accuracy,
-        asr: attack.attack_success_rate(),
-        asr_all_classes: attack.attack_success_rate_all_classes(),
-        robust_accuracy: attack.robust_accuracy(),
-        clean_accuracy_drop: twin.as_ref().map(|twin| twin.clean_accuracy - clean_accuracy),
-        clean_twin: twin,
-        classes: ClassMeasurements::count(
-            test.classes(),
-            (&clean, test.labels()),
-            (&predicted, test.labels()),
-            &config.poisoning,
-        ),
-        training_seconds: seconds,
-        images_per_second: (images.training.len() * history.len()) as f64 / seconds.max(1e-9),
-        defenses,
-    };
-    Ok(Some(result(SeedOutcome::Finished(Box::new(measurements)))))
+            clean_accuracy_drop: twin.as_ref().map(|twin| twin.clean_accuracy - clean_accuracy),
+            clean_twin: twin,
+            classes: ClassMeasurements::count(
+                test.classes(),
+                (&clean, test.labels()),
+                (&predicted, test.labels()),
+                &config.poisoning,
+            ),
+            routing: routing.map(Box::new),
+            training_seconds: seconds,
+            images_per_second: (images.training.len() * history.len()) as f64 / seconds.max(1e-9),
+            defenses,
+        };
+        Ok(Some(measurements))
+    }
 }
 
 /// The trigger of a seed, in the cells of a placement that waits for no surrogate.

@@ -159,6 +159,19 @@ where
     Ok(PlacementEnd::Ready(Some(resolved)))
 }
 
+/// The placement of an experiment, for those who have no model to ask.
+///
+/// # Errors
+/// If a surrogate chooses its cells.
+pub(crate) fn placement_without_surrogate(config: &ExperimentConfig) -> Result<Option<&PlacementConfig>, RunError> {
+    match &config.placement {
+        Some(placement) if placement.surrogate().is_some() => {
+            Err(RunError::NeedsSurrogate { cells: crate::choice_name(&placement.cells) })
+        }
+        placement => Ok(placement.as_ref()),
+    }
+}
+
 /// How often each patch was selected in images of each class, `[class][patch]`.
 struct PatchCounts(Vec<Vec<f64>>);
 

@@ -1,3 +1,4 @@
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,13 +9,17 @@ use fs_err as fs;
 use patchdoor_data::{ImageSet, stream};
 use patchdoor_kernels::Kernels;
 use patchdoor_model::{Classifier, load_weights, save_weights};
-use patchdoor_train::{EpochRecord, Outcome, TrainError, TrainingData, predict, train};
+use patchdoor_train::{
+    BatchProgress, ClassifierObserver, EpochRecord, Outcome, TrainError, TrainingData, TrainingObserver, predict,
+    train_observed,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{write_json, write_whole};
 use crate::images::SeedImages;
 use crate::progress::TrainingProgress;
 use crate::result::{ImagesUsed, SCHEMA};
+use crate::routing::EpochRouting;
 use crate::run::{Job, PREDICTION_BATCH, RunError, input_shape};
 use crate::run_directory::lock;
 
@@ -169,33 +174,102 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
-    if job.stop.load(Ordering::Relaxed) {
-        return Ok(TrainingEnd::Interrupted);
-    }
-    let config = job.plan.config();
-    let write = |path: &Path, history: &[EpochRecord]| job.write_history(path, seed, history);
-    let log: PathBuf = folder.join("metrics.jsonl");
-    let mut progress = TrainingProgress::new(job.console, label, job.stop, log, &write, config.training.epochs);
-    let classifier =
-        config.model.init::<B>(input_shape(training), training.class_count(), &mut stream(seed, "weights"), device)?;
-    let data =
-        TrainingData { training, validation: images.validation.as_ref(), augmentation: &config.data.augmentation };
-    let checkpoint = folder.join("checkpoint");
-    let outcome = train(classifier, &data, &config.training, seed, Some(&checkpoint), &mut progress, device);
-    if let Some(error) = progress.log_error.take() {
-        return Err(error.into());
-    }
-    drop(progress);
-    match outcome {
-        Ok(Outcome::Finished(trained)) => {
-            let classifier = trained.classifier.valid();
-            save_weights(&classifier, &folder.join("weights.safetensors"))?;
-            write(&folder.join("metrics.jsonl"), &trained.history)?;
-            Ok(TrainingEnd::Finished(Box::new(classifier), trained.history))
+    OneTraining { seed, images, training, folder, label }.run(job, None, device)
+}
+
+/// One training of a run.
+pub(crate) struct OneTraining<'a> {
+    pub(crate) seed: u64,
+    pub(crate) images: &'a SeedImages,
+    /// The images to fit, poisoned or not.
+    pub(crate) training: &'a ImageSet,
+    /// Where a checkpoint is resumed, and weights and epochs are left.
+    pub(crate) folder: &'a Path,
+    /// What progress is shown as.
+    pub(crate) label: String,
+}
+
+impl OneTraining<'_> {
+    /// Trains, resuming what is there; `epochs` looks at the classifier after every epoch.
+    pub(crate) fn run<B>(
+        self,
+        job: &Job<'_>,
+        epochs: Option<&mut EpochRouting<'_, B>>,
+        device: &B::Device,
+    ) -> Result<TrainingEnd<B>, RunError>
+    where
+        B: AutodiffBackend + Kernels,
+        B::InnerBackend: Kernels,
+    {
+        let Self { seed, images, training, folder, label } = self;
+        if job.stop.load(Ordering::Relaxed) {
+            return Ok(TrainingEnd::Interrupted);
         }
-        Ok(Outcome::Interrupted { .. }) => Ok(TrainingEnd::Interrupted),
-        Err(error @ TrainError::Diverged { .. }) => Ok(TrainingEnd::Failed(error.to_string())),
-        Err(error) => Err(error.into()),
+        let config = job.plan.config();
+        let write = |path: &Path, history: &[EpochRecord]| job.write_history(path, seed, history);
+        let log: PathBuf = folder.join("metrics.jsonl");
+        let progress = TrainingProgress::new(job.console, label, job.stop, log, &write, config.training.epochs);
+        let mut watch = Watch { progress, epochs };
+        let classifier = config.model.init::<B>(
+            input_shape(training),
+            training.class_count(),
+            &mut stream(seed, "weights"),
+            device,
+        )?;
+        let data =
+            TrainingData { training, validation: images.validation.as_ref(), augmentation: &config.data.augmentation };
+        let checkpoint = folder.join("checkpoint");
+        let outcome = train_observed(classifier, &data, &config.training, seed, Some(&checkpoint), &mut watch, device);
+        if let Some(error) = watch.progress.log_error.take() {
+            return Err(error.into());
+        }
+        if let Some(error) = watch.epochs.take().and_then(|epochs| epochs.error.take()) {
+            return Err(error);
+        }
+        drop(watch);
+        match outcome {
+            Ok(Outcome::Finished(trained)) => {
+                let classifier = trained.classifier.valid();
+                save_weights(&classifier, &folder.join("weights.safetensors"))?;
+                write(&folder.join("metrics.jsonl"), &trained.history)?;
+                Ok(TrainingEnd::Finished(Box::new(classifier), trained.history))
+            }
+            Ok(Outcome::Interrupted { .. }) => Ok(TrainingEnd::Interrupted),
+            Err(error @ TrainError::Diverged { .. }) => Ok(TrainingEnd::Failed(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Shows a training and looks at its routers.
+struct Watch<'a, 'p, 'e, B: AutodiffBackend> {
+    progress: TrainingProgress<'p>,
+    epochs: Option<&'a mut EpochRouting<'e, B>>,
+}
+
+impl<B: AutodiffBackend> TrainingObserver for Watch<'_, '_, '_, B> {
+    fn resumed(&mut self, history: &[EpochRecord]) {
+        self.progress.resumed(history);
+    }
+
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        self.progress.batch_done(progress)
+    }
+
+    fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
+        self.progress.epoch_done(record)
+    }
+}
+
+impl<B> ClassifierObserver<B> for Watch<'_, '_, '_, B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    fn classifier_trained(&mut self, classifier: &Classifier<B>, record: &EpochRecord) {
+        if let Some(epochs) = &mut self.epochs {
+            epochs.look(classifier, record);
+        }
     }
 }
 

@@ -21,10 +21,15 @@ mod accuracy;
 mod attack;
 mod defense;
 mod detection;
+mod routing;
 mod summary;
 
 pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class};
 pub use attack::AttackOutcome;
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
 pub use detection::{DetectionOutcome, area_under_roc};
+pub use routing::{
+    Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images, capture,
+    capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
+};
 pub use summary::Summary;

@@ -90,9 +90,10 @@ impl<B: Kernels> BatchNormRelu<B> {
 
     /// What the running statistics make of the normalization.
     fn scale_and_shift(&self) -> (Tensor<B, 1>, Tensor<B, 1>) {
-        let deviation = self.running_variance.value().add_scalar(self.epsilon).sqrt();
-        let scale = self.gamma.val() / deviation;
-        let shift = self.beta.val() - self.running_mean.value() * scale.clone();
+        // A loaded running state asks for gradients, and no optimiser may step on it.
+        let (mean, variance) = (self.running_mean.value().detach(), self.running_variance.value().detach());
+        let scale = self.gamma.val() / variance.add_scalar(self.epsilon).sqrt();
+        let shift = self.beta.val() - mean * scale.clone();
         (scale, shift)
     }
 

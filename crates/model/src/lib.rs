@@ -39,6 +39,7 @@ mod filters;
 mod init;
 mod parts;
 mod patch_moe;
+mod receptive_field;
 mod router;
 mod trunk;
 mod weights;

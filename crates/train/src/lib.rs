@@ -48,8 +48,8 @@ pub use config::{
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
-pub use observer::{BatchProgress, EpochRecord, TrainingObserver};
+pub use observer::{BatchProgress, ClassifierObserver, EpochRecord, TrainingObserver};
 pub use prediction::{RoutedPrediction, Selections, predict, predict_with_routing};
 pub use schedule::Schedule;
 pub use trainable::Trainable;
-pub use training::{Outcome, Trained, TrainingData, train, train_restricted};
+pub use training::{Outcome, Trained, TrainingData, train, train_observed, train_restricted};

@@ -1,5 +1,7 @@
 use std::ops::ControlFlow;
 
+use burn::tensor::backend::AutodiffBackend;
+use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 
 /// What a step of training has to show.
@@ -57,3 +59,31 @@ pub trait TrainingObserver {
 
 /// Follows nothing and never stops.
 impl TrainingObserver for () {}
+
+/// Follows a training and looks at the classifier after every epoch.
+pub trait ClassifierObserver<B: AutodiffBackend>: TrainingObserver {
+    /// The steps of an epoch are done, its checkpoint is not yet saved: what is kept on disk here is there for every epoch
+    /// that a resumed training does not repeat. Its batch normalization has the running statistics.
+    fn classifier_trained(&mut self, classifier: &Classifier<B>, record: &EpochRecord);
+}
+
+/// An observer that does not look at the classifier.
+pub(crate) struct Blind<'a>(pub(crate) &'a mut dyn TrainingObserver);
+
+impl TrainingObserver for Blind<'_> {
+    fn resumed(&mut self, history: &[EpochRecord]) {
+        self.0.resumed(history);
+    }
+
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        self.0.batch_done(progress)
+    }
+
+    fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
+        self.0.epoch_done(record)
+    }
+}
+
+impl<B: AutodiffBackend> ClassifierObserver<B> for Blind<'_> {
+    fn classifier_trained(&mut self, _classifier: &Classifier<B>, _record: &EpochRecord) {}
+}

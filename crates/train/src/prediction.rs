@@ -65,6 +65,11 @@ impl Selections {
         self.patches_per_expert
     }
 
+    /// The numbers of all selected patches, `[image, expert, patches_per_expert]`.
+    pub fn indices(&self) -> &[u16] {
+        &self.indices
+    }
+
     /// The patches one expert selected in one image, in rising order; patches are numbered row by row.
     ///
     /// # Panics

@@ -288,6 +288,6 @@ fn a_restricted_training_resumes_to_the_same_weights() {
         let stopped = fit_restricted(&trainable, Some(folder.path()), stop);
         assert!(matches!(stopped, Outcome::Interrupted { epochs: 2 }));
         let resumed = finished(Ok(fit_restricted(&trainable, Some(folder.path()), &mut ())));
-        assert_eq!(bytes(&straight.classifier), bytes(&resumed.classifier));
+        assert!(bytes(&straight.classifier) == bytes(&resumed.classifier), "other weights with {trainable:?}");
     }
 }

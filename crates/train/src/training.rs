@@ -14,10 +14,12 @@ use patchdoor_model::Classifier;
 
 use crate::batches::{Batch, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
+use crate::observer::Blind;
 use crate::optimizer::Optimizer;
 use crate::prediction::{classes_of, predict};
 use crate::{
-    BatchNormStatistics, BatchProgress, EpochRecord, Schedule, TrainError, Trainable, TrainingConfig, TrainingObserver,
+    BatchNormStatistics, BatchProgress, ClassifierObserver, EpochRecord, Schedule, TrainError, Trainable,
+    TrainingConfig, TrainingObserver,
 };
 
 /// What a classifier learns from.
@@ -76,7 +78,27 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
-    train_restricted(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
+    train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, &mut Blind(observer), device)
+}
+
+/// Like [`train`], and shows the observer the classifier after every epoch.
+///
+/// # Errors
+/// Those of [`train`].
+pub fn train_observed<B>(
+    classifier: Classifier<B>,
+    data: &TrainingData<'_>,
+    config: &TrainingConfig,
+    seed: u64,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn ClassifierObserver<B>,
+    device: &B::Device,
+) -> Result<Outcome<B>, TrainError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
 }
 
 /// Like [`train`], for a part of the classifier only, or with filters that stay away.
@@ -84,7 +106,7 @@ where
 /// A checkpoint does not record what was trainable; resume it with the same.
 ///
 /// # Errors
-/// As [`train`].
+/// Those of [`train`].
 #[allow(clippy::too_many_arguments, reason = "those of an ordinary training, and what of the classifier it may change")]
 pub fn train_restricted<B>(
     classifier: Classifier<B>,
@@ -94,6 +116,24 @@ pub fn train_restricted<B>(
     seed: u64,
     checkpoints: Option<&Path>,
     observer: &mut dyn TrainingObserver,
+    device: &B::Device,
+) -> Result<Outcome<B>, TrainError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    train_part(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
+}
+
+#[allow(clippy::too_many_arguments, reason = "what all kinds of training have, together")]
+fn train_part<B>(
+    classifier: Classifier<B>,
+    data: &TrainingData<'_>,
+    config: &TrainingConfig,
+    trainable: &Trainable,
+    seed: u64,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError>
 where
@@ -131,6 +171,7 @@ where
             };
             return Ok(Outcome::Interrupted { epochs });
         };
+        observer.classifier_trained(&next.classifier, &record);
         next.history.push(record);
         state = next;
         if let Some(directory) = &checkpoints {
@@ -158,7 +199,7 @@ fn run_epoch<B>(
     config: &TrainingConfig,
     trainable: &Trainable,
     seed: u64,
-    observer: &mut dyn TrainingObserver,
+    observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Option<(Resumed<B>, EpochRecord)>, TrainError>
 where

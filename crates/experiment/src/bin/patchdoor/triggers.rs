@@ -1,7 +1,7 @@
 use patchdoor_experiment::{Console, SheetRequest, draw_triggers};
 
 use crate::arguments::{Changes, TriggersArguments};
-use crate::output::{Stop, data_roots, print, say};
+use crate::output::{Stop, data_roots, print};
 use crate::run::{read_experiments, stop_for, stop_on_interrupt};
 
 /// Draws the triggers of every file, and says what each row shows.
@@ -23,9 +23,6 @@ pub(crate) fn triggers(arguments: &TriggersArguments) -> Result<(), Stop> {
             print(&format!("{}\n", sheet.path.display()))?;
             for row in sheet.rows {
                 print(&format!("  {row}\n"))?;
-            }
-            for name in sheet.left_out {
-                say(&format!("not drawn: {name}: a surrogate chooses its cells, which only a run trains"));
             }
         }
     }

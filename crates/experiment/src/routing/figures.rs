@@ -1,0 +1,242 @@
+//! Heat maps as SVG, written by hand: tiles of coloured squares under headings.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::analysis::{Analysis, Scene};
+use super::epochs::EpochLine;
+
+/// Space around tiles and for headings, in pixels.
+const MARGIN: usize = 12;
+const HEADING: usize = 16;
+const ROW_HEADING: usize = 96;
+
+/// A map of patches.
+struct Tile {
+    values: Vec<f64>,
+    scale: Scale,
+}
+
+/// What the colours of a tile mean.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// From white, 0, to dark blue, 1.
+    Share,
+    /// From red, -1, over white, 0, to blue, 1, by the root of the absolute value, so that small differences show.
+    Difference,
+}
+
+impl Scale {
+    fn colour(self, value: f64) -> String {
+        let between = |from: [f64; 3], to: [f64; 3], t: f64| {
+            let part = |i: usize| (from[i] + (to[i] - from[i]) * t).round() as u8;
+            format!("#{:02x}{:02x}{:02x}", part(0), part(1), part(2))
+        };
+        // In steps of 1/64, so that equal colours can share a path.
+        let step = |t: f64| (t.clamp(0.0, 1.0) * 64.0).round() / 64.0;
+        let (white, blue, red) = ([255.0; 3], [8.0, 48.0, 107.0], [165.0, 0.0, 38.0]);
+        match self {
+            _ if value.is_nan() => "#cccccc".into(),
+            Self::Share => between(white, blue, step(value)),
+            Self::Difference if value < 0.0 => between(white, red, step((-value).sqrt())),
+            Self::Difference => between(white, blue, step(value.sqrt())),
+        }
+    }
+}
+
+/// A page of tiles under one title.
+struct Page {
+    title: Vec<String>,
+    columns: Vec<String>,
+    /// Each with its heading.
+    rows: Vec<(String, Vec<Tile>)>,
+    grid: [usize; 2],
+    /// Side of a patch in pixels.
+    side: usize,
+    /// Patches that get a frame.
+    framed: Vec<bool>,
+}
+
+impl Page {
+    fn draw(&self) -> String {
+        let [rows, columns] = self.grid;
+        let (across, down) = (columns * self.side + MARGIN, rows * self.side + MARGIN);
+        let top = MARGIN + HEADING * (self.title.len() + 1);
+        let (width, height) = (ROW_HEADING + across * self.columns.len() + MARGIN, top + down * self.rows.len());
+        let mut text = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+             viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+             <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
+        );
+        for (line, title) in self.title.iter().enumerate() {
+            let _ = writeln!(text, "<text x=\"{MARGIN}\" y=\"{}\">{}</text>", HEADING * (line + 1), escape(title));
+        }
+        for (number, heading) in self.columns.iter().enumerate() {
+            let (x, y) = (ROW_HEADING + number * across, top - 5);
+            let _ = writeln!(text, "<text x=\"{x}\" y=\"{y}\">{}</text>", escape(heading));
+        }
+        for (number, (heading, tiles)) in self.rows.iter().enumerate() {
+            let y = top + number * down;
+            let _ = writeln!(text, "<text x=\"{MARGIN}\" y=\"{}\">{}</text>", y + HEADING, escape(heading));
+            for (column, tile) in tiles.iter().enumerate() {
+                self.draw_tile(tile, ROW_HEADING + column * across, y, &mut text);
+            }
+        }
+        text.push_str("</svg>\n");
+        text
+    }
+
+    /// One path for each colour.
+    fn draw_tile(&self, tile: &Tile, left: usize, top: usize, text: &mut String) {
+        let ([rows, columns], side) = (self.grid, self.side);
+        let mut paths: BTreeMap<String, String> = BTreeMap::new();
+        let mut frames = String::new();
+        for (patch, &value) in tile.values.iter().enumerate() {
+            let (x, y) = (left + patch % columns * side, top + patch / columns * side);
+            let path = paths.entry(tile.scale.colour(value)).or_default();
+            let _ = write!(path, "M{x} {y}h{side}v{side}h-{side}z");
+            if self.framed[patch] {
+                let _ = write!(frames, "M{x} {y}h{side}v{side}h-{side}z");
+            }
+        }
+        for (colour, path) in paths {
+            let _ = writeln!(text, "<path fill=\"{colour}\" d=\"{path}\"/>");
+        }
+        if !frames.is_empty() {
+            let _ = writeln!(text, "<path fill=\"none\" stroke=\"#e08214\" d=\"{frames}\"/>");
+        }
+        let (width, height) = (columns * side, rows * side);
+        let _ = writeln!(
+            text,
+            "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" fill=\"none\" stroke=\"#888888\"/>"
+        );
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn legend(scene: &Scene) -> String {
+    format!(
+        "Share of test images in which an expert selects a patch: white 0, dark blue 1 (by chance {:.2}). Difference, \
+         triggered - clean: red below 0, blue above.",
+        scene.chance()
+    )
+}
+
+/// Patches that the trigger changes in at least half of the images.
+fn framed(scene: &Scene) -> Vec<bool> {
+    scene.share_marked(&scene.is_triggered).into_iter().map(|share| share >= 0.5).collect()
+}
+
+/// Clean, triggered and their difference, from frequencies; `None` becomes a grey tile.
+fn three(clean: Option<Vec<f64>>, triggered: Option<Vec<f64>>, patches: usize) -> [Tile; 3] {
+    let absent = || vec![f64::NAN; patches];
+    let (clean, triggered) = (clean.unwrap_or_else(absent), triggered.unwrap_or_else(absent));
+    let difference = clean.iter().zip(&triggered).map(|(before, after)| after - before).collect();
+    [
+        Tile { values: clean, scale: Scale::Share },
+        Tile { values: triggered, scale: Scale::Share },
+        Tile { values: difference, scale: Scale::Difference },
+    ]
+}
+
+/// A page with a row for each expert, over all classes: clean, triggered, difference.
+pub(crate) fn experts(name: &str, scene: &Scene, analysis: &Analysis) -> String {
+    let [clean, triggered] = &analysis.counts;
+    let row = |expert: usize| {
+        let tiles = three(clean.frequencies(None, expert), triggered.frequencies(None, expert), scene.patches());
+        (format!("expert {expert}"), tiles.into())
+    };
+    Page {
+        title: vec![format!("{name}, all classes. Framed: patches under the trigger."), legend(scene)],
+        columns: ["clean", "triggered", "difference"].map(str::to_owned).into(),
+        rows: (0..scene.experts).map(row).collect(),
+        grid: scene.grid,
+        side: 16,
+        framed: framed(scene),
+    }
+    .draw()
+}
+
+/// A page with a row for each class and, for each expert, its clean map and the difference.
+pub(crate) fn classes(name: &str, scene: &Scene, analysis: &Analysis) -> String {
+    let [clean, triggered] = &analysis.counts;
+    let row = |class: usize| {
+        let tiles = (0..scene.experts).flat_map(|expert| {
+            let (clean, triggered) =
+                (clean.frequencies(Some(class), expert), triggered.frequencies(Some(class), expert));
+            let [clean, _, difference] = three(clean, triggered, scene.patches());
+            [clean, difference]
+        });
+        (scene.classes[class].clone(), tiles.collect())
+    };
+    let columns = (0..scene.experts).flat_map(|expert| [format!("{expert} clean"), "difference".to_owned()]);
+    Page {
+        title: vec![format!("{name}, each class. Framed: patches under the trigger."), legend(scene)],
+        columns: columns.collect(),
+        rows: (0..scene.classes.len()).map(row).collect(),
+        grid: scene.grid,
+        side: 8,
+        framed: framed(scene),
+    }
+    .draw()
+}
+
+/// A page with a row for each expert and set, and a column for each epoch.
+pub(crate) fn epochs(scene: &Scene, lines: &[EpochLine]) -> String {
+    let row = |expert: usize, set: &str, of: fn(&EpochLine) -> &Vec<Vec<f64>>| {
+        let tiles = lines.iter().map(|line| Tile { values: of(line)[expert].clone(), scale: Scale::Share });
+        (format!("{expert}, {set}"), tiles.collect())
+    };
+    let rows = (0..scene.experts).flat_map(|expert| {
+        [row(expert, "clean", |line| &line.clean_frequency), row(expert, "triggered", |line| &line.triggered_frequency)]
+    });
+    Page {
+        title: vec!["victim, after each epoch. Framed: patches under the trigger.".into(), legend(scene)],
+        columns: lines.iter().map(|line| format!("epoch {}", line.epoch + 1)).collect(),
+        rows: rows.collect(),
+        grid: scene.grid,
+        side: 8,
+        framed: framed(scene),
+    }
+    .draw()
+}
+
+#[cfg(test)]
+mod tests {
+    use patchdoor_data::stream;
+    use patchdoor_model::PatchMoeConfig;
+
+    use super::super::analysis::analyse;
+    use super::super::analysis::tests::{images, random};
+    use super::*;
+
+    #[test]
+    fn a_page_has_a_tile_for_each_expert_and_column_and_frames_the_trigger() {
+        let mut rng = stream(0, "images");
+        let [clean, triggered] = images(10, &mut rng);
+        let model = PatchMoeConfig { experts: 2, ..PatchMoeConfig::default() };
+        let scene = Scene::new(&clean, &triggered, &model);
+        let chosen = [random(10, &mut rng), random(10, &mut rng)];
+        let page = experts("a <victim>", &scene, &analyse(&scene, "victim", chosen.each_ref()));
+        assert!(page.contains("a &lt;victim&gt;") && page.ends_with("</svg>\n"));
+        assert_eq!(page.matches("stroke=\"#888888\"").count(), 2 * 3, "tiles");
+        let frames = page.lines().filter(|line| line.contains("stroke=\"#e08214\""));
+        assert!(frames.clone().all(|line| line.matches('M').count() == 4), "the trigger covers four cells");
+        assert_eq!(frames.count(), 2 * 3);
+        let squares: usize =
+            page.lines().filter(|line| line.starts_with("<path fill=\"#")).map(|line| line.matches('M').count()).sum();
+        assert_eq!(squares, 2 * 3 * 64, "every patch has a colour");
+    }
+
+    #[test]
+    fn colours_tell_shares_and_signs() {
+        assert_eq!(Scale::Share.colour(0.0), "#ffffff");
+        assert_eq!(Scale::Share.colour(1.0), "#08306b");
+        assert_eq!(Scale::Difference.colour(0.0), "#ffffff");
+        assert_eq!(Scale::Difference.colour(-1.0), "#a50026");
+        assert_eq!(Scale::Share.colour(f64::NAN), "#cccccc");
+    }
+}

@@ -1,0 +1,172 @@
+//! Defenses from their tables to their files, interrupted and resumed.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use patchdoor_tests::{Bench, SMALL};
+use serde_json::Value;
+
+fn json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Every defense there is, each as short as can be.
+const ALL: &str = r#"
+[[defenses]]
+fine-tuning = { training = { epochs = 1, batch-size = 32 } }
+
+[[defenses]]
+label = "as published"
+data = "contaminated"
+fine-pruning = { training = { epochs = 1, batch-size = 32 } }
+
+[[defenses]]
+clean-fraction = 0.25
+stepwise-fine-pruning = { step-fraction = 0.25, training = { epochs = 1, batch-size = 32, learning-rate = 0.01 } }
+
+[[defenses]]
+pruning-series = { fractions = [0.0, 0.5] }
+
+[[defenses]]
+clean-images = 100
+expert-pruning = {}
+
+[[defenses]]
+router-retraining = { training = { epochs = 1, batch-size = 32 } }
+
+[[defenses]]
+expert-fine-tuning = { head = true, training = { epochs = 1, batch-size = 32 } }
+"#;
+
+#[test]
+fn every_defense_starts_from_the_same_model_and_is_measured_before_and_after() {
+    let bench = Bench::new();
+    bench.file("defended.toml", &format!("{SMALL}{ALL}"));
+    let finished = bench.run(&["run", "defended.toml"]).expect(0);
+    assert!(finished.out().contains("defenses, in percent"), "{}", finished.out());
+    for title in ["fine-tuning", "as published", "stepwise-fine-pruning", "expert-pruning", "50.00 pruned"] {
+        assert!(finished.out().contains(title), "no {title} in\n{}", finished.out());
+    }
+
+    let seed = bench.run_directory().join("seed-0");
+    let measured = &json(&seed.join("result.json"))["outcome"]["finished"];
+    let defenses = measured["defenses"].as_array().expect("defenses were measured");
+    let names: Vec<&str> = defenses.iter().filter_map(|defense| defense["name"].as_str()).collect();
+    assert_eq!(names.len(), 7);
+    for (index, (name, defense)) in names.iter().zip(defenses).enumerate() {
+        let folder = seed.join(format!("defenses/{index}-{name}"));
+        assert_eq!(&json(&folder.join("result.json")), defense);
+        assert!(folder.join("weights.safetensors").exists() && !folder.join("checkpoint").exists());
+        let outcome = &defense["outcome"]["finished"];
+        for field in ["clean-accuracy", "asr", "robust-accuracy"] {
+            assert_eq!(outcome["before"][field], measured[field], "{name} starts from the backdoored model");
+            assert!(outcome["after"][field].is_number(), "{name}: {outcome}");
+        }
+        let lines = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("a history, be it empty");
+        assert_eq!(Some(lines.lines().count() as u64), outcome["epochs"].as_u64());
+    }
+    // 216 training images, 21 of them poisoned; a quarter of them are 54.
+    let counts = |index: usize| {
+        let count = |field: &str| defenses[index][field].as_u64().expect(field);
+        (count("clean-images"), count("contaminated-images"), count("validation-images"))
+    };
+    assert_eq!(counts(0), (216, 0, 24));
+    assert_eq!(counts(1), (216, 21, 24));
+    assert_eq!(counts(2), (54, 0, 24));
+    assert_eq!(counts(4), (100, 0, 24));
+    // Nothing pruned is nothing happened: DER and RIR are one half.
+    let untouched = &defenses[3]["outcome"]["finished"]["series"][0];
+    assert_eq!(untouched["after"], defenses[3]["outcome"]["finished"]["before"]);
+    assert_eq!(untouched["defense-effectiveness"], 0.5);
+    // The last fraction is kept: half of 4 times 16 filters.
+    assert_eq!(defenses[3]["outcome"]["finished"]["series"][1]["pruned-filters"], 32);
+    assert_eq!(defenses[3]["outcome"]["finished"]["after"], defenses[3]["outcome"]["finished"]["series"][1]["after"]);
+}
+
+#[test]
+fn a_quick_version_takes_every_defense() {
+    let bench = Bench::new();
+    bench.file("defended.toml", &format!("{SMALL}{ALL}"));
+    let finished = bench.run(&["run", "defended.toml", "--quick"]).expect(0);
+    assert!(finished.out().contains("defenses, in percent"), "{}", finished.out());
+    let planned = bench.run(&["run", "defended.toml", "--dry-run"]).expect(0);
+    assert!(planned.out().contains("then as published: 216 contaminated images, 1 epoch"), "{}", planned.out());
+}
+
+#[test]
+fn without_validation_images_only_a_defense_that_chooses_on_them_is_refused() {
+    let bench = Bench::new();
+    let fine = "[data]\nvalidation-fraction = 0.0\n[[defenses]]\nfine-pruning = { training = { epochs = 1 } }\n";
+    bench.file("fine.toml", &format!("{SMALL}{fine}"));
+    bench.run(&["run", "fine.toml"]).expect(0);
+    bench.file("refused.toml", &format!("{SMALL}{fine}[[defenses]]\nstepwise-fine-pruning = {{}}\n"));
+    let refused = bench.run(&["run", "refused.toml"]).expect(2);
+    assert!(refused.err().contains("data.validation-fraction is 0"), "{}", refused.err());
+    assert!(refused.err().contains("defenses.1.stepwise-fine-pruning chooses"), "{}", refused.err());
+}
+
+/// Two defenses, the second long enough to be stopped in its middle.
+const LONG: &str = r#"
+[[defenses]]
+pruning-series = { fractions = [0.5] }
+
+[[defenses]]
+fine-pruning = { keep-mask = true, training = { epochs = 30, batch-size = 32, learning-rate = 0.05 } }
+"#;
+
+fn weights(bench: &Bench) -> Vec<u8> {
+    let path = bench.run_directory().join("seed-0/defenses/1-fine-pruning/weights.safetensors");
+    std::fs::read(path).expect("weights are saved")
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_defense_goes_on_and_finished_ones_are_not_repeated() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let bench = Bench::new();
+    bench.file("long.toml", &format!("{SMALL}{LONG}"));
+    let mut child = bench
+        .command(&["run", "long.toml"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the runner starts");
+    let start = Instant::now();
+    let has_checkpoint = |bench: &Bench| {
+        let Ok(runs) = std::fs::read_dir(bench.path().join("runs")) else { return false };
+        let checkpoint = |run: PathBuf| run.join("seed-0/defenses/1-fine-pruning/checkpoint");
+        let mut folders = runs.filter_map(|entry| entry.ok().map(|entry| checkpoint(entry.path())));
+        folders.any(|folder| {
+            std::fs::read_dir(folder).is_ok_and(|mut epochs| {
+                epochs.any(|epoch| epoch.is_ok_and(|epoch| !epoch.file_name().to_string_lossy().ends_with("partial")))
+            })
+        })
+    };
+    while !has_checkpoint(&bench) {
+        assert!(child.try_wait().expect("it is ours").is_none(), "the run ended before a checkpoint was seen");
+        assert!(start.elapsed() < Duration::from_mins(4), "no checkpoint appeared");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill starts");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+
+    let first = |bench: &Bench| bench.run_directory().join("seed-0/defenses/0-pruning-series/result.json");
+    let written = |path: &Path| -> SystemTime {
+        std::fs::metadata(path).and_then(|file| file.modified()).expect("the first defense finished")
+    };
+    let before = written(&first(&bench));
+    let resumed = bench.run(&["run", "long.toml"]).expect(0);
+    assert!(resumed.err().contains("fine-pruning: goes on after epoch"), "{}", resumed.err());
+    assert_eq!(written(&first(&bench)), before, "a finished defense is not repeated");
+
+    let straight = Bench::new();
+    straight.file("long.toml", &format!("{SMALL}{LONG}"));
+    straight.run(&["run", "long.toml"]).expect(0);
+    assert_eq!(weights(&bench), weights(&straight), "the same weights as without an interruption");
+}
