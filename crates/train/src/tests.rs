@@ -5,10 +5,13 @@ use std::path::Path;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
 use burn_flex::{Flex, FlexDevice};
+use burn_ndarray::{NdArray, NdArrayDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
+use patchdoor_kernels::Kernels;
 use patchdoor_metrics::accuracy;
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig, save_weights};
+use patchdoor_model::{Classifier, ClassifierConfig, ExpertForm, InputShape, PatchMoeConfig, save_weights};
 
 use crate::{
     AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
@@ -201,5 +204,54 @@ fn routed_predictions_agree_with_plain_ones_and_name_each_experts_patches_in_ord
         let patches = selections.of(19, expert);
         assert_eq!(patches, alone.of(0, expert), "a batch changes no image's routing");
         assert!(patches.is_sorted() && patches.iter().all(|&patch| patch < 64));
+    }
+}
+
+/// Keeps the loss of every step.
+#[derive(Default)]
+struct Losses(Vec<f64>);
+
+impl TrainingObserver for Losses {
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        self.0.push(progress.loss);
+        ControlFlow::Continue(())
+    }
+}
+
+/// The loss of each of twelve steps of a small network on a backend.
+fn loss_curve<B>(expert_form: ExpertForm, device: &B::Device) -> Vec<f64>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let model = PatchMoeConfig { widen_factor: 1, expert_form, ..Default::default() };
+    let input = InputShape { height: 32, width: 32, channels: 3 };
+    let classifier = ClassifierConfig::PatchMoe(model).init::<B>(input, 10, &mut stream(0, "weights"), device);
+    let images = shapes(24);
+    let data = TrainingData { training: &images, validation: None, augmentation: &CROP_AND_FLIP };
+    let config = TrainingConfig { epochs: 4, batch_size: 8, ..recipe() };
+    let mut losses = Losses::default();
+    train(classifier.expect("the configuration is valid"), &data, &config, 0, None, &mut losses, device)
+        .expect("training succeeds");
+    losses.0
+}
+
+/// The fast kernels against their default bodies in stock operations, which burn's other CPU backend has.
+///
+/// Both compute in `f32` (relative rounding 6e-8) and add in another order, so they disagree by a few roundings at the
+/// first step; each step of learning carries that on and adds its own. A gradient that is wrong by a thousandth moves
+/// the losses of the last steps by several times what is allowed here.
+#[test]
+fn losses_are_the_same_with_the_kernels_and_without() {
+    for form in [ExpertForm::Masked, ExpertForm::Gathered] {
+        let fast = loss_curve::<Autodiff<Flex>>(form, &FlexDevice);
+        let stock = loss_curve::<Autodiff<NdArray>>(form, &NdArrayDevice::default());
+        assert_eq!((fast.len(), stock.len()), (12, 12));
+        assert!(fast[11] < fast[0], "nothing is learnt: {fast:?}");
+        for (step, (fast, stock)) in fast.iter().zip(&stock).enumerate() {
+            let allowed = if step == 0 { 2e-6 } else { 1e-4 };
+            let difference = ((fast - stock) / stock).abs();
+            assert!(difference <= allowed, "{form:?}, step {step}: {fast} against {stock}, off by {difference:e}");
+        }
     }
 }
