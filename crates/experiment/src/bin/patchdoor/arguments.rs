@@ -62,6 +62,7 @@ pub(crate) enum Command {
                   Examples:\n  cargo xtask run experiments/badnets.toml\n  \
                   cargo xtask run experiments/badnets.toml --quick --set poisoning.rate=0.05"
 )]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct RunArguments {
     /// Experiment files
     #[arg(required = true, value_name = "FILE")]
