@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use patchdoor_data::{Trigger, stratified_subset, stream};
+use patchdoor_data::{DatasetConfig, Trigger, stratified_subset, stream};
 use patchdoor_triggers::ContactSheet;
 
 use crate::images::{Acquired, acquire};
@@ -42,25 +42,24 @@ pub struct Sheet {
 /// Draws the triggers of an experiment, one row for each point of a sweep whose trigger differs from those above, on test
 /// images: original, triggered, and ten times the difference. Nothing is overwritten: a new sheet gets a new name.
 ///
-/// Points on images of another shape or data set go to a sheet of their own.
+/// Points on another data set go to a sheet of their own. A trigger whose cells a surrogate chooses is left out, and said to be.
 ///
 /// # Errors
 /// If there are no images, a trigger cannot be made, or the sheet cannot be written.
 pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Result<Vec<Sheet>, RunError> {
     let SheetRequest { images, roots, offline, into, stop, console } = *request;
-    let mut read: Vec<(Acquired, Vec<&Plan>)> = Vec::new();
+    let mut read: Vec<(&DatasetConfig, Acquired, Vec<&Plan>)> = Vec::new();
     for plan in experiment.plans() {
-        let alike = |(known, _): &&mut (Acquired, Vec<&Plan>)| {
-            known.used.dataset == plan.config().dataset.name() && known.plan.config().dataset == plan.config().dataset
-        };
-        match read.iter_mut().find(alike) {
-            Some((_, plans)) => plans.push(plan),
-            None => read.push((acquire(plan, roots, offline, stop, console)?, vec![plan])),
+        // The set that is asked for, not the shapes that may stand in for it.
+        let dataset = &plan.config().dataset;
+        match read.iter_mut().find(|(known, _, _)| *known == dataset) {
+            Some((_, _, plans)) => plans.push(plan),
+            None => read.push((dataset, acquire(plan, roots, offline, stop, console)?, vec![plan])),
         }
     }
     fs_err::create_dir_all(into)?;
     let mut sheets = Vec::new();
-    for (acquired, plans) in read {
+    for (_, acquired, plans) in read {
         let test = &acquired.dataset.test;
         let chosen = stratified_subset(test, images.min(test.len()), &mut stream(0, "contact-sheet"));
         let subset = test.subset(&chosen);
@@ -80,6 +79,9 @@ pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Res
                 Err(reason) => console.say(format!("{name} is not drawn: {reason}")),
             }
             drawn.push(what);
+        }
+        if triggers.is_empty() {
+            continue;
         }
         let named = triggers.iter().map(|(name, trigger)| (name.as_str(), trigger.as_ref())).collect::<Vec<_>>();
         let sheet = ContactSheet::draw(&subset, &named, SCALE, acquired.plan.config().seeds[0]);

@@ -5,7 +5,7 @@ use patchdoor_metrics::{AttackOutcome, ClassAccuracy, Summary};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ExpectedConfig;
-use crate::defense::{DefenseResult, DefenseSummary};
+use crate::defense::{DefenseResult, DefenseStanding, DefenseSummary, Ratings};
 use crate::routing::{RoutingMeasurements, RoutingSummary};
 
 /// Version of the result files' layout.
@@ -270,7 +270,33 @@ pub(crate) const METRICS: [Metric; 7] = [
 /// Every number of a seed by its name in tables of sweeps, in their order; `group/name` for what belongs together.
 pub(crate) fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     let metrics = METRICS.iter().filter_map(|metric| Some((metric.name.to_owned(), (metric.of)(measurements)?)));
-    metrics.collect()
+    let mut numbers = metrics.collect::<Vec<_>>();
+    let mut titles: Vec<&str> = Vec::new();
+    for defense in &measurements.defenses {
+        // Two defenses may be called the same.
+        let same = titles.iter().filter(|title| **title == defense.title).count();
+        let title = if same == 0 { defense.title.clone() } else { format!("{} ({})", defense.title, same + 1) };
+        titles.push(&defense.title);
+        let Some(measured) = defense.measurements() else { continue };
+        let standing = |title: &str, after: &DefenseStanding, ratings: &Ratings| {
+            let named = [
+                ("clean-accuracy", Some(after.clean_accuracy)),
+                ("asr", after.asr),
+                ("robust-accuracy", after.robust_accuracy),
+                ("defense-effectiveness", ratings.defense_effectiveness),
+                ("robust-improvement", ratings.robust_improvement),
+            ];
+            let title = title.to_owned();
+            named.into_iter().filter_map(move |(name, value)| Some((format!("{title}/{name}"), value?)))
+        };
+        numbers.extend(standing(&title, &measured.after, &measured.ratings));
+        numbers.push((format!("{title}/seconds"), measured.seconds));
+        for row in &measured.series {
+            numbers.extend(standing(&format!("{title}, {} pruned", row.pruned_fraction), &row.after, &row.ratings));
+        }
+    }
+    numbers.extend(measurements.routing.iter().flat_map(|routing| routing.named()));
+    numbers
 }
 
 impl MetricSummaries {

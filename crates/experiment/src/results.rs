@@ -453,7 +453,7 @@ sentence = "With four cells it is {rates/0.001, four cells/asr}, {rates/0.001, f
 [[claims.tables]]
 result = "rates"
 title = "Two rates:"
-columns = ["poisoned-images", "asr", "fine-pruning/rir"]
+columns = ["poisoned-images", "asr", "fine-pruning/robust-improvement"]
 
 [[claims.tables]]
 result = "rates"
@@ -493,7 +493,7 @@ sentence = "Nobody has looked."
             .replace("{rates/0.001, four cells/asr}", "{rats/0.001, four cells/asr}")
             .replace("four cells/asr|interval", "five cells/asr|interval")
             .replace("fine-pruning/asr}", "fine-pruning/ars}")
-            .replace("\"asr\", \"fine-pruning/rir\"", "\"clean\"")
+            .replace("\"asr\", \"fine-pruning/robust-improvement\"", "\"clean\"")
             .replace("\"0.01, a | b\"", "\"0.1\"")
             .replace("Nobody has looked.", "Nobody {rates/0.01, a | b/asr|range} {has looked.");
         insta::assert_snapshot!(render(&claims).unwrap_err());
@@ -529,7 +529,10 @@ sentence = "Nobody has looked."
         assert_eq!(collected, [Collected::Written { path: path.clone(), seeds: 2 }]);
         let written = read_result(&path).unwrap();
         assert_eq!(written.seeds, [0, 1]);
-        assert_eq!(written.points[0].metric("asr"), example_table().points[0].metric("asr"));
+        assert_eq!(
+            written.points[0].metric("asr").unwrap().values,
+            example_table().points[0].metric("asr").unwrap().values
+        );
         assert_eq!(written.points[1].failed.len(), 1);
         assert!(!fs::read_to_string(&path).unwrap().contains("rates-0000000"), "names of run folders are left out");
     }
@@ -565,7 +568,6 @@ sentence = "Nobody has looked."
         let mut smaller = example_table();
         smaller.result = "rates-00000000.sweep".into();
         smaller.points.truncate(1);
-        smaller.axes.clear();
         let runs = runs(&example_table());
         smaller.write(&runs.path().join(&smaller.result)).unwrap();
         let into = runs.path().join("results");

@@ -104,6 +104,25 @@ fn value(estimate: Option<Estimate>) -> Option<f64> {
     estimate.map(|estimate| estimate.value)
 }
 
+impl RoutingMeasurements {
+    /// Every number of the routing table by its name in tables of sweeps, and what chance would give.
+    pub(crate) fn named(&self) -> Vec<(String, f64)> {
+        let of = |group: &'static str, numbers: Option<&RoutingNumbers>| {
+            let numbers = numbers.cloned();
+            let values = METRICS.iter().filter_map(move |metric| Some((metric.name, (metric.of)(numbers.as_ref()?)?)));
+            values.map(move |(name, value)| (format!("{group}/{name}"), value)).collect::<Vec<_>>()
+        };
+        let chance = [
+            ("trigger-capture", self.chance_capture),
+            ("trigger-capture-any", self.chance_capture_any),
+            ("overlap", self.chance_overlap),
+        ];
+        let chance = chance.map(|(name, value)| (format!("routing, by chance/{name}"), value));
+        let twin = of("routing, clean twin", self.clean_twin.as_ref());
+        of("routing", Some(&self.victim)).into_iter().chain(twin).chain(chance).collect()
+    }
+}
+
 /// The numbers of the routing table, in its order.
 pub(crate) const METRICS: [RoutingMetric; 16] = [
     RoutingMetric {

@@ -7,6 +7,7 @@ use patchdoor_data::load;
 use patchdoor_model::ClassifierConfig;
 use serde::Deserialize;
 
+use crate::SurrogateConfig;
 use crate::backend::Backend;
 use crate::diagnostics::ConfigErrors;
 use crate::facts::{DatasetFacts, choice_name};
@@ -59,7 +60,7 @@ pub struct Forecast {
     pub(crate) units: Vec<Unit>,
     /// Runs that will be computed.
     pub pending: usize,
-    /// Clean twins that will be trained for them.
+    /// Clean twins that will be trained for them, surrogates among them.
     pub twins_to_train: usize,
     /// Clean twins that are there already.
     pub twins_there: usize,
@@ -153,24 +154,31 @@ impl Sweep {
         let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
         for unit in &pending {
             let plan = self.points()[unit.point].plan();
-            let mut trainings = 1;
             let poisoned = plan.counts(DatasetFacts::published(&plan.config().dataset)).poisoned;
+            let mut clean = Vec::new();
             if plan.config().clean_twin && poisoned != Some(0) {
+                clean.push((plan.clone(), unit.seed));
+            }
+            if let Some(surrogate) = SurrogateConfig::of(plan.config()) {
+                clean.push((surrogate.plan(plan), unit.seed.wrapping_add(surrogate.seed_offset)));
+            }
+            let victim = work(plan).zip(repairs(plan)).map(|(training, repairs)| training + repairs);
+            let mut trainings = vec![(plan.config().model.clone(), victim)];
+            for (plan, seed) in clean {
                 let fingerprint = fingerprints[unit.point].as_deref();
                 let hash = plan.twin_hash(backend.name(), fingerprint.unwrap_or("unknown"));
-                if out.join(format!("twins/{hash}/seed-{}/result.json", unit.seed)).is_file() {
-                    there.insert((hash, unit.seed));
-                } else if twins.insert((hash, unit.seed)) {
-                    trainings += 1;
+                if out.join(format!("twins/{hash}/seed-{seed}/result.json")).is_file() {
+                    there.insert((hash, seed));
+                } else if twins.insert((hash, seed)) {
+                    trainings.push((plan.config().model.clone(), work(&plan)));
                 }
             }
-            let (speed, source) = speeds.of(&plan.config().model, backend);
-            seconds = seconds
-                .zip(speed)
-                .zip(work(plan))
-                .map(|((sum, speed), images)| sum + images * f64::from(trainings) / speed);
-            if !sources.contains(&source) {
-                sources.push(source);
+            for (model, images) in trainings {
+                let (speed, source) = speeds.of(&model, backend);
+                seconds = seconds.zip(speed).zip(images).map(|((sum, speed), images)| sum + images / speed);
+                if !sources.contains(&source) {
+                    sources.push(source);
+                }
             }
         }
         Forecast {
@@ -260,6 +268,17 @@ fn work(plan: &Plan) -> Option<f64> {
     let passes = counts.training? * plan.config().training.epochs;
     // The test images are predicted untouched, triggered, and triggered by the twin.
     Some((passes + counts.test.unwrap_or(0)) as f64)
+}
+
+/// Images that all defenses of a plan go through.
+fn repairs(plan: &Plan) -> Option<f64> {
+    let counts = plan.counts(DatasetFacts::published(&plan.config().dataset));
+    let training = counts.training?;
+    let images = plan.config().defenses.iter().map(|defender| {
+        // Each repaired classifier predicts the test images twice.
+        defender.amount.count(training) * defender.defense.epochs() + counts.test.unwrap_or(0) * 2 / 3
+    });
+    Some(images.sum::<usize>() as f64)
 }
 
 /// Trainings that took less say little about a long one's speed.

@@ -384,7 +384,14 @@ name = "c"
 variants = [{ label = 3, sets = {} }, { label = "b", set = 3 }]
 "#;
         insta::assert_snapshot!(problems(axes, &[]));
-        insta::assert_snapshot!(problems("[sweep]\n", &[]), @"");
+        insta::assert_snapshot!(problems("[sweep]\n", &[]), @"
+        error: sweep.axes is missing
+         --> a.toml:4:1
+          |
+        4 | [sweep]
+          | ^^^^^^^
+          = help: write [[sweep.axes]]
+        ");
     }
 
     #[test]

@@ -29,6 +29,9 @@ const HEADINGS: [(&str, &str); 6] = [
     ("robust-accuracy", "RA"),
 ];
 
+/// Headings of numbers that groups have.
+const GROUP_HEADINGS: [(&str, &str); 2] = [("defense-effectiveness", "DER"), ("robust-improvement", "RIR")];
+
 /// Numbers that only files for programs have.
 const UNSHOWN: [&str; 2] = ["clean-twin-accuracy", "asr-all-classes"];
 
@@ -133,9 +136,11 @@ impl MetricResult {
         is_share(&self.name)
     }
 
-    /// The confidence interval in brackets; empty for one seed.
+    /// The confidence interval in brackets, a share's cut off at 0 and 1; empty for one seed.
     pub fn interval_text(&self) -> String {
-        let number = |value| number_text(&self.name, value);
+        // A share cannot be where the interval of its mean may reach; only differences of shares may be negative.
+        let bounded = is_share(&self.name) && !self.name.ends_with("accuracy-drop");
+        let number = |value: f64| number_text(&self.name, if bounded { value.clamp(0.0, 1.0) } else { value });
         self.interval_95.map_or_else(String::new, |[low, high]| format!("[{}, {}]", number(low), number(high)))
     }
 }
@@ -361,7 +366,13 @@ impl ResultTable {
         let mut header = if self.axes.is_empty() { vec!["experiment".to_owned()] } else { self.axes.clone() };
         let labels = header.len();
         header.push("n".into());
-        header.extend(names.iter().map(|name| heading(name).to_owned()));
+        // Where numbers of several groups stand side by side, they have their group's name.
+        let group = |name: &str| name.rsplit_once('/').map_or_else(String::new, |(group, _)| group.to_owned());
+        let mixed = names.iter().any(|name| group(name) != group(names[0]));
+        header.extend(names.iter().map(|name| match group(name).as_str() {
+            group if mixed && !group.is_empty() => format!("{}, {group}", heading(name)),
+            _ => heading(name).to_owned(),
+        }));
         let escaped = |cell: &str| cell.replace('|', "\\|");
         let row = |cells: &[String]| {
             let cells = cells.iter().map(|cell| escaped(cell)).collect::<Vec<_>>();
@@ -511,8 +522,9 @@ fn published_path(path: &Path) -> String {
 
 /// What a number is called at the head of a column.
 pub(crate) fn heading(name: &str) -> &str {
-    let short = HEADINGS.iter().find(|(known, _)| *known == name).map(|(_, heading)| *heading);
-    short.unwrap_or_else(|| name.rsplit('/').next().unwrap_or(name))
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let short = HEADINGS.iter().chain(&GROUP_HEADINGS).find(|(known, _)| *known == last);
+    short.map_or(last, |(_, heading)| heading)
 }
 
 fn interval_unless_constant(metric: &MetricResult) -> String {
@@ -525,6 +537,8 @@ fn number_text(name: &str, value: f64) -> String {
         percent(value)
     } else if name == POISONED {
         if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+    } else if name.ends_with("/seconds") {
+        format!("{value:.0}")
     } else {
         format!("{:.4}", value + 0.0)
     }
@@ -554,7 +568,7 @@ pub(crate) fn example_table() -> ResultTable {
             metric("clean-twin-accuracy", &[(0, 0.71), (1, 0.72)]),
             metric("asr", &[(0, 0.9), (1, 1.0)]),
             metric("fine-pruning/asr", &[(0, 0.5), (1, 0.25)]),
-            metric("fine-pruning/rir", &[(0, 0.5), (1, 1.5)]),
+            metric("fine-pruning/robust-improvement", &[(0, 0.5), (1, 1.5)]),
         ],
     };
     let second = PointResult {
@@ -617,7 +631,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let into = folder.path().join("rates-12345678.sweep");
         example_table().write(&into).unwrap();
-        assert_eq!(ResultTable::read(&into), Some(example_table()));
+        // JSON keeps all but the last digit.
+        let read = ResultTable::read(&into).unwrap();
+        assert_eq!(read.to_text(), example_table().to_text());
+        assert_eq!((read.seeds, read.commits), (example_table().seeds, example_table().commits));
+        assert_eq!(read.points[0].runs, example_table().points[0].runs);
+        assert_eq!(read.points[1].failed, example_table().points[1].failed);
         let mut names = fs::read_dir(&into).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
         names.sort();
         assert_eq!(names, ["table.csv", "table.json", "table.md", "table.txt"]);
