@@ -1,22 +1,19 @@
-//! Every fused operation at the shapes of the network at widen factor 1, and the whole network at 1 and 2, on the CPU
-//! backend.
+//! Every fused operation at the shapes of the network at widen factor 1, and the whole network at 1, 2 and 4 with
+//! its experts in both forms, on the CPU backend.
 
 use std::hint::black_box;
 
 use burn::backend::Autodiff;
-use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
 use burn_flex::{Flex, FlexDevice};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use patchdoor_benches::tensor;
+use patchdoor_benches::{classifier, tensor};
 use patchdoor_kernels::{
     ConvOptions, average_positions, batch_norm_relu, conv2d, grouped_conv2d, weighted_batch_norm_relu,
 };
-use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
-use rand::SeedableRng;
-use rand::rngs::ChaCha8Rng;
+use patchdoor_model::{ExpertForm, PatchMoeConfig};
 
 type B = Autodiff<Flex>;
 
@@ -87,31 +84,35 @@ fn experts(criterion: &mut Criterion) {
 }
 
 fn network(criterion: &mut Criterion) {
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let images = random([BATCH, 32, 32, 3]).abs();
-    let labels = Tensor::<B, 1, Int>::arange(0..128, &FlexDevice).remainder_scalar(10);
-    for widen_factor in [1, 2] {
-        let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor, ..Default::default() });
-        let input = InputShape { height: 32, width: 32, channels: 3 };
-        let classifier = config.init::<B>(input, 10, &mut rng, &FlexDevice).expect("the configuration is valid");
-        let mut optimizer = SgdConfig::new().init();
-        let mut trained = Some(classifier.clone());
-        let mut group = criterion.benchmark_group("network");
-        group.throughput(Throughput::Elements(BATCH as u64));
-        group.bench_function(BenchmarkId::new("training step", widen_factor), |bencher| {
-            bencher.iter(|| {
-                let classifier = trained.take().expect("put back by the step before");
-                let logits = classifier.forward(images.clone());
-                let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
-                let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
-                trained = Some(optimizer.step(0.01, classifier, gradients));
+    let batch = || {
+        let labels = Tensor::<B, 1, Int>::arange(0..128, &FlexDevice).remainder_scalar(10);
+        (random([BATCH, 32, 32, 3]).abs(), labels)
+    };
+    let mut group = criterion.benchmark_group("network");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for widen_factor in [1, 2, 4] {
+        for (form, expert_form) in [("", ExpertForm::Masked), (", gathered", ExpertForm::Gathered)] {
+            let config = PatchMoeConfig { widen_factor, expert_form, ..Default::default() };
+            group.bench_function(BenchmarkId::new(format!("training step{form}"), widen_factor), |bencher| {
+                let (images, labels) = batch();
+                let mut trained = Some(classifier::<B>(config.clone(), &FlexDevice));
+                let mut optimizer = SgdConfig::new().init();
+                bencher.iter(|| {
+                    let classifier = trained.take().expect("put back by the step before");
+                    let logits = classifier.forward(images.clone());
+                    let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
+                    let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+                    trained = Some(optimizer.step(0.01, classifier, gradients));
+                });
             });
-        });
-        let classifier = classifier.valid();
-        group.bench_function(BenchmarkId::new("evaluation", widen_factor), |bencher| {
-            bencher.iter(|| black_box(classifier.forward(images.clone().inner()).into_data()));
-        });
+            group.bench_function(BenchmarkId::new(format!("evaluation{form}"), widen_factor), |bencher| {
+                let classifier = classifier::<Flex>(config.clone(), &FlexDevice);
+                let images = batch().0.inner();
+                bencher.iter(|| black_box(classifier.forward(images.clone()).into_data()));
+            });
+        }
     }
+    group.finish();
 }
 
 criterion_group! {

@@ -1,5 +1,7 @@
-//! Images per second of one training step and of evaluation, as `pytorch/pmoe.py` measures them for `PyTorch`:
-//! `cargo run --release -p patchdoor-benches --example pmoe -- [WIDEN_FACTOR..]`.
+//! Images per second of one training step and of evaluation, and memory, as `pytorch/pmoe.py` measures them for
+//! `PyTorch`: `cargo run --release -p patchdoor-benches --example pmoe -- [--gathered] [WIDEN_FACTOR..]`.
+//!
+//! `cargo xtask bench --pytorch` runs the two in turns.
 #![allow(clippy::print_stdout, reason = "a timing prints what it measures")]
 
 use std::time::Instant;
@@ -10,7 +12,7 @@ use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig};
+use patchdoor_model::{Classifier, ClassifierConfig, ExpertForm, InputShape, PatchMoeConfig};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
@@ -43,8 +45,21 @@ fn rate(runs: usize, mut work: impl FnMut()) -> f64 {
     rates[runs / 2]
 }
 
+/// MiB of this process: now (`VmRSS`) or at most (`VmHWM`); 0 where the system does not say.
+fn resident(field: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).unwrap_or(0) / 1024
+}
+
 fn main() {
     let widens: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let expert_form = if std::env::args().any(|argument| argument == "--gathered") {
+        ExpertForm::Gathered
+    } else {
+        ExpertForm::Masked
+    };
+    let before = resident("VmRSS");
     let device = FlexDevice;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let pixels: Vec<f32> = (0..BATCH * 32 * 32 * 3).map(|_| rng.random()).collect();
@@ -52,7 +67,7 @@ fn main() {
     let labels: Vec<i32> = (0..BATCH).map(|_| rng.random_range(0..10)).collect();
     let labels = Tensor::<B, 1, Int>::from_data(TensorData::new(labels, [BATCH]), &device);
     for widen_factor in if widens.is_empty() { vec![1, 2, 4, 10] } else { widens } {
-        let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor, ..Default::default() });
+        let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor, expert_form, ..Default::default() });
         let input = InputShape { height: 32, width: 32, channels: 3 };
         let classifier = config.init(input, 10, &mut rng, &device).expect("the configuration is valid");
         let mut optimizer = SgdConfig::new().init();
@@ -68,6 +83,10 @@ fn main() {
         let classifier = classifier.expect("put back").valid();
         let inputs = images.clone().inner();
         let evaluation = rate(runs, || drop(classifier.forward(inputs.clone()).into_data()));
-        println!("widen {widen_factor:2}: training {training:7.1}, evaluation {evaluation:7.1} images/s");
+        let peak = resident("VmHWM");
+        println!(
+            "widen {widen_factor:2}: training {training:7.1}, evaluation {evaluation:7.1} images/s, \
+             memory {before} MiB before, {peak} MiB at most"
+        );
     }
 }

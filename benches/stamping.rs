@@ -1,4 +1,4 @@
-//! Drawing a poisoning plan and carrying it out with each trigger.
+//! Drawing a poisoning plan and carrying it out with each trigger and each placement.
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 use std::hint::black_box;
@@ -6,13 +6,45 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use patchdoor_benches::{SHAPE, images};
 use patchdoor_data::{PoisoningConfig, PoisoningPlan, stream, trigger_test_images};
-use patchdoor_triggers::{SquareConfig, TriggerConfig};
+use patchdoor_triggers::{
+    Anchor, ArtPatternConfig, BlendConfig, BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells,
+    SigConfig, SquareConfig, TriggerConfig, WanetConfig, WarpConfig,
+};
 
 const IMAGES: usize = 5000;
 
 /// Every kind of trigger in its default form; a new variant gets an entry.
 fn triggers() -> Vec<TriggerConfig> {
-    vec![TriggerConfig::Square(SquareConfig::default())]
+    vec![
+        TriggerConfig::Square(SquareConfig::default()),
+        TriggerConfig::Blend(BlendConfig::default()),
+        TriggerConfig::Warp(WarpConfig::default()),
+        TriggerConfig::Wanet(WanetConfig::default()),
+        TriggerConfig::Sig(SigConfig::default()),
+        TriggerConfig::ArtPattern(ArtPatternConfig::default()),
+    ]
+}
+
+/// Every way to pick cells; a new one gets an entry.
+fn placements() -> Vec<(&'static str, PlacementConfig)> {
+    let random = |per_image| CellsConfig::Random(RandomCells { count: 4, per_image });
+    // As a surrogate's routers might have selected them: 64 cells in each of ten classes.
+    let counts: Vec<Vec<f64>> =
+        (0..10).map(|class| (0..64).map(|cell| f64::from(cell * 7 % (class + 2))).collect()).collect();
+    let selected = |per_class| {
+        let cells = CellsConfig::MostSelected(SelectedCells { count: 4, expert: None, per_class });
+        PlacementConfig { cells, ..PlacementConfig::default() }.resolve(&counts).expect("as many counts as cells").cells
+    };
+    let cells = [
+        ("all cells", CellsConfig::All),
+        ("4 cells", random(false)),
+        ("4 cells of each image", random(true)),
+        ("a block of 4 cells", CellsConfig::Block(BlockCells { size: 2, anchor: Anchor::LowerRight })),
+        ("2 listed cells", CellsConfig::List(vec![[0, 0], [7, 7]])),
+        ("the 4 most selected cells", selected(false)),
+        ("the 4 most selected cells of each class", selected(true)),
+    ];
+    cells.map(|(name, cells)| (name, PlacementConfig { cells, ..PlacementConfig::default() })).to_vec()
 }
 
 fn poisoning() -> PoisoningConfig {
@@ -42,6 +74,20 @@ fn stamping(criterion: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new("test images", config.name()), |bencher| {
             let (set, trigger) = (images(IMAGES), trigger());
+            bencher.iter(|| black_box(trigger_test_images(&set, &poisoning(), trigger.as_ref(), 7)));
+        });
+        group.bench_function(BenchmarkId::new("test images in cells", config.name()), |bencher| {
+            let cells = CellsConfig::Random(RandomCells { count: 4, per_image: true });
+            let placement = PlacementConfig { cells, fit: Fit::Image, ..PlacementConfig::default() };
+            let trigger = config.build_placed(SHAPE, &placement, 7).expect("the default fits CIFAR's images");
+            let set = images(IMAGES);
+            bencher.iter(|| black_box(trigger_test_images(&set, &poisoning(), trigger.as_ref(), 7)));
+        });
+    }
+    for (name, placement) in placements() {
+        group.bench_function(BenchmarkId::new("test images, placed", name), |bencher| {
+            let trigger = TriggerConfig::default().build_placed(SHAPE, &placement, 7);
+            let (set, trigger) = (images(IMAGES), trigger.expect("a square of one cell fits"));
             bencher.iter(|| black_box(trigger_test_images(&set, &poisoning(), trigger.as_ref(), 7)));
         });
     }

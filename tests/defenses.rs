@@ -107,13 +107,13 @@ fn without_validation_images_only_a_defense_that_chooses_on_them_is_refused() {
 }
 
 /// Two defenses, the second long enough to be stopped in its middle.
-const LONG: &str = r#"
+const LONG: &str = r"
 [[defenses]]
 pruning-series = { fractions = [0.5] }
 
 [[defenses]]
 fine-pruning = { keep-mask = true, training = { epochs = 30, batch-size = 32, learning-rate = 0.05 } }
-"#;
+";
 
 fn weights(bench: &Bench) -> Vec<u8> {
     let path = bench.run_directory().join("seed-0/defenses/1-fine-pruning/weights.safetensors");

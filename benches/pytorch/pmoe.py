@@ -4,7 +4,9 @@
     venv/bin/python benches/pytorch/pmoe.py --threads 2 1 2 4 10
 
 The same network (masked experts, one block a group, 4 experts of 16 out of 64 patches), batch 128, SGD without momentum.
-For every widen factor and both memory formats: the median over the runs of one training step and of evaluation.
+For every widen factor and both memory formats: the median over the runs of one training step and of evaluation, and the
+process's resident memory before there is a network and at most. `cargo xtask bench --pytorch` calls it once for every
+widen factor and format, in turns with ours.
 """
 
 import argparse
@@ -82,17 +84,31 @@ def rate(runs, batch, work):
     return statistics.median(rates)
 
 
+def resident(field):
+    """MiB of this process: now (VmRSS) or at most (VmHWM); 0 where the system does not say."""
+    try:
+        with open("/proc/self/status") as status:
+            return next((int(line.split()[1]) // 1024 for line in status if line.startswith(field)), 0)
+    except OSError:
+        return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("widen", type=int, nargs="*", default=[1, 2, 4, 10])
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--layout", choices=["first", "last"], help="one memory format; both without")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    before = resident("VmRSS")
+    layouts = [("channels first", torch.contiguous_format), ("channels last", torch.channels_last)]
     for widen in arguments.widen:
-        for name, memory in [("channels first", torch.contiguous_format), ("channels last", torch.channels_last)]:
+        for name, memory in layouts:
+            if arguments.layout and not name.endswith(arguments.layout):
+                continue
             model = PatchMoe(widen).to(memory_format=memory)
             images = torch.rand(arguments.batch, 3, 32, 32).to(memory_format=memory)
             labels = torch.randint(0, 10, (arguments.batch,))
@@ -114,7 +130,11 @@ def main():
             model.eval()
             evaluate()
             evaluation = rate(runs, arguments.batch, evaluate)
-            print(f"widen {widen:2}, {name:14}: training {training:7.1f}, evaluation {evaluation:7.1f} images/s", flush=True)
+            print(
+                f"widen {widen:2}, {name:14}: training {training:7.1f}, evaluation {evaluation:7.1f} images/s, "
+                f"memory {before} MiB before, {resident('VmHWM')} MiB at most",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

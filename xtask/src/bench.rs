@@ -3,9 +3,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::bench_against::{Comparison, compare};
+use crate::bench_against::{Comparison, Selection, compare};
+use crate::bench_gate;
+use crate::bench_pytorch::{self, PytorchArguments};
 use crate::bench_statistics::FEWEST_ROUNDS;
 use crate::run::{become_process, cargo, root};
+
+/// Ratio of times over which a comparison fails.
+const THRESHOLD: f64 = 1.15;
 
 /// What `cargo xtask bench` takes.
 #[derive(Debug, Args)]
@@ -19,16 +24,23 @@ pub(crate) struct Arguments {
     against: Option<String>,
 
     /// Compare only benchmarks whose name contains this
-    #[arg(long, value_name = "TEXT", requires = "against")]
+    #[arg(long, value_name = "TEXT", requires = "against", conflicts_with = "gate")]
     filter: Option<String>,
 
-    /// Fail if the time, new to old, is above this with 97.5 % confidence
-    #[arg(long, value_name = "RATIO", default_value_t = 1.15, value_parser = ratio)]
-    threshold: f64,
+    /// Compare the few benchmarks that stand for all with the previous main, as continuous integration does
+    #[arg(long, conflicts_with_all = ["subjects", "criterion"])]
+    gate: bool,
+
+    /// Fail if the time, new to old, is above this with 97.5 % confidence [default: 1.15, with --gate 1.25]
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    threshold: Option<f64>,
 
     /// How often old and new take turns
     #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = rounds)]
     rounds: usize,
+
+    #[command(flatten)]
+    pytorch: PytorchArguments,
 
     /// Options of criterion, such as `--save-baseline before`
     #[arg(last = true, value_name = "CRITERION OPTIONS")]
@@ -51,9 +63,17 @@ fn rounds(text: &str) -> Result<usize, String> {
 
 /// Runs the benchmarks, or compares them with another revision's.
 pub(crate) fn bench(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { subjects, against, filter, threshold, rounds, criterion } = arguments;
+    let Arguments { subjects, against, filter, gate, threshold, rounds, pytorch, criterion } = arguments;
+    if pytorch.pytorch {
+        return bench_pytorch::compare(&pytorch);
+    }
+    if gate {
+        return bench_gate::run(against.as_deref(), threshold.unwrap_or(bench_gate::THRESHOLD), rounds);
+    }
     if let Some(revision) = against {
-        return compare(&Comparison { revision, subjects, filter, threshold, rounds });
+        let selection = filter.map_or(Selection::All, Selection::Containing);
+        let threshold = threshold.unwrap_or(THRESHOLD);
+        return compare(&Comparison { revision, subjects, selection, threshold, rounds });
     }
     let mut command = cargo();
     command.current_dir(root()).args(["bench", "--package", "patchdoor-benches"]);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::bench_statistics::{Interval, median};
 use crate::run::{cargo, root};
 
-const PACKAGE: &str = "patchdoor-benches";
+pub(crate) const PACKAGE: &str = "patchdoor-benches";
 
 /// Criterion's quickest sensible measurement: the least time of ten samples is what a round is about, criterion's own
 /// statistics are not used.
@@ -23,12 +23,39 @@ pub(crate) struct Comparison {
     pub(crate) revision: String,
     /// Bench targets; all if empty.
     pub(crate) subjects: Vec<String>,
-    /// Part of the names of the benchmarks to compare.
-    pub(crate) filter: Option<String>,
+    /// Which benchmarks of these to compare.
+    pub(crate) selection: Selection,
     /// Ratio of times, new to old, over which a comparison fails.
     pub(crate) threshold: f64,
     /// Pairs of timings.
     pub(crate) rounds: usize,
+}
+
+/// Some of the benchmarks in the bench targets.
+pub(crate) enum Selection {
+    /// All of them.
+    All,
+    /// Those whose names contain a text.
+    Containing(String),
+    /// Those of these names, each of which must be there.
+    Named(&'static [&'static str]),
+}
+
+impl Selection {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Containing(text) => name.contains(text.as_str()),
+            Self::Named(names) => names.contains(&name),
+        }
+    }
+
+    /// The name that is asked for and not among the benchmarks.
+    fn missing<'a>(&self, benchmarks: impl Iterator<Item = &'a Benchmark>) -> Option<&'static str> {
+        let Self::Named(names) = self else { return None };
+        let found: BTreeSet<&str> = benchmarks.map(|(_, name)| name.as_str()).collect();
+        names.iter().copied().find(|name| !found.contains(name))
+    }
 }
 
 /// Name of a benchmark together with the bench target it is in.
@@ -61,8 +88,12 @@ pub(crate) fn compare(comparison: &Comparison) -> anyhow::Result<ExitCode> {
     }
     set_apart(&tree)?;
     let target = PathBuf::from(metadata(&root())?["target_directory"].as_str().context("no target directory")?);
-    let old = Side::build(tree, workspace.join("old"), &target, comparison)?;
+    // This checkout first: if it does not build, nothing else needs to be.
     let new = Side::build(root(), workspace.join("new"), &target, comparison)?;
+    if let Some(name) = comparison.selection.missing(new.benchmarks.keys()) {
+        bail!("there is no benchmark {name:?} to compare");
+    }
+    let old = Side::build(tree, workspace.join("old"), &target, comparison)?;
 
     let names: BTreeSet<&Benchmark> = old.benchmarks.keys().chain(new.benchmarks.keys()).collect();
     let (both, alone): (Vec<&Benchmark>, Vec<&Benchmark>) =
@@ -98,10 +129,20 @@ pub(crate) fn compare(comparison: &Comparison) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// Git in a folder. Where git calls a hook it names a repository in the environment, which would then be meant wherever
+/// git runs: checking out the other revision would change this checkout.
+pub(crate) fn git(directory: &Path) -> Command {
+    let mut command = Command::new("git");
+    command.current_dir(directory);
+    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"] {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// The commit that a revision names, if there is one.
-fn resolve(revision: &str) -> anyhow::Result<Option<String>> {
-    let output = Command::new("git")
-        .current_dir(root())
+pub(crate) fn resolve(revision: &str) -> anyhow::Result<Option<String>> {
+    let output = git(&root())
         .args(["rev-parse", "--verify", "--quiet", "--end-of-options"])
         .arg(format!("{revision}^{{commit}}"))
         .output()
@@ -113,8 +154,7 @@ fn resolve(revision: &str) -> anyhow::Result<Option<String>> {
 /// build them again.
 fn check_out(commit: &str, tree: &Path) -> anyhow::Result<()> {
     let git = |directory: &Path, arguments: &[&str]| -> anyhow::Result<bool> {
-        let status = Command::new("git").current_dir(directory).args(arguments).status();
-        Ok(status.context("cannot start git")?.success())
+        Ok(git(directory).args(arguments).status().context("cannot start git")?.success())
     };
     if tree.join(".git").exists() && git(tree, &["checkout", "--quiet", "--force", "--detach", commit])? {
         return Ok(());
@@ -154,7 +194,8 @@ fn with_marked_version(manifest: &str) -> Option<String> {
     Some(format!("{}{separator}against{}", &manifest[..end], &manifest[end..]))
 }
 
-fn metadata(directory: &Path) -> anyhow::Result<Value> {
+/// What cargo says about a workspace.
+pub(crate) fn metadata(directory: &Path) -> anyhow::Result<Value> {
     let output = cargo()
         .current_dir(directory)
         .args(["metadata", "--no-deps", "--format-version", "1"])
@@ -199,7 +240,8 @@ impl Side {
         let output = cargo()
             .current_dir(&side.directory)
             .env("CARGO_TARGET_DIR", target)
-            .args(["bench", "--package", PACKAGE, "--no-run", "--message-format", "json-render-diagnostics"])
+            // As continuous integration builds them: `cargo bench` would compile all of it a second time.
+            .args(["test", "--release", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"])
             .args(subjects.iter().flat_map(|subject| ["--bench", subject]))
             .stderr(Stdio::inherit())
             .output()
@@ -214,7 +256,7 @@ impl Side {
                 .output()
                 .with_context(|| format!("cannot start {}", program.display()))?;
             for name in listed(&String::from_utf8_lossy(&listing.stdout)) {
-                if comparison.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
+                if comparison.selection.has(name) {
                     side.benchmarks.insert((subject.clone(), name.to_owned()), program.clone());
                 }
             }
@@ -363,6 +405,19 @@ mod tests {
     fn the_manifest_of_this_workspace_can_be_marked() {
         let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
         assert!(with_marked_version(&manifest).is_some());
+    }
+
+    #[test]
+    fn selections_choose_by_name_and_notice_what_is_missing() {
+        let benchmark = |name: &str| ("kernels".to_owned(), name.to_owned());
+        let there = [benchmark("network/training step/1"), benchmark("network/training step/10")];
+        assert!(Selection::All.has("x") && Selection::Containing("step".to_owned()).has("network/training step/1"));
+        assert!(!Selection::Containing("evaluation".to_owned()).has("network/training step/1"));
+        let named = Selection::Named(&["network/training step/1"]);
+        assert!(named.has("network/training step/1") && !named.has("network/training step/10"));
+        assert_eq!(named.missing(there.iter()), None);
+        let named = Selection::Named(&["network/training step/1", "network/training step/2"]);
+        assert_eq!(named.missing(there.iter()), Some("network/training step/2"));
     }
 
     #[test]

@@ -10,42 +10,53 @@ use crate::run::{cargo, exit_code, root};
 /// One thing that continuous integration does.
 struct Step {
     name: &'static str,
-    command: fn() -> Command,
+    /// What it runs; the speed is compared with a revision.
+    command: fn(Option<&str>) -> Command,
 }
 
 /// The steps, cheapest first. All that compile burn do so with the release profile and for the whole workspace with
 /// its tests: with one set of features it is compiled once (and checked once, for clippy and the documentation).
-const STEPS: [Step; 10] = [
-    Step { name: "format", command: || with(cargo(), &["fmt", "--all", "--check"]) },
+const STEPS: [Step; 11] = [
+    Step { name: "format", command: |_| with(cargo(), &["fmt", "--all", "--check"]) },
     Step {
         name: "clippy",
-        command: || with(cargo(), &["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+        command: |_| {
+            with(cargo(), &["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+        },
     },
     Step {
         name: "docs",
-        command: || {
+        command: |_| {
             let mut command = with(cargo(), &["doc", "--release", "--workspace", "--no-deps"]);
             command.env("RUSTDOCFLAGS", "--deny warnings");
             command
         },
     },
-    Step { name: "build", command: || with(cargo(), &["build", "--release", "--workspace", "--all-targets"]) },
-    Step { name: "check", command: || with(runner(), &["check"]) },
-    Step { name: "results", command: || with(runner(), &["results", "--check"]) },
+    Step { name: "build", command: |_| with(cargo(), &["build", "--release", "--workspace", "--all-targets"]) },
+    Step { name: "check", command: |_| with(runner(), &["check"]) },
+    Step { name: "results", command: |_| with(runner(), &["results", "--check"]) },
     Step {
         name: "tests",
-        command: || with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]),
+        command: |_| with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]),
     },
-    Step { name: "doc-tests", command: || with(cargo(), &["test", "--release", "--workspace", "--doc"]) },
+    Step { name: "doc-tests", command: |_| with(cargo(), &["test", "--release", "--workspace", "--doc"]) },
     Step {
         name: "quick-run",
-        command: || {
+        command: |_| {
             let arguments = ["run", "experiments/badnets.toml", "--quick", "--fresh", "--out", "target/ci-runs"];
             with(runner(), &arguments)
         },
     },
     // As a test, criterion runs each benchmark once.
-    Step { name: "benches", command: || with(cargo(), &["test", "--release", "--workspace", "--bench", "*"]) },
+    Step { name: "benches", command: |_| with(cargo(), &["test", "--release", "--workspace", "--bench", "*"]) },
+    Step {
+        name: "speed",
+        command: |against| {
+            let mut command = with(cargo(), &["xtask", "bench", "--gate"]);
+            command.args(against.into_iter().flat_map(|revision| ["--against", revision]));
+            command
+        },
+    },
 ];
 
 /// Names of the steps, in order.
@@ -54,11 +65,11 @@ pub(crate) fn step_names() -> Vec<&'static str> {
 }
 
 /// Runs the steps, or those named, until one fails; says how long each took.
-pub(crate) fn ci(only: &[String]) -> anyhow::Result<ExitCode> {
+pub(crate) fn ci(only: &[String], against: Option<&str>) -> anyhow::Result<ExitCode> {
     let mut times: Vec<(&str, Duration, bool)> = Vec::new();
     let mut code = ExitCode::SUCCESS;
     for step in STEPS.iter().filter(|step| only.is_empty() || only.iter().any(|name| name == step.name)) {
-        let mut command = (step.command)();
+        let mut command = (step.command)(against);
         say(&format!("\n==> {}: {}", step.name, shown(&command)));
         let start = Instant::now();
         let status = command.current_dir(root()).status().with_context(|| format!("cannot start {}", step.name))?;

@@ -5,6 +5,8 @@
 
 mod bench;
 mod bench_against;
+mod bench_gate;
+mod bench_pytorch;
 mod bench_statistics;
 mod ci;
 mod run;
@@ -55,10 +57,14 @@ enum Command {
         /// Only these steps
         #[arg(value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(ci::step_names()))]
         steps: Vec<String>,
+
+        /// The revision to compare the speed with [default: where this branch left main, on main the commit before]
+        #[arg(long, value_name = "GITREF")]
+        against: Option<String>,
     },
-    /// Run the benchmarks, or compare them with another revision's
+    /// Run the benchmarks, or compare them with another revision's or with `PyTorch`
     #[command(after_help = "Examples:\n  cargo xtask bench routing -- --save-baseline before\n  \
-                      cargo xtask bench --against main --filter convolution")]
+                      cargo xtask bench --against main --filter convolution\n  cargo xtask bench --pytorch --widen 1 2")]
     Bench(bench::Arguments),
 }
 
@@ -78,7 +84,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Data(passed) => run::run("data", &passed.arguments),
         Command::Results(passed) => run::run("results", &passed.arguments),
         Command::Triggers(passed) => run::run("triggers", &passed.arguments),
-        Command::Ci { steps } => ci::ci(&steps),
+        Command::Ci { steps, against } => ci::ci(&steps, against.as_deref()),
         Command::Bench(arguments) => bench::bench(arguments),
     }
 }

@@ -1,10 +1,10 @@
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::convolution::{self, ConvOptions};
-use crate::{elementwise, experts, normalization};
+use crate::{elementwise, experts, gathering, normalization};
 
 /// A backend with the operations of this crate.
 ///
@@ -150,6 +150,31 @@ pub trait Kernels: Backend {
         Self::scale_shift_relu(experts::stock::weigh::<Self>(map, weights), scale, shift)
     }
 
+    /// Takes and weighs every expert's patches; see [`gather_weighted`](crate::gather_weighted).
+    ///
+    /// # Shapes
+    /// - patches: `[batch, patch, position, channel]`
+    /// - weights: `[batch, expert, patch]`
+    /// - indices: `[batch, expert, selected]`
+    /// - output: `[batch, selected, position, expert * channel]`
+    fn gather_weighted(
+        patches: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        gathering::stock::gather_weighted::<Self>(patches, weights, indices)
+    }
+
+    /// Gradients of [`gather_weighted`](Self::gather_weighted) for patches and weights.
+    fn gather_weighted_gradients(
+        patches: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        gathering::stock::gather_weighted_gradients::<Self>(patches, weights, indices, gradient)
+    }
+
     /// Adds two tensors of one shape; see [`add`](crate::add).
     fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(left, right)
@@ -205,6 +230,14 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         experts::recorded::<B, C>(map, weights, gamma, beta, epsilon)
+    }
+
+    fn gather_weighted(
+        patches: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        gathering::recorded::<B, C>(patches, weights, indices)
     }
 
     fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {

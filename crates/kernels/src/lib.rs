@@ -32,10 +32,12 @@ mod elementwise;
 mod experts;
 #[cfg(feature = "flex")]
 mod flex;
+mod gathering;
 mod normalization;
 
 pub use backend::Kernels;
 pub use convolution::{ConvOptions, conv2d, grouped_conv2d};
 pub use elementwise::{add, average_positions};
 pub use experts::{weighted_batch_norm_relu, weighted_scale_shift_relu};
+pub use gathering::gather_weighted;
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};

@@ -2,9 +2,10 @@
 
 mod support;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_kernels::{
-    add, average_positions, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+    add, average_positions, batch_norm_relu, gather_weighted, scale_shift_relu, weighted_batch_norm_relu,
+    weighted_scale_shift_relu,
 };
 use support::{Diff, alone, assert_close, leaf, numbers, on_threads, random};
 
@@ -114,4 +115,49 @@ fn gives_the_same_bits_on_one_thread_and_on_two() {
         ]
     };
     assert_eq!(on_threads(1, run), on_threads(2, run));
+}
+
+/// Every expert's selected patches in burn's operations.
+fn gathered(patches: &Tensor<Diff, 4>, weights: &Tensor<Diff, 3>, indices: &Tensor<Diff, 3, Int>) -> Tensor<Diff, 4> {
+    let [batch, count, positions, channels] = patches.dims();
+    let [_, experts, selected] = indices.dims();
+    let parts = (0..experts).map(|expert| {
+        let chosen = indices.clone().narrow(1, expert, 1).reshape([batch, selected]);
+        let weights = weights.clone().narrow(1, expert, 1).reshape([batch, count]).gather(1, chosen.clone());
+        let chosen = chosen.reshape([batch, selected, 1]).repeat(&[1, 1, positions * channels]);
+        let taken = patches.clone().reshape([batch, count, positions * channels]).gather(1, chosen);
+        (taken * weights.reshape([batch, selected, 1])).reshape([batch, selected, positions, channels])
+    });
+    Tensor::cat(parts.collect(), 3)
+}
+
+/// Numbers of patches, each expert's in no order and without repetition.
+fn selection([batch, experts, selected]: [usize; 3], count: usize) -> Tensor<Diff, 3, Int> {
+    assert!(!count.is_multiple_of(5), "in steps of five only numbers without that divisor are each visited once");
+    let numbers: Vec<i64> =
+        (0..batch * experts).flat_map(|row| (0..selected).map(move |k| ((row + 5 * k) % count) as i64)).collect();
+    Tensor::from_data(TensorData::new(numbers, [batch, experts, selected]), &burn_flex::FlexDevice)
+}
+
+#[test]
+fn gathering_agrees_with_burn_on_values_and_gradients() {
+    let _alone = alone();
+    for ([batch, count, positions, channels], experts, selected) in
+        [([3, 16, 1, 32], 4, 5), ([2, 9, 4, 5], 3, 9), ([40, 64, 1, 33], 2, 16), ([1, 2, 1, 1], 1, 1)]
+    {
+        let patches = leaf(1, [batch, count, positions, channels]);
+        let weights = leaf(2, [batch, experts, count]);
+        let indices = selection([batch, experts, selected], count);
+        let upstream = random(3, [batch, selected, positions, experts * channels]);
+
+        let found = gather_weighted(patches.clone(), weights.clone(), indices.clone());
+        let gradients = (found.clone() * upstream.clone()).sum().backward();
+        let (found_patches, found_weights) = (patches.grad(&gradients).unwrap(), weights.grad(&gradients).unwrap());
+
+        let expected = gathered(&patches, &weights, &indices);
+        let gradients = (expected.clone() * upstream).sum().backward();
+        assert_close("output", found.inner(), expected.inner(), 1e-6);
+        assert_close("patches gradient", found_patches, patches.grad(&gradients).unwrap(), 1e-5);
+        assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
+    }
 }

@@ -1,7 +1,7 @@
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_kernels::{
-    Kernels, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+    Kernels, Normalized, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
 use rand::Rng;
 
@@ -70,21 +70,52 @@ impl<B: Kernels> BatchNormRelu<B> {
     /// - weights: `[batch, group, row * column]`
     /// - output: `[batch, row, column, group * channel]`
     pub(crate) fn forward_weighted(groups: &[&Self], map: Tensor<B, 4>, weights: Tensor<B, 3>) -> Tensor<B, 4> {
-        let join =
-            |values: &dyn Fn(&Self) -> Tensor<B, 1>| Tensor::cat(groups.iter().map(|group| values(group)).collect(), 0);
-        let channels = map.dims()[3];
         if groups[0].uses_batch(&map.device()) {
-            let (gamma, beta) = (join(&|group| group.gamma.val()), join(&|group| group.beta.val()));
+            let [gamma, beta] = Self::joined_parameters(groups);
             let normalized = weighted_batch_norm_relu(map, weights, gamma, beta, groups[0].epsilon);
-            for (index, group) in groups.iter().enumerate() {
-                let part = |statistic: &Tensor<B, 1>| statistic.clone().narrow(0, index * channels, channels);
-                group.update(&group.running_mean, part(&normalized.mean));
-                group.update(&group.running_variance, part(&normalized.variance));
-            }
+            Self::update_groups(groups, &normalized);
             normalized.output
         } else {
-            let (scale, shift) = (join(&|group| group.scale_and_shift().0), join(&|group| group.scale_and_shift().1));
+            let [scale, shift] = Self::joined_scales_and_shifts(groups);
             weighted_scale_shift_relu(map, weights, scale, shift)
+        }
+    }
+
+    /// Normalizations of one shape side by side, each over its own group of channels.
+    ///
+    /// # Shapes
+    /// - input and output: `[batch, row, column, group * channel]`
+    pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
+        if groups[0].uses_batch(&x.device()) {
+            let [gamma, beta] = Self::joined_parameters(groups);
+            let normalized = batch_norm_relu(x, gamma, beta, groups[0].epsilon);
+            Self::update_groups(groups, &normalized);
+            normalized.output
+        } else {
+            let [scale, shift] = Self::joined_scales_and_shifts(groups);
+            scale_shift_relu(x, scale, shift)
+        }
+    }
+
+    /// All groups' gammas, and all their betas.
+    fn joined_parameters(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
+        let (gammas, betas) = groups.iter().map(|group| (group.gamma.val(), group.beta.val())).unzip();
+        [Tensor::cat(gammas, 0), Tensor::cat(betas, 0)]
+    }
+
+    /// All groups' scales in inference, and all their shifts.
+    fn joined_scales_and_shifts(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
+        let (scales, shifts) = groups.iter().map(|group| group.scale_and_shift()).unzip();
+        [Tensor::cat(scales, 0), Tensor::cat(shifts, 0)]
+    }
+
+    /// Gives every group its part of a batch's statistics.
+    fn update_groups<const D: usize>(groups: &[&Self], normalized: &Normalized<B, D>) {
+        for (index, group) in groups.iter().enumerate() {
+            let channels = group.gamma.dims()[0];
+            let part = |statistic: &Tensor<B, 1>| statistic.clone().narrow(0, index * channels, channels);
+            group.update(&group.running_mean, part(&normalized.mean));
+            group.update(&group.running_variance, part(&normalized.variance));
         }
     }
 

@@ -55,6 +55,12 @@ impl<B: Kernels> Convolution<B> {
         grouped_conv2d(x, weights, biases, groups.len(), options)
     }
 
+    /// Whether the kernel is a single pixel.
+    pub(crate) fn is_pointwise(&self) -> bool {
+        let [_, _, rows, columns] = self.weight.dims();
+        rows == 1 && columns == 1
+    }
+
     fn options(&self, [rows, columns]: [usize; 2]) -> ConvOptions {
         let [_, _, kernel, _] = self.weight.dims();
         let [top, bottom] = self.padding.around(rows, kernel, self.stride);

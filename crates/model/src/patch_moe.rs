@@ -1,6 +1,6 @@
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, backend::Backend};
-use patchdoor_kernels::{Kernels, average_positions};
+use burn::tensor::{Tensor, backend::Backend};
+use patchdoor_kernels::{Kernels, average_positions, gather_weighted};
 use rand::Rng;
 
 use crate::batch_norm::BatchNormRelu;
@@ -121,7 +121,7 @@ impl<B: Kernels> PatchMoe<B> {
         let routing = self.router.route(patches.clone());
         let outputs = match self.form {
             ExpertForm::Masked => self.experts_on_map(map, &routing),
-            ExpertForm::Gathered => Tensor::cat(self.experts_on_patches(&patches, &routing), 3),
+            ExpertForm::Gathered => self.experts_on_patches(patches, &routing),
         };
         (outputs, routing)
     }
@@ -136,34 +136,26 @@ impl<B: Kernels> PatchMoe<B> {
         Convolution::forward_groups(&convolutions, BatchNormRelu::forward_weighted(&norms, map, weights))
     }
 
-    /// Every expert over its selected patches only; `[batch * patches_per_expert, patch row, patch
-    /// column, channel]` becomes `[batch, patches_per_expert, patch position, channel]`.
-    fn experts_on_patches(&self, patches: &Tensor<B, 3>, routing: &Routing<B>) -> Vec<Tensor<B, 4>> {
+    /// Every expert over its selected patches only; `[batch, patches_per_expert, patch position, expert * channel]`.
+    fn experts_on_patches(&self, patches: Tensor<B, 3>, routing: &Routing<B>) -> Tensor<B, 4> {
         let [batch, count, length] = patches.dims();
         let [_, _, selected] = routing.indices.dims();
         let side = self.patch_size;
         let channels = length / (side * side);
-        let all = patches.clone().reshape([batch * count, length]);
-        let first = Tensor::<B, 1, Int>::arange(0..batch as i64, &patches.device()).mul_scalar(count as i64);
-        let experts = self.experts.iter().enumerate();
-        experts
-            .map(|(e, expert)| {
-                let indices = routing.indices.clone().narrow(1, e, 1).reshape([batch, selected]);
-                let weights =
-                    routing.weights.clone().narrow(1, e, 1).reshape([batch, count]).gather(1, indices.clone());
-                let rows = (indices + first.clone().reshape([batch, 1])).reshape([batch * selected]);
-                let taken = all.clone().select(0, rows) * weights.reshape([batch * selected, 1]);
-                let output = expert.forward(taken.reshape([batch * selected, side, side, channels]));
-                let width = output.dims()[3];
-                output.reshape([batch, selected, side * side, width])
-            })
-            .collect()
-    }
-}
-
-impl<B: Kernels> Expert<B> {
-    fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.conv.forward(self.norm.forward(x))
+        let norms: Vec<_> = self.experts.iter().map(|expert| &expert.norm).collect();
+        let convolutions: Vec<_> = self.experts.iter().map(|expert| &expert.conv).collect();
+        let patches = patches.reshape([batch, count, side * side, channels]);
+        let taken = gather_weighted(patches, routing.weights.clone(), routing.indices.clone());
+        let seen = BatchNormRelu::forward_groups(&norms, taken);
+        let wide = seen.dims()[3];
+        let output = if convolutions[0].is_pointwise() {
+            // Neighbours do not matter, so all of an image lies in one row, of which many pixels are done at a time.
+            Convolution::forward_groups(&convolutions, seen.reshape([batch, 1, selected * side * side, wide]))
+        } else {
+            Convolution::forward_groups(&convolutions, seen.reshape([batch * selected, side, side, wide]))
+        };
+        let features = output.dims()[3];
+        output.reshape([batch, selected, side * side, features])
     }
 }
 

@@ -5,10 +5,15 @@ use std::path::Path;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
 use burn_flex::{Flex, FlexDevice};
+use burn_ndarray::{NdArray, NdArrayDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
+use patchdoor_kernels::Kernels;
 use patchdoor_metrics::accuracy;
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, Part, PatchMoeConfig, Pruning, Removal, save_weights};
+use patchdoor_model::{
+    Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, save_weights,
+};
 
 use crate::training::recompute_statistics;
 use crate::{
@@ -289,5 +294,54 @@ fn a_restricted_training_resumes_to_the_same_weights() {
         assert!(matches!(stopped, Outcome::Interrupted { epochs: 2 }));
         let resumed = finished(Ok(fit_restricted(&trainable, Some(folder.path()), &mut ())));
         assert!(bytes(&straight.classifier) == bytes(&resumed.classifier), "other weights with {trainable:?}");
+    }
+}
+
+/// Keeps the loss of every step.
+#[derive(Default)]
+struct Losses(Vec<f64>);
+
+impl TrainingObserver for Losses {
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        self.0.push(progress.loss);
+        ControlFlow::Continue(())
+    }
+}
+
+/// The loss of each of twelve steps of a small network on a backend.
+fn loss_curve<B>(expert_form: ExpertForm, device: &B::Device) -> Vec<f64>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let model = PatchMoeConfig { widen_factor: 1, expert_form, ..Default::default() };
+    let input = InputShape { height: 32, width: 32, channels: 3 };
+    let classifier = ClassifierConfig::PatchMoe(model).init::<B>(input, 10, &mut stream(0, "weights"), device);
+    let images = shapes(24);
+    let data = TrainingData { training: &images, validation: None, augmentation: &CROP_AND_FLIP };
+    let config = TrainingConfig { epochs: 4, batch_size: 8, ..recipe() };
+    let mut losses = Losses::default();
+    train(classifier.expect("the configuration is valid"), &data, &config, 0, None, &mut losses, device)
+        .expect("training succeeds");
+    losses.0
+}
+
+/// The fast kernels against their default bodies in stock operations, which burn's other CPU backend has.
+///
+/// Both compute in `f32` (relative rounding 6e-8) and add in another order, so they disagree by a few roundings at the
+/// first step; each step of learning carries that on and adds its own. A gradient that is wrong by a thousandth moves
+/// the losses of the last steps by several times what is allowed here.
+#[test]
+fn losses_are_the_same_with_the_kernels_and_without() {
+    for form in [ExpertForm::Masked, ExpertForm::Gathered] {
+        let fast = loss_curve::<Autodiff<Flex>>(form, &FlexDevice);
+        let stock = loss_curve::<Autodiff<NdArray>>(form, &NdArrayDevice::default());
+        assert_eq!((fast.len(), stock.len()), (12, 12));
+        assert!(fast[11] < fast[0], "nothing is learnt: {fast:?}");
+        for (step, (fast, stock)) in fast.iter().zip(&stock).enumerate() {
+            let allowed = if step == 0 { 2e-6 } else { 1e-4 };
+            let difference = ((fast - stock) / stock).abs();
+            assert!(difference <= allowed, "{form:?}, step {step}: {fast} against {stock}, off by {difference:e}");
+        }
     }
 }

@@ -1,14 +1,14 @@
 use patchdoor_data::ImageSet;
 use patchdoor_metrics::{
-    Estimate, PatchScores, PerImage, RoutingDecisions, SelectionCounts, area_within_images, capture, capture_by_any,
-    chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
+    Estimate, PerImage, RoutingDecisions, SelectionCounts, area_within_images, capture, capture_by_any, chance_overlap,
+    correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
 };
 use patchdoor_model::PatchMoeConfig;
 use patchdoor_train::Selections;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::cells::{Area, CellProperty, cell_scores, cells, triggered_patches};
+use super::cells::{Area, CellProperty, CellScores, cell_scores, cells, triggered_patches};
 use super::numbers::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, SetNumbers};
 use crate::run::input_shape;
 
@@ -28,7 +28,7 @@ pub(crate) struct Scene {
     /// Whether each patch sees a changed pixel, `[image, patch]`.
     pub(crate) sees_trigger: Vec<bool>,
     /// For each set: each property of each cell.
-    scores: [[PatchScores; 3]; 2],
+    scores: [[CellScores; 3]; 2],
 }
 
 impl Scene {
@@ -225,29 +225,31 @@ fn associations(
     collector: &mut Collector<'_>,
     set: &'static str,
     decisions: &RoutingDecisions<'_>,
-    scores: &[PatchScores; 3],
+    scores: &[CellScores; 3],
 ) -> [AssociationNumbers; 3] {
     let computed: Vec<_> = scores
         .par_iter()
         .map(|scores| {
-            let within = area_within_images(decisions, scores);
-            (within, correlation_within_images(decisions, scores), pooled_areas(decisions, scores))
+            let within = [&scores.plain, &scores.adjusted].map(|scores| area_within_images(decisions, scores));
+            (within, correlation_within_images(decisions, &scores.plain), pooled_areas(decisions, &scores.plain))
         })
         .collect();
-    let mut each = CellProperty::ALL.iter().zip(computed).map(|(property, (within, correlation, pooled))| {
-        let name = property.name();
-        if let Some(pooled) = &pooled {
-            collector.add(set, "all", "mean", &format!("pooled-auc-{name}"), pooled.average, 0.5);
-            for (expert, &found) in pooled.experts.iter().enumerate() {
-                collector.add(set, "all", &expert.to_string(), &format!("pooled-auc-{name}"), found, 0.5);
+    let mut each =
+        CellProperty::ALL.iter().zip(computed).map(|(property, ([within, adjusted], correlation, pooled))| {
+            let name = property.name();
+            if let Some(pooled) = &pooled {
+                collector.add(set, "all", "mean", &format!("pooled-auc-{name}"), pooled.average, 0.5);
+                for (expert, &found) in pooled.experts.iter().enumerate() {
+                    collector.add(set, "all", &expert.to_string(), &format!("pooled-auc-{name}"), found, 0.5);
+                }
             }
-        }
-        AssociationNumbers {
-            auc: collector.add_all(set, &format!("auc-{name}"), &within, 0.5, "mean"),
-            correlation: collector.add_all(set, &format!("correlation-{name}"), &correlation, 0.0, "mean"),
-            pooled_auc: pooled.map(|pooled| pooled.average),
-        }
-    });
+            AssociationNumbers {
+                auc: collector.add_all(set, &format!("auc-{name}"), &within, 0.5, "mean"),
+                auc_adjusted: collector.add_all(set, &format!("auc-{name}-adjusted"), &adjusted, 0.5, "mean"),
+                correlation: collector.add_all(set, &format!("correlation-{name}"), &correlation, 0.0, "mean"),
+                pooled_auc: pooled.map(|pooled| pooled.average),
+            }
+        });
     std::array::from_fn(|_| each.next().expect("one for each property"))
 }
 
@@ -388,6 +390,22 @@ pub(crate) mod tests {
         // It covers four cells; rows 4r - 5 to 4r + 11 meet rows 24 to 31 for r from 4 to 7, so 16 patches see it.
         assert!((scene.share_marked(&scene.is_triggered).iter().sum::<f64>() - 4.0).abs() < 1e-9);
         assert!((scene.share_marked(&scene.sees_trigger).iter().sum::<f64>() - 16.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_router_that_keeps_to_bright_places_has_area_one_half_once_their_mean_is_taken_off() {
+        // Grey noise on a ramp over rows; both experts always take the two lowest rows, where the ramp is brightest.
+        let mut rng = stream(2, "images");
+        let shape = ImageShape { height: 32, width: 32, channels: 1 };
+        let pixel = |byte: usize| 6 * (byte % 1024 / 32) as u8;
+        let pixels = (0..100 * 1024).map(|byte| pixel(byte) + rng.random_range(0..60)).collect();
+        let images = ImageSet::new(shape, pixels, vec![0; 100], vec!["only".to_owned()]).expect("whole images");
+        let scene = Scene::new(&images, &images, &model());
+        let lowest: Vec<u16> = (48..64).collect();
+        let chosen = Selections::new(EXPERTS, KEPT, lowest.repeat(100 * EXPERTS));
+        let intensity = analyse(&scene, "victim", [&chosen, &chosen]).numbers.clean.intensity;
+        assert!(intensity.auc.expect("there are images").value > 0.99, "{intensity:?}");
+        assert!(contains(intensity.auc_adjusted, 0.5), "{intensity:?}");
     }
 
     #[test]

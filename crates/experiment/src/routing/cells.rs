@@ -64,11 +64,34 @@ impl CellProperty {
     }
 }
 
-/// Every property of every cell of every image, ranked, in the order of [`CellProperty::ALL`].
+/// One property of every cell of every image.
+#[derive(Debug)]
+pub(crate) struct CellScores {
+    pub(crate) plain: PatchScores,
+    /// Less the mean over images of the same cell: what the content adds to the place.
+    pub(crate) adjusted: PatchScores,
+}
+
+impl CellScores {
+    /// Of `[image, cell]`.
+    fn new(cells: usize, values: Vec<f32>) -> Self {
+        let images = (values.len() / cells) as f64;
+        let mut means = vec![0.0; cells];
+        for row in values.chunks_exact(cells) {
+            means.iter_mut().zip(row).for_each(|(mean, &value)| *mean += f64::from(value) / images);
+        }
+        let adjusted =
+            values.iter().enumerate().map(|(place, &value)| (f64::from(value) - means[place % cells]) as f32);
+        let adjusted = PatchScores::new(cells, adjusted.collect());
+        Self { plain: PatchScores::new(cells, values), adjusted }
+    }
+}
+
+/// Every property of every cell of every image, in the order of [`CellProperty::ALL`].
 ///
 /// Pixels are turned to grey first, the plain mean of their channels. It is divided by the number of channels last, so that
 /// equally bright cells are equal to the bit.
-pub(crate) fn cell_scores(images: &ImageSet, cells: &[Area]) -> [PatchScores; 3] {
+pub(crate) fn cell_scores(images: &ImageSet, cells: &[Area]) -> [CellScores; 3] {
     let ImageShape { width, channels, .. } = images.shape();
     let scale = 1.0 / channels as f32;
     let scores: Vec<f32> = (0..images.len())
@@ -87,7 +110,7 @@ pub(crate) fn cell_scores(images: &ImageSet, cells: &[Area]) -> [PatchScores; 3]
         let images = scores.chunks_exact(CellProperty::ALL.len() * cells.len());
         let values =
             images.flat_map(|image| image[property * cells.len()..(property + 1) * cells.len()].iter().copied());
-        PatchScores::new(cells.len(), values.collect())
+        CellScores::new(cells.len(), values.collect())
     };
     let ((first, second), third) = rayon::join(|| rayon::join(|| of(0), || of(1)), || of(2));
     [first, second, third]

@@ -117,12 +117,17 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-fn legend(scene: &Scene) -> String {
-    format!(
-        "Share of test images in which an expert selects a patch: white 0, dark blue 1 (by chance {:.2}). Difference, \
-         triggered - clean: red below 0, blue above.",
-        scene.chance()
-    )
+/// Lines under a page's title, short enough for three tiles.
+fn legend(scene: &Scene) -> [String; 2] {
+    [
+        format!("Share of test images: white 0, dark blue 1 (by chance {:.2}).", scene.chance()),
+        "Difference, triggered - clean: red below 0, blue above. Framed: under the trigger.".into(),
+    ]
+}
+
+/// A title with the legend below it.
+fn title(scene: &Scene, what: String) -> Vec<String> {
+    std::iter::once(what).chain(legend(scene)).collect()
 }
 
 /// Patches that the trigger changes in at least half of the images.
@@ -150,7 +155,7 @@ pub(crate) fn experts(name: &str, scene: &Scene, analysis: &Analysis) -> String 
         (format!("expert {expert}"), tiles.into())
     };
     Page {
-        title: vec![format!("{name}, all classes. Framed: patches under the trigger."), legend(scene)],
+        title: title(scene, format!("{name}: where each expert looks, all classes")),
         columns: ["clean", "triggered", "difference"].map(str::to_owned).into(),
         rows: (0..scene.experts).map(row).collect(),
         grid: scene.grid,
@@ -174,7 +179,7 @@ pub(crate) fn classes(name: &str, scene: &Scene, analysis: &Analysis) -> String 
     };
     let columns = (0..scene.experts).flat_map(|expert| [format!("{expert} clean"), "difference".to_owned()]);
     Page {
-        title: vec![format!("{name}, each class. Framed: patches under the trigger."), legend(scene)],
+        title: title(scene, format!("{name}: where each expert looks, by class")),
         columns: columns.collect(),
         rows: (0..scene.classes.len()).map(row).collect(),
         grid: scene.grid,
@@ -194,7 +199,7 @@ pub(crate) fn epochs(scene: &Scene, lines: &[EpochLine]) -> String {
         [row(expert, "clean", |line| &line.clean_frequency), row(expert, "triggered", |line| &line.triggered_frequency)]
     });
     Page {
-        title: vec!["victim, after each epoch. Framed: patches under the trigger.".into(), legend(scene)],
+        title: title(scene, "victim: where each expert looks after each epoch".into()),
         columns: lines.iter().map(|line| format!("epoch {}", line.epoch + 1)).collect(),
         rows: rows.collect(),
         grid: scene.grid,

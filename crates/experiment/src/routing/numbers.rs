@@ -72,7 +72,9 @@ pub struct SetNumbers {
 pub struct AssociationNumbers {
     /// Area under the ROC curve within each image; 0.5 without any relation.
     pub auc: Option<Estimate>,
-    /// The same over the cells of all images together.
+    /// The same after the mean of each place over images is taken off: what content adds to place.
+    pub auc_adjusted: Option<Estimate>,
+    /// The first over the cells of all images together.
     pub pooled_auc: Option<Estimate>,
     /// Point-biserial correlation within each image; 0 without any relation.
     pub correlation: Option<Estimate>,
@@ -124,7 +126,7 @@ impl RoutingMeasurements {
 }
 
 /// The numbers of the routing table, in its order.
-pub(crate) const METRICS: [RoutingMetric; 16] = [
+pub(crate) const METRICS: [RoutingMetric; 19] = [
     RoutingMetric {
         name: "trigger-capture",
         label: "trigger capture",
@@ -156,6 +158,12 @@ pub(crate) const METRICS: [RoutingMetric; 16] = [
         chance: |_| Some(0.5),
     },
     RoutingMetric {
+        name: "auc-intensity-adjusted",
+        label: "  its place's mean taken off",
+        of: |n| value(n.clean.intensity.auc_adjusted),
+        chance: |_| Some(0.5),
+    },
+    RoutingMetric {
         name: "auc-intensity-triggered",
         label: "  triggered",
         of: |n| value(n.triggered.intensity.auc),
@@ -168,6 +176,12 @@ pub(crate) const METRICS: [RoutingMetric; 16] = [
         chance: |_| Some(0.5),
     },
     RoutingMetric {
+        name: "auc-variance-adjusted",
+        label: "  its place's mean taken off",
+        of: |n| value(n.clean.variance.auc_adjusted),
+        chance: |_| Some(0.5),
+    },
+    RoutingMetric {
         name: "auc-variance-triggered",
         label: "  triggered",
         of: |n| value(n.triggered.variance.auc),
@@ -177,6 +191,12 @@ pub(crate) const METRICS: [RoutingMetric; 16] = [
         name: "auc-gradient",
         label: "AUC of gradient, clean",
         of: |n| value(n.clean.gradient.auc),
+        chance: |_| Some(0.5),
+    },
+    RoutingMetric {
+        name: "auc-gradient-adjusted",
+        label: "  its place's mean taken off",
+        of: |n| value(n.clean.gradient.auc_adjusted),
         chance: |_| Some(0.5),
     },
     RoutingMetric {

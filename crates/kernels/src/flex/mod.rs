@@ -4,6 +4,7 @@ mod buffer;
 mod convolution;
 mod elementwise;
 mod experts;
+mod gathering;
 mod normalization;
 mod panels;
 mod simd;
@@ -16,11 +17,13 @@ use burn_flex::{Flex, FlexTensor};
 use crate::convolution::stock as stock_convolution;
 use crate::elementwise::stock as stock_elementwise;
 use crate::experts::stock as stock_experts;
+use crate::gathering::stock as stock_gathering;
 use crate::normalization::stock as stock_normalization;
 use crate::{ConvOptions, Kernels};
 use buffer::Buffer;
 use convolution::Geometry;
 use experts::Weighted;
+use gathering::Gathering;
 use normalization::{Gradient, Normalization, Statistics};
 
 /// The tensor's values in order; the tensor must be contiguous.
@@ -77,6 +80,21 @@ fn weighted_shape(map: &FlexTensor, weights: &FlexTensor) -> Shape {
     let [batch, height, width, channels] = dims(map);
     let [_, experts, _] = dims(weights);
     [batch, height, width, experts * channels].into()
+}
+
+/// Runs work on contiguous patches `[batch, patch, position, channel]`, weights `[batch, expert, patch]` and a selection
+/// `[batch, expert, selected]`.
+fn with_gathering<T>(
+    patches: &FlexTensor,
+    weights: &FlexTensor,
+    indices: FlexTensor,
+    work: impl FnOnce(Gathering) -> T,
+) -> T {
+    let [_, count, positions, channels] = dims(patches);
+    let [_, experts, selected] = dims(&indices);
+    let indices: Vec<usize> = indices.into_data().iter::<i64>().map(|index| index as usize).collect();
+    let (patches, weights, indices) = (slice(patches), slice(weights), indices.as_slice());
+    work(Gathering { patches, weights, indices, count, positions, channels, experts, selected })
 }
 
 #[allow(unsafe_code, reason = "results are made in memory that the kernels fill")]
@@ -281,6 +299,35 @@ impl Kernels for Flex {
             // SAFETY: every row was written.
             unsafe { output.into_tensor(weighted_shape(&map, &weights)) }
         })
+    }
+
+    fn gather_weighted(patches: FlexTensor, weights: FlexTensor, indices: FlexTensor) -> FlexTensor {
+        if patches.dtype() != DType::F32 {
+            return stock_gathering::gather_weighted::<Self>(patches, weights, indices);
+        }
+        let [patches, weights] = [patches, weights].map(contiguous);
+        let [batch, _, positions, channels] = dims(&patches);
+        let [_, experts, selected] = dims(&indices);
+        let output = with_gathering(&patches, &weights, indices, |gathering| gathering.forward());
+        // SAFETY: every place of the selection was written.
+        unsafe { output.into_tensor([batch, selected, positions, experts * channels].into()) }
+    }
+
+    fn gather_weighted_gradients(
+        patches: FlexTensor,
+        weights: FlexTensor,
+        indices: FlexTensor,
+        gradient: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        if patches.dtype() != DType::F32 {
+            return stock_gathering::gather_weighted_gradients::<Self>(patches, weights, indices, gradient);
+        }
+        let [patches, weights, gradient] = [patches, weights, gradient].map(contiguous);
+        let (patches_gradient, weights_gradient) =
+            with_gathering(&patches, &weights, indices, |gathering| gathering.gradients(slice(&gradient)));
+        let weights_gradient = FlexTensor::from_data(TensorData::new(weights_gradient, dims::<3>(&weights)));
+        // SAFETY: every image's gradient was set to zero first.
+        (unsafe { patches_gradient.into_tensor(patches.shape()) }, weights_gradient)
     }
 
     fn add(left: FlexTensor, right: FlexTensor) -> FlexTensor {
