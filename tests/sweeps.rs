@@ -196,6 +196,38 @@ fn an_interrupted_sweep_goes_on_where_it_was() {
     assert_eq!(runs(&bench), whole);
 }
 
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_sweep_after_the_epoch_and_the_same_command_goes_on() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let bench = Bench::new();
+    bench.file("sweep.toml", &sweep().replace("epochs = 1", "epochs = 8"));
+    let mut child = bench.command(&["run", "sweep.toml"]);
+    let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the runner starts");
+    let start = Instant::now();
+    while !bench.path().join("runs").exists() || runs(&bench).is_empty() {
+        assert!(start.elapsed() < Duration::from_mins(2), "no run was finished");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill starts");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("the same command goes on from there"), "{said}");
+    // What is there is tabulated all the same.
+    let finished = runs(&bench).len();
+    assert!((1..4).contains(&finished) && table(&bench)["points"][0]["metrics"][0]["count"] == 1, "{said}");
+
+    let before = times(&bench);
+    let rest = bench.run(&["run", "sweep.toml"]).expect(0);
+    assert_eq!(announced(&rest).len(), 4 - finished, "{}", rest.err());
+    let after = times(&bench);
+    assert!(after.len() == 4 && before.iter().all(|time| after.contains(time)), "nothing was computed again");
+}
+
 #[test]
 fn a_dry_run_shows_the_points_and_computes_nothing() {
     let bench = Bench::new();
@@ -204,7 +236,8 @@ fn a_dry_run_shows_the_points_and_computes_nothing() {
     let lines: Vec<_> = dry.out().lines().map(str::to_owned).collect();
     assert_eq!(lines[0], "sweep: 4 points of rate (2) x square (2), seeds 0, 1: 8 runs");
     assert_eq!(lines[1], "  0 finished; 8 to compute, 2 clean twins to train");
-    assert_eq!(lines[2], "  at most about 2 s: 2000 images/s assumed for widen factor 1 on two cores");
+    // Ten trainings of 108 images, each with three predictions of 60 at a third of the cost: 10 * 168 / 2000 = 0.84.
+    assert_eq!(lines[2], "  at most about 1 s: 2000 images/s assumed for widen factor 1 on two cores");
     assert!(lines[3].starts_with("  on flex (") && lines[3].contains("tables go to runs/sweep-"), "{}", lines[3]);
     assert_eq!(lines[4], "  rate = 0.05, square = small  seed 0 to do, seed 1 to do");
     assert_eq!(lines.len(), 8);
@@ -218,7 +251,7 @@ fn an_impossible_point_is_refused_before_anything_runs() {
     let bench = Bench::new();
     bench.file("sweep.toml", &sweep().replace("[0.05, 0.1]", "[0.05, 1.7]"));
     let refused = bench.run(&["run", "sweep.toml"]).expect(2);
-    for words in ["poisoning.rate is 1.7", "a fraction in [0, 1]", "sweep.toml:23:17", "rate = 1.7, square = small"] {
+    for words in ["poisoning.rate is 1.7", "a fraction in [0, 1]", "sweep.toml:24:17", "rate = 1.7, square = small"] {
         assert!(refused.err().contains(words), "no {words:?} in\n{}", refused.err());
     }
     assert_eq!(bench.entries(), ["sweep.toml"]);
@@ -289,4 +322,25 @@ fn sweeps_are_listed_with_how_far_they_are() {
     let line =
         listed.out().lines().find(|line| line.contains(".sweep")).map(str::to_owned).expect("the sweep is listed");
     assert!(line.contains("quick") && line.contains("sweep of 4 points: 4 of 4 runs finished"), "{line}");
+}
+
+#[test]
+fn what_defenses_and_routers_came_to_is_tabulated_too() {
+    let bench = Bench::new();
+    let defended = "\n[routing]\nfigures = false\n[[defenses]]\nfine-tuning = { training = { epochs = 1 } }\n";
+    bench.file("sweep.toml", &(sweep() + defended));
+    let finished = bench.run(&["run", "sweep.toml", "--quick"]).expect(0);
+    assert!(finished.out().contains("\nfine-tuning: mean"), "{}", finished.out());
+    let table = table(&bench);
+    let run = table["points"][0]["runs"]["0"].as_str().expect("a run").to_owned();
+    let path = bench.path().join("runs").join(run).join("summary.json");
+    let summary = json(&std::fs::read_to_string(path).expect("a summary"));
+    let measured = &summary["seeds"][0]["outcome"]["finished"];
+    let metrics = table["points"][0]["metrics"].as_array().expect("metrics");
+    let value = |name: &str| &metrics.iter().find(|metric| metric["name"] == name).expect(name)["values"]["0"];
+    let defense = &measured["defenses"][0]["outcome"]["finished"];
+    assert_eq!(value("fine-tuning/clean-accuracy"), &defense["after"]["clean-accuracy"]);
+    assert_eq!(value("fine-tuning/defense-effectiveness"), &defense["defense-effectiveness"]);
+    assert_eq!(value("routing/load-entropy"), &measured["routing"]["victim"]["clean"]["load-entropy"]);
+    assert_eq!(value("routing, by chance/trigger-capture"), &measured["routing"]["chance-capture"]);
 }

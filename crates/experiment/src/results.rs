@@ -166,7 +166,7 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
         };
         match compact(table) {
             Err(reason) => skip(&result, reason),
-            Ok(table) => match best.get(&table.experiment) {
+            Ok(table) => match best.get(&file_name(&table)) {
                 Some(other) if other.finished() >= table.finished() => {
                     skip(&result, &format!("{} of the same experiment has as many runs or more", other.result));
                 }
@@ -175,7 +175,7 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
                         let reason = format!("{result} of the same experiment has more runs");
                         skip(&other.result, &reason);
                     }
-                    best.insert(table.experiment.clone(), table);
+                    best.insert(file_name(&table), table);
                 }
             },
         }
@@ -199,6 +199,15 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
         collected.push(Collected::Written { path, seeds: table.seeds.len() });
     }
     Ok(collected)
+}
+
+/// What a result is called: its experiment's path below `experiments/`, with dashes.
+fn file_name(table: &ResultTable) -> String {
+    let path = table.file.strip_prefix("experiments/").unwrap_or(&table.file);
+    match path.strip_suffix(".toml").unwrap_or(path) {
+        "" => table.experiment.clone(),
+        name => name.replace('/', "-"),
+    }
 }
 
 /// A table without the folders of its runs and without seeds that some point does not have yet, or why it is of no use.
@@ -561,6 +570,19 @@ sentence = "Nobody has looked."
         assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1, 2]);
         collect_results(runs.path(), &into, true).unwrap();
         assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1]);
+    }
+
+    #[test]
+    fn results_of_two_files_of_one_name_are_two() {
+        let mut paper = example_table();
+        paper.file = "experiments/paper/rates.toml".into();
+        paper.result = "rates-00000000.sweep".into();
+        let runs = runs(&example_table());
+        paper.write(&runs.path().join(&paper.result)).unwrap();
+        let into = runs.path().join("results");
+        collect_results(runs.path(), &into, false).unwrap();
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().file, example_table().file);
+        assert_eq!(read_result(&into.join("paper-rates.json")).unwrap().file, paper.file);
     }
 
     #[test]

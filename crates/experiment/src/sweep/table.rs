@@ -568,7 +568,8 @@ pub(crate) fn example_table() -> ResultTable {
             metric("clean-twin-accuracy", &[(0, 0.71), (1, 0.72)]),
             metric("asr", &[(0, 0.9), (1, 1.0)]),
             metric("fine-pruning/asr", &[(0, 0.5), (1, 0.25)]),
-            metric("fine-pruning/robust-improvement", &[(0, 0.5), (1, 1.5)]),
+            metric("fine-pruning/robust-improvement", &[(0, 0.5), (1, 0.75)]),
+            metric("fine-pruning/seconds", &[(0, 61.2), (1, 60.0)]),
         ],
     };
     let second = PointResult {
