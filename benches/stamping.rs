@@ -69,7 +69,7 @@ fn stamping(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(IMAGES as u64));
         group.bench_function(BenchmarkId::new("training images", config.name()), |bencher| {
             let (set, trigger) = (images(IMAGES), trigger());
-            let plan = PoisoningPlan::draw(&poisoning(), &set, 7).expect("enough images");
+            let plan = PoisoningPlan::draw_for(&poisoning(), &set, trigger.as_ref(), 7).expect("enough images");
             bencher.iter(|| black_box(plan.apply(&set, trigger.as_ref(), 7)));
         });
         group.bench_function(BenchmarkId::new("test images", config.name()), |bencher| {
