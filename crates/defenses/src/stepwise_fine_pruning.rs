@@ -95,6 +95,9 @@ where
         let (mut kept, mut steps) = (0, vec![PruningStep { pruned: 0, validation_accuracy: before }]);
         // One filter is always left.
         for pruned in (step..order.len()).step_by(step) {
+            if work.observer.is_stopped() {
+                return Err(DefenseError::Interrupted { epochs: 0 });
+            }
             let pruning = Pruning::of(&order[..pruned], order.len(), Removal::Channel);
             let validation_accuracy = standing(&plain.clone().prune(&pruning));
             steps.push(PruningStep { pruned, validation_accuracy });
@@ -117,6 +120,7 @@ mod tests {
     use burn::tensor::TensorData;
     use burn_flex::FlexDevice;
     use patchdoor_data::ImageSet;
+    use patchdoor_train::TrainingObserver;
 
     use super::*;
     use crate::DefenderData;
@@ -177,6 +181,22 @@ mod tests {
             assert_eq!(silent, filter < 35, "filter {filter}");
         }
         assert!(tensor(&repaired.classifier, "experts.1.conv.weight").iter().all(|&weight| weight == 0.0));
+    }
+
+    #[test]
+    fn a_stop_is_heard_between_the_steps_of_pruning() {
+        struct Stopped;
+        impl TrainingObserver for Stopped {
+            fn is_stopped(&self) -> bool {
+                true
+            }
+        }
+        let images = shapes(10);
+        let data = DefenderData { clean: &images, validation: Some(&images) };
+        let mut work = RepairWork { data, seed: 0, checkpoints: None, observer: &mut Stopped };
+        let defense = StepwiseFinePruning::default();
+        let error = defense.repair(one_filter_decides(), &mut work, &FlexDevice).expect_err("it is stopped");
+        assert!(matches!(error, DefenseError::Interrupted { epochs: 0 }), "{error}");
     }
 
     #[test]

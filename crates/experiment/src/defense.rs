@@ -210,22 +210,26 @@ impl Victim<'_> {
         save_weights(&classifier, &folder.join("weights.safetensors"))?;
         self.job.write_history(&folder.join("metrics.jsonl"), self.seed, &repaired.history)?;
         let after = self.standing(&classifier, device);
-        let series = repaired.series.iter().map(|point| {
+        let mut series = Vec::new();
+        for point in &repaired.series {
+            if self.job.stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
             let after = self.standing(&point.classifier.valid(), device);
-            SeriesRow {
+            series.push(SeriesRow {
                 pruned_fraction: point.pruned_fraction,
                 pruned_filters: point.pruned_filters,
                 after,
                 ratings: Ratings::of(self.before, after),
-            }
-        });
+            });
+        }
         let measurements = DefenseMeasurements {
             before: self.before,
             after,
             ratings: Ratings::of(self.before, after),
             seconds: seconds.as_secs_f64(),
             epochs: repaired.history.len(),
-            series: series.collect(),
+            series,
             details: repaired.details,
         };
         Ok(Some(result(DefenseOutcome::Finished(Box::new(measurements)))))
@@ -342,6 +346,10 @@ impl TrainingObserver for DefenseObserver<'_> {
 
     fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
         self.progress.epoch_done(record)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
     }
 }
 

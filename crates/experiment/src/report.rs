@@ -273,11 +273,11 @@ pub(crate) fn align(header: &[String], rows: &[Row]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::result::{ImagesUsed, Measurements, MetricSummaries, SCHEMA, SeedResult, TwinMeasurements};
 
-    fn seed(seed: u64, clean: f64, asr: f64) -> SeedResult {
+    pub(crate) fn seed(seed: u64, clean: f64, asr: f64) -> SeedResult {
         let outcome = SeedOutcome::Finished(Box::new(Measurements {
             test_images: 10_000,
             triggered_images: 9_000,
@@ -312,7 +312,7 @@ mod tests {
         }
     }
 
-    fn run(experiment: &str, seeds: Vec<SeedResult>) -> RunSummary {
+    pub(crate) fn run(experiment: &str, seeds: Vec<SeedResult>) -> RunSummary {
         RunSummary {
             schema: SCHEMA,
             experiment: experiment.into(),

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::diagnostics::nearest;
 use crate::files::write_json;
 use crate::result::RunSummary;
-use crate::sweep::{MetricResult, PointResult, ResultTable};
+use crate::sweep::{MetricResult, PointResult, ResultTable, in_group};
 
 /// What the project claims to know about each claim of the paper; `claims.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -74,6 +74,9 @@ struct ShownTable {
     points: Option<Vec<String>>,
     /// Names of the numbers.
     columns: Vec<String>,
+    /// Groups of numbers, such as the titles of defenses; if given, each is a row, and columns are named without their group.
+    /// The group `""` is the attack itself.
+    rows: Option<Vec<String>>,
 }
 
 /// Why results cannot be collected or shown.
@@ -150,12 +153,17 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
         } else if let Ok(bytes) = fs::read(folder.join("summary.json"))
             && let Ok(summary) = serde_json::from_slice::<RunSummary>(&bytes)
         {
-            singles.push(ResultTable::of_run(&folder, &summary));
+            singles.push((folder, summary));
         }
     }
     let of_sweeps = tables.iter().flat_map(|table| &table.points).flat_map(|point| point.runs.values());
     let of_sweeps = of_sweeps.cloned().collect::<BTreeSet<_>>();
-    tables.extend(singles.into_iter().filter(|table| !of_sweeps.contains(&table.result)));
+    // Runs of one experiment with some of its seeds each belong together.
+    let mut experiments: BTreeMap<String, Vec<(&Path, &RunSummary)>> = BTreeMap::new();
+    for (folder, summary) in singles.iter().filter(|(_, summary)| !of_sweeps.contains(&summary.run)) {
+        experiments.entry(identity_without_seeds(folder, summary)).or_default().push((folder, summary));
+    }
+    tables.extend(experiments.into_values().filter_map(ResultTable::of_runs));
 
     let mut collected = Vec::new();
     let mut best: BTreeMap<String, ResultTable> = BTreeMap::new();
@@ -201,6 +209,15 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
     Ok(collected)
 }
 
+/// What runs of one experiment have in common: all that decides on their numbers except their seeds.
+fn identity_without_seeds(folder: &Path, summary: &RunSummary) -> String {
+    let config = fs::read_to_string(folder.join("config.toml")).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    let Some(mut config) = config else { return summary.run.clone() };
+    config.remove("seeds");
+    config.remove("expected");
+    format!("{} {} {} {:?} {config}", summary.experiment, summary.backend, summary.quick, summary.images)
+}
+
 /// What a result is called: its experiment's path below `experiments/`, with dashes.
 fn file_name(table: &ResultTable) -> String {
     let path = table.file.strip_prefix("experiments/").unwrap_or(&table.file);
@@ -229,6 +246,10 @@ fn compact(mut table: ResultTable) -> Result<ResultTable, &'static str> {
     for point in &mut table.points {
         point.runs.clear();
         point.failed.retain(|seed, _| complete.contains(seed));
+        for seeds in point.failed_defenses.values_mut() {
+            seeds.retain(|seed, _| complete.contains(seed));
+        }
+        point.failed_defenses.retain(|_, seeds| !seeds.is_empty());
         let metrics = point.metrics.iter().filter_map(|metric| {
             let values = metric.values.iter().filter(|(seed, _)| complete.contains(seed));
             MetricResult::of(&metric.name, values.map(|(&seed, &value)| (seed, value)).collect())
@@ -321,15 +342,38 @@ impl Page {
             }
         }
         let known = table.metric_names();
-        for column in shown.columns.iter().filter(|column| !known.contains(&column.as_str())) {
-            problems.push(no_number(claim, &shown.result, column, &known));
-        }
         let columns = shown.columns.iter().map(String::as_str).collect::<Vec<_>>();
+        let groups = shown.rows.as_ref().map(|rows| rows.iter().map(String::as_str).collect::<Vec<_>>());
+        match &groups {
+            None => {
+                for column in columns.iter().filter(|column| !known.contains(*column)) {
+                    problems.push(no_number(claim, &shown.result, column, &known));
+                }
+            }
+            Some(groups) => {
+                let group_of = |name: &&str| name.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+                let known_groups = known.iter().map(group_of).collect::<BTreeSet<_>>();
+                for group in groups.iter().filter(|group| !known_groups.contains(**group)) {
+                    let known = known_groups.iter().map(String::as_str).collect::<Vec<_>>();
+                    problems.push(format!("{claim}: {} has no row {group:?}{}", shown.result, instead(group, &known)));
+                }
+                // The attack itself has no ratings, a defense no drop: one row with that number is enough.
+                let has = |column: &str| groups.iter().any(|group| known.contains(&in_group(group, column).as_str()));
+                if groups.iter().all(|group| known_groups.contains(*group)) {
+                    for column in columns.iter().filter(|column| !has(column)) {
+                        problems.push(no_number(claim, &shown.result, column, &known));
+                    }
+                }
+            }
+        }
         let mut text = String::from("\n");
         if !shown.title.is_empty() {
             let _ = writeln!(text, "{}\n", shown.title.trim());
         }
-        text.push_str(&table.markdown_rows(&points, &columns));
+        text.push_str(&match &groups {
+            None => table.markdown_rows(&points, &columns),
+            Some(groups) => table.markdown_groups(&points, groups, &columns),
+        });
         let _ = writeln!(text, "\n{}", provenance(table));
         self.problems.extend(problems);
         text
@@ -469,6 +513,12 @@ result = "rates"
 points = ["0.01, a | b"]
 columns = ["asr"]
 
+[[claims.tables]]
+result = "rates"
+points = ["0.001, four cells"]
+rows = ["", "fine-pruning"]
+columns = ["clean-accuracy", "asr", "robust-improvement"]
+
 [[claims]]
 id = "C7"
 claim = "so do transformers"
@@ -504,6 +554,7 @@ sentence = "Nobody has looked."
             .replace("fine-pruning/asr}", "fine-pruning/ars}")
             .replace("\"asr\", \"fine-pruning/robust-improvement\"", "\"clean\"")
             .replace("\"0.01, a | b\"", "\"0.1\"")
+            .replace("rows = [\"\", \"fine-pruning\"]", "rows = [\"fine-prunning\"]")
             .replace("Nobody has looked.", "Nobody {rates/0.01, a | b/asr|range} {has looked.");
         insta::assert_snapshot!(render(&claims).unwrap_err());
     }
@@ -544,6 +595,35 @@ sentence = "Nobody has looked."
         );
         assert_eq!(written.points[1].failed.len(), 1);
         assert!(!fs::read_to_string(&path).unwrap().contains("rates-0000000"), "names of run folders are left out");
+    }
+
+    #[test]
+    fn runs_of_one_experiment_with_some_of_its_seeds_each_are_one_result() {
+        use crate::report::tests::{run, seed};
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, config: &str, seeds: &[(u64, f64)]| {
+            let seeds = seeds.iter().map(|&(number, asr)| seed(number, 0.7, asr)).collect();
+            let summary = RunSummary { run: name.to_owned(), expected: None, ..run("badnets", seeds) };
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("config.toml"), config).unwrap();
+            write_json(&folder.path().join(name).join("summary.json"), &summary).unwrap();
+        };
+        put("badnets-00000000", "seeds = [2]\n[training]\nepochs = 3\n", &[(2, 0.5)]);
+        put(
+            "badnets-11111111",
+            "seeds = [0, 1]\n[training]\nepochs = 3\n[expected]\nasr = 1.0\n",
+            &[(0, 1.0), (1, 0.9)],
+        );
+        // Another training is another experiment; with fewer runs under the same name it is left out.
+        put("badnets-22222222", "seeds = [3, 4]\n[training]\nepochs = 4\n", &[(3, 0.1), (4, 0.1)]);
+        let into = folder.path().join("results");
+        let collected = collect_results(folder.path(), &into, false).unwrap();
+        let path = into.join("badnets.json");
+        assert!(collected.contains(&Collected::Written { path: path.clone(), seeds: 3 }), "{collected:?}");
+        let written = read_result(&path).unwrap();
+        let asr = written.points[0].metric("asr").unwrap();
+        assert_eq!(asr.values, [(0, 1.0), (1, 0.9), (2, 0.5)].into());
+        assert_eq!((written.seeds, asr.count), (vec![0, 1, 2], 3));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::result::{
     ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements, attack_outcome,
 };
-use crate::routing::{EpochRouting, measure, summarize};
+use crate::routing::{EpochRouting, draw_seeds, measure, summarize};
 use crate::run_directory::{Opened, RunDirectory, RunDirectoryError};
 use crate::surrogate::{PlacementEnd, resolve_placement};
 use crate::twin::{OneTraining, Role, TrainingEnd, Twin, TwinEnd, clean_twin, remove_checkpoint};
@@ -227,6 +227,9 @@ pub(crate) fn execute_on(
         defenses: DefenseSummary::of(&seeds),
         seeds,
     };
+    if plan.config().routing.as_ref().is_some_and(|routing| routing.figures) {
+        draw_seeds(directory.path(), &summary.seeds)?;
+    }
     write_json(&directory.path().join("summary.json"), &summary)?;
     tracing::info!(run = summary.run, seeds = summary.seeds.len(), complete = summary.is_complete(), "run ends");
     Ok(Execution::Done { summary: Box::new(summary), folder: directory.finish()? })

@@ -259,6 +259,10 @@ impl<B: AutodiffBackend> TrainingObserver for Watch<'_, '_, '_, B> {
     fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
         self.progress.epoch_done(record)
     }
+
+    fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
+    }
 }
 
 impl<B> ClassifierObserver<B> for Watch<'_, '_, '_, B>

@@ -7,6 +7,7 @@ use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::optimizer::Optimizer;
 use crate::{EpochRecord, TrainError, TrainingConfig};
@@ -24,11 +25,19 @@ pub(crate) struct Identity {
 #[serde(rename_all = "kebab-case")]
 struct State {
     schema: u32,
+    /// Digest of the classifier's structure: weights are stored by position, so that another build's may not be read.
+    layout: String,
     identity: Identity,
     history: Vec<EpochRecord>,
 }
 
-const SCHEMA: u32 = 1;
+/// The one field that every layout of `state.json` has.
+#[derive(Deserialize)]
+struct Schema {
+    schema: u32,
+}
+
+const SCHEMA: u32 = 2;
 
 /// A folder with the state after the last finished epoch, `epoch-0007/`.
 ///
@@ -71,7 +80,8 @@ impl CheckpointDirectory {
         write_durably(&partial.join("classifier.bin"), &weights)?;
         let steps = optimizer.to_bytes().map_err(|error| self.problem(&name, error))?;
         write_durably(&partial.join("optimizer.bin"), &steps)?;
-        let state = State { schema: SCHEMA, identity: self.identity.clone(), history: history.to_vec() };
+        let layout = layout_of(classifier);
+        let state = State { schema: SCHEMA, layout, identity: self.identity.clone(), history: history.to_vec() };
         let state = serde_json::to_vec_pretty(&state).map_err(|error| self.problem(&name, error))?;
         write_durably(&partial.join("state.json"), &state)?;
         fs::rename(&partial, &finished)?;
@@ -96,10 +106,17 @@ impl CheckpointDirectory {
             return Ok(None);
         };
         let name = format!("epoch-{epochs:04}");
-        let state: State = serde_json::from_slice(&fs::read(folder.join("state.json"))?)
-            .map_err(|error| self.problem(&name, error))?;
-        if state.schema != SCHEMA || state.history.len() != epochs {
-            return Err(self.problem(&name, format!("has schema {} and {} epochs", state.schema, state.history.len())));
+        let state = fs::read(folder.join("state.json"))?;
+        let Schema { schema } = serde_json::from_slice(&state).map_err(|error| self.problem(&name, error))?;
+        if schema != SCHEMA {
+            return Err(self.problem(&name, format!("has layout {schema}, expected {SCHEMA}; {OTHER_BUILD}")));
+        }
+        let state: State = serde_json::from_slice(&state).map_err(|error| self.problem(&name, error))?;
+        if state.history.len() != epochs {
+            return Err(self.problem(&name, format!("has {} epochs", state.history.len())));
+        }
+        if state.layout != layout_of(&classifier) {
+            return Err(self.problem(&name, format!("holds a classifier of another structure; {OTHER_BUILD}")));
         }
         if state.identity != self.identity {
             return Err(self.problem(&name, "belongs to another training; remove it or train elsewhere"));
@@ -132,6 +149,15 @@ impl CheckpointDirectory {
     fn problem(&self, name: &str, reason: impl ToString) -> TrainError {
         TrainError::Checkpoint { path: self.path.join(name), reason: reason.to_string() }
     }
+}
+
+/// What to do about a checkpoint that this build cannot read.
+const OTHER_BUILD: &str = "another build of this program wrote it: let that build finish the training, or remove the checkpoint to begin again";
+
+/// Differs between classifiers whose records differ, such as those of two builds of which one has a field more.
+fn layout_of<B: AutodiffBackend>(classifier: &Classifier<B>) -> String {
+    let digest = Sha256::digest(format!("{classifier}"));
+    digest.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {

@@ -55,6 +55,11 @@ pub trait TrainingObserver {
     fn epoch_done(&mut self, _record: &EpochRecord) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
+
+    /// Whether to stop, asked between long steps that are no training, such as those of a pruning.
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 /// Follows nothing and never stops.
@@ -81,6 +86,10 @@ impl TrainingObserver for Blind<'_> {
 
     fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
         self.0.epoch_done(record)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.is_stopped()
     }
 }
 

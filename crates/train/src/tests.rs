@@ -149,6 +149,30 @@ fn a_checkpoint_resumes_no_other_training() {
 }
 
 #[test]
+fn a_checkpoint_that_another_build_wrote_is_an_error_and_not_a_panic() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = fit(&recipe(), Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })));
+
+    // The same training of a classifier with more experts, whose record has more to read than there is.
+    let config = PatchMoeConfig { widen_factor: 1, experts: 5, ..Default::default() };
+    let input = InputShape { height: 32, width: 32, channels: 3 };
+    let other: Classifier<Learner> = ClassifierConfig::PatchMoe(config)
+        .init(input, 10, &mut stream(0, "weights"), &FlexDevice)
+        .expect("the configuration is valid");
+    let images = shapes(40);
+    let data = TrainingData { training: &images, validation: None, augmentation: &CROP_AND_FLIP };
+    let error = train(other, &data, &recipe(), 0, Some(folder.path()), &mut (), &FlexDevice).expect_err("it differs");
+    assert!(error.to_string().contains("holds a classifier of another structure"), "{error}");
+
+    let state = folder.path().join("epoch-0001/state.json");
+    let text = fs_err::read_to_string(&state).expect("just written").replace("\"schema\": 2", "\"schema\": 1");
+    fs_err::write(&state, text).expect("the folder is writable");
+    let error = fit(&recipe(), Some(folder.path()), &mut ()).expect_err("the layout differs");
+    assert!(error.to_string().contains("has layout 1, expected 2; another build"), "{error}");
+}
+
+#[test]
 fn a_loss_that_is_no_number_stops_training() {
     let config = TrainingConfig { learning_rate: 1e30, ..recipe() };
     let error = fit(&config, None, &mut ()).expect_err("weights overflow");

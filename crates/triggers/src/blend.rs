@@ -2,6 +2,7 @@ use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
+use crate::pattern::Pattern;
 use crate::{PatternConfig, TriggerError};
 
 /// A picture mixed into the whole image (Blended, Chen et al. 2017, arXiv:1712.05526).
@@ -54,14 +55,14 @@ impl BlendConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blend {
     alpha: f64,
-    pattern: Image,
+    pattern: Pattern,
 }
 
 impl Blend {
     /// The channels of every pixel in 0..=255, before fractions are cut off.
-    fn mix(&self, image: &Image) -> impl Iterator<Item = f64> {
-        assert_eq!(image.shape(), self.pattern.shape(), "a pattern is mixed into images of its shape");
-        let pairs = image.pixels().iter().zip(self.pattern.pixels());
+    fn mix(&self, image: &Image, pattern: &Image) -> impl Iterator<Item = f64> {
+        assert_eq!(image.shape(), pattern.shape(), "a pattern is mixed into images of its shape");
+        let pairs = image.pixels().iter().zip(pattern.pixels());
         pairs.map(|(&pixel, &pattern)| {
             (1.0 - self.alpha) * f64::from(pixel) + f64::from(self.alpha as f32 * f32::from(pattern))
         })
@@ -72,9 +73,9 @@ impl Trigger for Blend {
     /// # Panics
     ///
     /// If the image has another shape than the pattern.
-    fn stamp(&self, image: &Image, _rng: &mut StreamRng) -> Image {
+    fn stamp(&self, image: &Image, rng: &mut StreamRng) -> Image {
         // The conversion clips to 0..=255 and cuts fractions off.
-        let pixels = self.mix(image).map(|value| value as u8).collect();
+        let pixels = self.mix(image, &self.pattern.picture(rng)).map(|value| value as u8).collect();
         Image::new(image.shape(), pixels).expect("a mixture has as many pixels as the image")
     }
 }
@@ -93,7 +94,8 @@ mod tests {
             (0.1, 393_382, "47cecace4b00bc6f", [[142, 179, 189], [122, 132, 168]], 2938),
             (0.2, 391_309, "13ca99127a9b0f33", [[133, 177, 169], [136, 128, 171]], 2986),
         ] {
-            let stamped = Blend { alpha, pattern: reference_pattern() }.stamp(&reference_input(), &mut stream(0, ""));
+            let pattern = Pattern::Fixed(reference_pattern());
+            let stamped = Blend { alpha, pattern }.stamp(&reference_input(), &mut stream(0, ""));
             assert_eq!(summary(&stamped), (sum, hash.to_owned(), changed));
             assert_eq!([stamped.pixel(5, 9), stamped.pixel(31, 31)], pixels);
         }
@@ -103,11 +105,12 @@ mod tests {
     fn conformance_blend() {
         let file = Conformance::open("triggers.safetensors");
         let pattern = file.unit_images("blend/pattern").remove(0).iter().map(|value| value.round() as u8).collect();
-        let blend = Blend { alpha: 0.5, pattern: Image::new(ImageShape::RGB_32, pattern).unwrap() };
+        let pattern = Image::new(ImageShape::RGB_32, pattern).unwrap();
+        let blend = Blend { alpha: 0.5, pattern: Pattern::Fixed(pattern.clone()) };
         let mut compared = 0;
         for (image, expected) in file.images("image_u8").iter().zip(file.unit_images("blend/output")) {
             let stamped = blend.stamp(image, &mut stream(0, ""));
-            for ((value, byte), expected) in blend.mix(image).zip(stamped.pixels()).zip(&expected) {
+            for ((value, byte), expected) in blend.mix(image, &pattern).zip(stamped.pixels()).zip(&expected) {
                 // The file has single precision in [0, 1]; halves of bytes are exact in ours.
                 assert!((value - expected).abs() < 1e-4, "{value} {expected}");
                 assert_eq!(*byte, ((expected * 2.0).round() / 2.0) as u8);
@@ -124,6 +127,15 @@ mod tests {
         assert_eq!(problems, ["alpha is 1.5, expected a share in [0, 1]"]);
     }
 
+    #[test]
+    fn noise_per_image_differs_between_images_and_is_the_same_again() {
+        let config: BlendConfig = toml::from_str("alpha = 1.0\npattern.noise = { per-image = true }").unwrap();
+        let blend = config.build(ImageShape::RGB_32, 0).unwrap();
+        let stamp = |stream_name| blend.stamp(&reference_input(), &mut stream(0, stream_name));
+        assert_eq!(stamp("one"), stamp("one"));
+        assert_ne!(stamp("one"), stamp("another"));
+    }
+
     proptest! {
         #[test]
         fn a_mixture_lies_between_image_and_pattern(
@@ -134,12 +146,13 @@ mod tests {
             let blend = config.build(image.shape(), 0).unwrap();
             let stamped = blend.stamp(&image, &mut stream(0, ""));
             prop_assert_eq!(&image, &before);
-            for ((&new, &old), &pattern) in stamped.pixels().iter().zip(image.pixels()).zip(blend.pattern.pixels()) {
+            let pattern = blend.pattern.picture(&mut stream(0, "")).into_owned();
+            for ((&new, &old), &pattern) in stamped.pixels().iter().zip(image.pixels()).zip(pattern.pixels()) {
                 // Truncation may take one more.
                 prop_assert!(new.saturating_add(1) >= old.min(pattern) && new <= old.max(pattern));
             }
             let all = BlendConfig { alpha: 1.0, ..config.clone() }.build(image.shape(), 0).unwrap();
-            prop_assert_eq!(all.stamp(&image, &mut stream(0, "")), all.pattern);
+            prop_assert_eq!(all.stamp(&image, &mut stream(0, "")), pattern);
             let none = BlendConfig { alpha: 0.0, ..config }.build(image.shape(), 0).unwrap();
             prop_assert_eq!(none.stamp(&image, &mut stream(0, "")), image);
         }

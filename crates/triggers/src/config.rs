@@ -194,7 +194,11 @@ mod tests {
                 PatternConfig::Checker(CheckerPattern { cell: 2, ..CheckerPattern::default() }),
             ),
             ("pattern.noise = {}", PatternConfig::Noise(NoisePattern::default())),
-            ("pattern.noise = { seed = 3 }", PatternConfig::Noise(NoisePattern { seed: Some(3) })),
+            ("pattern.noise = { seed = 3 }", PatternConfig::Noise(NoisePattern { seed: Some(3), per_image: false })),
+            (
+                "pattern.noise = { per-image = true }",
+                PatternConfig::Noise(NoisePattern { seed: None, per_image: true }),
+            ),
             ("pattern.picture = { path = \"a.png\" }", PatternConfig::Picture(PicturePattern { path: "a.png".into() })),
         ] {
             let config = TriggerConfig::Blend(BlendConfig { alpha: 0.2, pattern });

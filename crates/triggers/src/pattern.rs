@@ -1,7 +1,8 @@
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use image::imageops::FilterType;
-use patchdoor_data::{Image, ImageShape, stream};
+use patchdoor_data::{Image, ImageShape, StreamRng, stream};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +11,9 @@ use crate::error::invalid;
 
 /// A picture that is mixed into an image.
 ///
-/// In TOML `pattern = "face"`, `pattern.checker = { cell = 4 }`, `pattern.noise = {}`, or a file of the user's,
-/// `pattern.picture = { path = "picture.png" }`. The published pictures may not be passed on; ours are drawn.
+/// In TOML `pattern = "face"`, `pattern.checker = { cell = 4 }`, `pattern.noise = {}`, noise drawn anew for each image,
+/// `pattern.noise = { per-image = true }`, or a file of the user's, `pattern.picture = { path = "picture.png" }`.
+/// The published pictures may not be passed on; ours are drawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -21,7 +23,7 @@ pub enum PatternConfig {
     Face,
     /// A checkerboard.
     Checker(CheckerPattern),
-    /// Every channel of every pixel drawn on its own, one picture for all images.
+    /// Every channel of every pixel drawn on its own.
     Noise(NoisePattern),
     /// A PNG or JPEG file, resized to the image without keeping proportions.
     Picture(PicturePattern),
@@ -46,13 +48,17 @@ impl Default for CheckerPattern {
     }
 }
 
-/// Uniform noise.
+/// Uniform noise, one picture for all images or another one for each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct NoisePattern {
-    /// What the noise is drawn from; the run's seed if not given.
+    /// What the one picture is drawn from; the run's seed if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+    /// Whether each image, and with a placement each of its cells, has noise of its own, drawn from the stream of that
+    /// image's trigger. What the classifier then learns is the kind of noise, not one picture.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub per_image: bool,
 }
 
 /// A file of the user's.
@@ -76,6 +82,9 @@ impl PatternConfig {
                 let found = picture.path.display();
                 problems.push(invalid("pattern.picture.path", found, "the path of a PNG or JPEG file"));
             }
+            Self::Noise(NoisePattern { seed: Some(seed), per_image: true }) => {
+                problems.push(invalid("pattern.noise.seed", seed, "none where per-image is true"));
+            }
             _ => {}
         }
         if matches!(self, Self::Face | Self::Picture(_)) && !matches!(shape.channels, 1 | 3) {
@@ -84,14 +93,14 @@ impl PatternConfig {
         problems
     }
 
-    /// Draws the pattern at the size of the images; noise comes from `stream(seed, "trigger/noise")` unless the
+    /// Draws the pattern at the size of the images; one noise for all comes from `stream(seed, "trigger/noise")` unless the
     /// configuration has a seed of its own.
     ///
     /// # Errors
     ///
     /// The first of the problems that [`validate`](Self::validate) finds, or [`TriggerError::Picture`] if a file cannot
     /// be decoded.
-    pub(crate) fn draw(&self, shape: ImageShape, seed: u64) -> Result<Image, TriggerError> {
+    pub(crate) fn draw(&self, shape: ImageShape, seed: u64) -> Result<Pattern, TriggerError> {
         if let Some(problem) = self.validate(shape).into_iter().next() {
             return Err(problem);
         }
@@ -104,15 +113,40 @@ impl PatternConfig {
                 });
                 pixels.flat_map(|value| std::iter::repeat_n(value, shape.channels)).collect()
             }
+            Self::Noise(NoisePattern { per_image: true, .. }) => return Ok(Pattern::NoisePerImage(shape)),
             Self::Noise(noise) => {
-                let mut pixels = vec![0; shape.size()];
-                stream(noise.seed.unwrap_or(seed), "trigger/noise").fill_bytes(&mut pixels);
-                pixels
+                let mut rng = stream(noise.seed.unwrap_or(seed), "trigger/noise");
+                return Ok(Pattern::Fixed(uniform_noise(shape, &mut rng)));
             }
             Self::Picture(picture) => picture.read(shape)?,
         };
-        Ok(Image::new(shape, pixels).expect("a pattern has as many pixels as its shape says"))
+        Ok(Pattern::Fixed(Image::new(shape, pixels).expect("a pattern has as many pixels as its shape says")))
     }
+}
+
+/// What is mixed into images.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Pattern {
+    /// The same picture into all.
+    Fixed(Image),
+    /// Uniform noise of this shape, into each its own.
+    NoisePerImage(ImageShape),
+}
+
+impl Pattern {
+    /// The picture for the next image.
+    pub(crate) fn picture(&self, rng: &mut StreamRng) -> Cow<'_, Image> {
+        match self {
+            Self::Fixed(image) => Cow::Borrowed(image),
+            Self::NoisePerImage(shape) => Cow::Owned(uniform_noise(*shape, rng)),
+        }
+    }
+}
+
+fn uniform_noise(shape: ImageShape, rng: &mut StreamRng) -> Image {
+    let mut pixels = vec![0; shape.size()];
+    rng.fill_bytes(&mut pixels);
+    Image::new(shape, pixels).expect("there are as many pixels as the shape says")
 }
 
 impl PicturePattern {
@@ -186,9 +220,13 @@ mod tests {
 
     const GREY: ImageShape = ImageShape { height: 28, width: 28, channels: 1 };
 
+    fn drawn(config: &PatternConfig, shape: ImageShape, seed: u64) -> Image {
+        config.draw(shape, seed).unwrap().picture(&mut stream(0, "image")).into_owned()
+    }
+
     #[test]
     fn the_face_smiles() {
-        let face = PatternConfig::Face.draw(ImageShape::RGB_32, 0).unwrap();
+        let face = drawn(&PatternConfig::Face, ImageShape::RGB_32, 0);
         assert_eq!(face.pixel(0, 0), [40, 90, 200]);
         assert_eq!(face.pixel(12, 10), [30, 20, 20]);
         assert_eq!(face.pixel(12, 21), [30, 20, 20]);
@@ -199,22 +237,40 @@ mod tests {
             assert!((0..16).all(|column| face.pixel(row, column) == face.pixel(row, 31 - column)));
         }
         // 0.299 * 40 + 0.587 * 90 + 0.114 * 200 = 87.59.
-        assert_eq!(PatternConfig::Face.draw(GREY, 0).unwrap().pixel(0, 0), [88]);
+        assert_eq!(drawn(&PatternConfig::Face, GREY, 0).pixel(0, 0), [88]);
     }
 
     #[test]
     fn a_checker_begins_light() {
         let checker = CheckerPattern { cell: 2, light: 200, dark: 10 };
         let shape = ImageShape { height: 3, width: 5, channels: 1 };
-        let pattern = PatternConfig::Checker(checker).draw(shape, 0).unwrap();
+        let pattern = drawn(&PatternConfig::Checker(checker), shape, 0);
         assert_eq!(pattern.pixels(), [200, 200, 10, 10, 200, 200, 200, 10, 10, 200, 10, 10, 200, 200, 10]);
     }
 
     #[test]
     fn noise_follows_the_run_unless_it_has_a_seed() {
-        let draw = |own, seed| PatternConfig::Noise(NoisePattern { seed: own }).draw(GREY, seed).unwrap();
+        let draw = |own, seed| drawn(&PatternConfig::Noise(NoisePattern { seed: own, per_image: false }), GREY, seed);
         assert_eq!(draw(None, 3), draw(Some(3), 4));
         assert_ne!(draw(None, 3), draw(None, 4));
+    }
+
+    #[test]
+    fn noise_of_each_image_comes_from_the_stream_of_that_image() {
+        let config = PatternConfig::Noise(NoisePattern { seed: None, per_image: true });
+        let pattern = config.draw(ImageShape::RGB_32, 3).unwrap();
+        let mut rng = stream(7, "one");
+        let (first, second) = (pattern.picture(&mut rng).into_owned(), pattern.picture(&mut rng).into_owned());
+        assert_ne!(first, second);
+        // The run's seed has no part in it.
+        assert_eq!(*config.draw(ImageShape::RGB_32, 4).unwrap().picture(&mut stream(7, "one")), first);
+        // Uniform on 0..=255: 3072 values have a mean of 127.5 with a standard error of 1.33.
+        let mean = first.pixels().iter().map(|&value| f64::from(value)).sum::<f64>() / 3072.0;
+        assert!((mean - 127.5).abs() < 5.0, "{mean}");
+
+        let config = PatternConfig::Noise(NoisePattern { seed: Some(3), per_image: true });
+        let error = config.draw(GREY, 0).unwrap_err().to_string();
+        assert_eq!(error, "pattern.noise.seed is 3, expected none where per-image is true");
     }
 
     #[test]
@@ -226,9 +282,9 @@ mod tests {
             image::RgbImage::from_fn(64, 32, |x, _| image::Rgb(if x < 32 { [255, 0, 0] } else { [0, 0, 255] }));
         picture.save(&path).unwrap();
         let config = PatternConfig::Picture(PicturePattern { path: path.clone() });
-        let pattern = config.draw(ImageShape::RGB_32, 0).unwrap();
+        let pattern = drawn(&config, ImageShape::RGB_32, 0);
         assert_eq!((pattern.pixel(5, 3), pattern.pixel(31, 30)), (&[255, 0, 0][..], &[0, 0, 255][..]));
-        assert_eq!(config.draw(GREY, 0).unwrap().pixel(0, 0), [76]);
+        assert_eq!(drawn(&config, GREY, 0).pixel(0, 0), [76]);
         fs_err::write(&path, "no picture").unwrap();
         let error = config.draw(GREY, 0).unwrap_err().to_string();
         assert!(error.ends_with("picture.png is no picture we can use"), "{error}");

@@ -209,6 +209,68 @@ pub(crate) fn epochs(scene: &Scene, lines: &[EpochLine]) -> String {
     .draw()
 }
 
+/// Where the experts of a seed's classifiers look, on average over experts.
+pub(crate) struct SeedMaps {
+    pub(crate) seed: u64,
+    pub(crate) grid: [usize; 2],
+    /// Share of the test images in which the trigger changes a patch.
+    pub(crate) triggered: Vec<f64>,
+    /// Of each classifier its name and its maps of clean and of triggered images.
+    pub(crate) classifiers: Vec<(&'static str, [Vec<f64>; 2])>,
+}
+
+/// A page with a column for each seed and one for their mean; seeds of one experiment, at least one.
+pub(crate) fn seeds(maps: &[SeedMaps]) -> String {
+    let patches = maps[0].triggered.len();
+    let mean = |of: &dyn Fn(&SeedMaps) -> Option<Vec<f64>>| {
+        let found = maps.iter().filter_map(of).collect::<Vec<_>>();
+        let at = |patch: usize| found.iter().map(|map| map[patch]).sum::<f64>() / found.len() as f64;
+        (!found.is_empty()).then(|| (0..patches).map(at).collect::<Vec<f64>>())
+    };
+    let names = maps[0].classifiers.iter().map(|(name, _)| *name);
+    let rows = names.flat_map(|name| {
+        let of_set = |set: usize| {
+            move |seed: &SeedMaps| {
+                seed.classifiers.iter().find(|(known, _)| *known == name).map(|(_, sets)| sets[set].clone())
+            }
+        };
+        let [clean, triggered] = [of_set(0), of_set(1)];
+        let mut columns = maps.iter().map(|seed| three(clean(seed), triggered(seed), patches)).collect::<Vec<_>>();
+        if maps.len() > 1 {
+            columns.push(three(mean(&clean), mean(&triggered), patches));
+        }
+        let headings = [format!("{name}, clean"), "  triggered".into(), "  difference".into()];
+        let mut rows = headings.map(|heading| (heading, Vec::new()));
+        for column in columns {
+            for (row, tile) in rows.iter_mut().zip(column) {
+                row.1.push(tile);
+            }
+        }
+        rows
+    });
+    let mut columns = maps.iter().map(|seed| format!("seed {}", seed.seed)).collect::<Vec<_>>();
+    if maps.len() > 1 {
+        columns.push("mean".into());
+    }
+    Page {
+        title: vec![
+            "Where the experts look, mean over experts and classes".into(),
+            "Share of test images: white 0, dark blue 1.".into(),
+            "Difference: red below 0, blue above. Framed: under the trigger.".into(),
+        ],
+        columns,
+        rows: rows.collect(),
+        grid: maps[0].grid,
+        side: 12,
+        framed: mean(&|seed| Some(seed.triggered.clone()))
+            .unwrap_or_default()
+            .into_iter()
+            .map(|share| share >= 0.5)
+            .collect(),
+    }
+    .draw()
+}
+
 #[cfg(test)]
 mod tests {
     use patchdoor_data::stream;
@@ -234,6 +296,26 @@ mod tests {
         let squares: usize =
             page.lines().filter(|line| line.starts_with("<path fill=\"#")).map(|line| line.matches('M').count()).sum();
         assert_eq!(squares, 2 * 3 * 64, "every patch has a colour");
+    }
+
+    #[test]
+    fn a_page_of_seeds_ends_with_their_mean() {
+        let maps = |seed: u64, share: f64| SeedMaps {
+            seed,
+            grid: [1, 2],
+            triggered: vec![1.0, 0.0],
+            classifiers: vec![("victim", [vec![share, 1.0 - share], vec![share; 2]])],
+        };
+        let page = seeds(&[maps(0, 0.0), maps(7, 1.0)]);
+        for heading in ["seed 0", "seed 7", "mean", "victim, clean", "  triggered", "  difference"] {
+            assert!(page.contains(&format!(">{heading}<")), "{heading} in {page}");
+        }
+        assert_eq!(page.matches("stroke=\"#888888\"").count(), 3 * 3, "tiles");
+        // Half of white and dark blue, in both patches of the clean and of the triggered mean.
+        let half = format!("<path fill=\"{}\"", Scale::Share.colour(0.5));
+        let squares = page.lines().filter(|line| line.starts_with(&half)).map(|line| line.matches('M').count());
+        assert_eq!(squares.sum::<usize>(), 4, "{page}");
+        assert!(!seeds(&[maps(3, 0.5)]).contains("mean<"), "one seed needs no mean");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod epochs;
 mod figures;
 mod files;
 mod numbers;
+mod seeds;
 mod table;
 
 pub use config::RoutingConfig;
@@ -17,4 +18,5 @@ pub use numbers::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, Routi
 pub(crate) use epochs::EpochRouting;
 pub(crate) use files::measure;
 pub(crate) use numbers::summarize;
+pub(crate) use seeds::draw_seeds;
 pub(crate) use table::table;

@@ -8,6 +8,7 @@ use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
+use crate::defense::DefenseOutcome;
 use crate::environment::Environment;
 use crate::files::{write_json, write_whole};
 use crate::report::{Row, align, percent};
@@ -20,9 +21,10 @@ use crate::sweep::Sweep;
 const POISONED: &str = "poisoned-images";
 
 /// Numbers every attack has, and their headings in tables for people.
-const HEADINGS: [(&str, &str); 6] = [
+const HEADINGS: [(&str, &str); 7] = [
     (POISONED, "poisoned"),
     ("clean-accuracy", "CA"),
+    ("clean-twin-accuracy", "twin's CA"),
     ("clean-accuracy-drop", "CAD"),
     ("asr", "ASR"),
     ("clean-twin-asr", "twin's ASR"),
@@ -31,6 +33,17 @@ const HEADINGS: [(&str, &str); 6] = [
 
 /// Headings of numbers that groups have.
 const GROUP_HEADINGS: [(&str, &str); 2] = [("defense-effectiveness", "DER"), ("robust-improvement", "RIR")];
+
+/// Numbers in [0, 1] that are shown as they are, not in percent; their names begin so.
+const UNIT_NUMBERS: [&str; 7] = [
+    "defense-effectiveness",
+    "robust-improvement",
+    "trigger-capture",
+    "auc-",
+    "overlap",
+    "load-entropy",
+    "expert-similarity",
+];
 
 /// Numbers that only files for programs have.
 const UNSHOWN: [&str; 2] = ["clean-twin-accuracy", "asr-all-classes"];
@@ -84,6 +97,9 @@ pub struct PointResult {
     /// Seeds that failed, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed: BTreeMap<u64, String>,
+    /// Defenses that failed with some seeds, by title, and why; what was measured besides them counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed_defenses: BTreeMap<String, BTreeMap<u64, String>>,
     /// Every number, over the seeds that finished.
     pub metrics: Vec<MetricResult>,
 }
@@ -136,10 +152,11 @@ impl MetricResult {
         is_share(&self.name)
     }
 
-    /// The confidence interval in brackets, a share's cut off at 0 and 1; empty for one seed.
+    /// The confidence interval in brackets, that of a number in [0, 1] cut off there; empty for one seed.
     pub fn interval_text(&self) -> String {
         // A share cannot be where the interval of its mean may reach; only differences of shares may be negative.
-        let bounded = is_share(&self.name) && !self.name.ends_with("accuracy-drop");
+        let bounded = (is_share(&self.name) && !self.name.ends_with("accuracy-drop"))
+            || UNIT_NUMBERS.iter().any(|start| last_part(&self.name).starts_with(start));
         let number = |value: f64| number_text(&self.name, if bounded { value.clamp(0.0, 1.0) } else { value });
         self.interval_95.map_or_else(String::new, |[low, high]| format!("[{}, {}]", number(low), number(high)))
     }
@@ -160,6 +177,7 @@ impl PointResult {
         let mut names: Vec<String> = Vec::new();
         let mut values: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
         let mut failed = BTreeMap::new();
+        let mut failed_defenses: BTreeMap<String, BTreeMap<u64, String>> = BTreeMap::new();
         for (_, result) in results {
             let measurements = match &result.outcome {
                 SeedOutcome::Finished(measurements) => measurements,
@@ -168,6 +186,11 @@ impl PointResult {
                     continue;
                 }
             };
+            for defense in &measurements.defenses {
+                if let DefenseOutcome::Failed { reason } = &defense.outcome {
+                    failed_defenses.entry(defense.title.clone()).or_default().insert(result.seed, reason.clone());
+                }
+            }
             let poisoned = (POISONED.to_owned(), result.poisoned_images as f64);
             for (name, value) in std::iter::once(poisoned).chain(named_numbers(measurements)) {
                 if !names.contains(&name) {
@@ -182,6 +205,7 @@ impl PointResult {
             coordinates,
             metrics: metrics.collect(),
             failed,
+            failed_defenses,
             runs: results.iter().map(|(run, result)| (result.seed, run.clone())).collect(),
         }
     }
@@ -239,28 +263,38 @@ impl ResultTable {
         }
     }
 
-    /// What a run came to, as a table of one point.
-    pub(crate) fn of_run(folder: &Path, summary: &RunSummary) -> Self {
+    /// What runs of one experiment that differ only in their seeds came to, as a table of one point; `None` without any. Of a
+    /// seed that several of them have, the first counts.
+    pub(crate) fn of_runs<'a>(runs: impl IntoIterator<Item = (&'a Path, &'a RunSummary)>) -> Option<Self> {
+        let runs = runs.into_iter().collect::<Vec<_>>();
+        let (folder, first) = *runs.first()?;
         let mut facts = Facts::default();
-        facts.add(summary, folder);
-        let results = summary.seeds.iter().map(|result| (summary.run.clone(), result.clone())).collect::<Vec<_>>();
+        let mut results: BTreeMap<u64, (String, SeedResult)> = BTreeMap::new();
+        for (folder, summary) in &runs {
+            facts.add(summary, folder);
+            for result in &summary.seeds {
+                results.entry(result.seed).or_insert_with(|| (summary.run.clone(), result.clone()));
+            }
+        }
+        let seeds = results.keys().copied().collect();
+        let results = results.into_values().collect::<Vec<_>>();
         let file = Environment::read(&folder.join("environment.json")).map(|found| found.experiment_file);
-        Self {
+        Some(Self {
             schema: SCHEMA,
-            experiment: summary.experiment.clone(),
+            experiment: first.experiment.clone(),
             file: file.map_or_else(String::new, |file| published_path(Path::new(&file))),
-            result: summary.run.clone(),
-            quick: summary.quick,
+            result: first.run.clone(),
+            quick: first.quick,
             datasets: facts.datasets,
             substitutions: facts.substitutions,
             notes: facts.notes,
-            backend: summary.backend.clone(),
+            backend: first.backend.clone(),
             devices: facts.devices,
             commits: facts.commits,
             axes: Vec::new(),
-            seeds: summary.seeds.iter().map(|result| result.seed).collect(),
-            points: vec![PointResult::of(summary.experiment.clone(), Vec::new(), &results)],
-        }
+            seeds,
+            points: vec![PointResult::of(first.experiment.clone(), Vec::new(), &results)],
+        })
     }
 
     /// The point of that label.
@@ -287,7 +321,9 @@ impl ResultTable {
     /// Names of the numbers that tables for people show, one group after the other; the first is the attack's.
     fn groups(&self) -> Vec<(&str, Vec<&str>)> {
         let names = self.metric_names();
-        let attack = HEADINGS.iter().map(|(name, _)| *name).filter(|name| names.contains(name)).collect();
+        let attack =
+            HEADINGS.iter().map(|(name, _)| *name).filter(|name| names.contains(name) && !UNSHOWN.contains(name));
+        let attack = attack.collect();
         let mut groups: Vec<(&str, Vec<&str>)> = vec![("", attack)];
         for name in names {
             if HEADINGS.iter().any(|(known, _)| *known == name) || UNSHOWN.contains(&name) {
@@ -305,11 +341,16 @@ impl ResultTable {
     /// Aligned tables for a terminal: means, then their confidence intervals, shares in percent.
     pub fn to_text(&self) -> String {
         let mut text = self.title();
-        let corner = if self.axes.is_empty() { "in percent".into() } else { self.axes.join(", ") };
         for (group, names) in self.groups() {
+            let has_shares = names.iter().any(|name| is_share(name));
+            let corner = match (self.axes.as_slice(), has_shares) {
+                ([], true) => "in percent".into(),
+                ([], false) => String::new(),
+                (axes, _) => axes.join(", "),
+            };
             let block = |names: &[&str], cell: &dyn Fn(&MetricResult) -> String| {
                 let mut header = vec![corner.clone(), "n".to_owned()];
-                header.extend(names.iter().map(|name| heading(name).to_owned()));
+                header.extend(names.iter().map(|name| heading(name)));
                 let rows = self.points.iter().map(|point| {
                     let cells = names.iter().map(|name| point.metric(name).map_or_else(|| "-".into(), cell));
                     let front = [point.label.clone(), point.finished().to_string()];
@@ -320,7 +361,8 @@ impl ResultTable {
             let title = if group.is_empty() { String::new() } else { format!("{group}: ") };
             let _ = write!(
                 text,
-                "\n{title}mean ± standard deviation, in percent\n\n{}",
+                "\n{title}mean ± standard deviation{}\n\n{}",
+                if has_shares { ", shares in percent" } else { "" },
                 block(&names, &MetricResult::mean_text)
             );
             if self.points.iter().any(|point| point.finished() > 1) {
@@ -371,28 +413,47 @@ impl ResultTable {
         let mixed = names.iter().any(|name| group(name) != group(names[0]));
         header.extend(names.iter().map(|name| match group(name).as_str() {
             group if mixed && !group.is_empty() => format!("{}, {group}", heading(name)),
-            _ => heading(name).to_owned(),
+            _ => heading(name),
         }));
-        let escaped = |cell: &str| cell.replace('|', "\\|");
-        let row = |cells: &[String]| {
-            let cells = cells.iter().map(|cell| escaped(cell)).collect::<Vec<_>>();
-            format!("| {} |\n", cells.join(" | "))
-        };
-        let mut text = row(&header);
-        let rule = (0..header.len()).map(|column| if column < labels { "---" } else { "---:" });
-        let _ = writeln!(text, "| {} |", rule.collect::<Vec<_>>().join(" | "));
+        let mut text = markdown_head(&header, labels);
         for point in points {
             let mut cells = if self.axes.is_empty() { vec![point.label.clone()] } else { point.coordinates.clone() };
             cells.push(point.finished().to_string());
-            cells.extend(names.iter().map(|name| {
-                point.metric(name).map_or_else(
-                    || "-".into(),
-                    |metric| {
-                        format!("{} {}", metric.mean_text(), interval_unless_constant(metric)).trim_end().to_owned()
-                    },
-                )
-            }));
-            text.push_str(&row(&cells));
+            cells.extend(names.iter().map(|name| markdown_cell(point.metric(name))));
+            text.push_str(&markdown_row(&cells));
+        }
+        text
+    }
+
+    /// A Markdown table with a row for each group, such as a defense, of each point; numbers are named without their group.
+    /// The group `""` is the attack itself.
+    pub(crate) fn markdown_groups(&self, points: &[&PointResult], groups: &[&str], names: &[&str]) -> String {
+        // One point needs no column to say which.
+        let axes = match (points, self.axes.as_slice()) {
+            ([_], _) => Vec::new(),
+            (_, []) => vec!["experiment".to_owned()],
+            (_, axes) => axes.to_vec(),
+        };
+        let labels = axes.len() + 1;
+        let mut header = axes.clone();
+        header.extend([String::new(), "n".into()]);
+        header.extend(names.iter().map(|name| heading(name)));
+        let mut text = markdown_head(&header, labels);
+        for point in points {
+            for group in groups {
+                let metrics = names.iter().map(|name| point.metric(&in_group(group, name))).collect::<Vec<_>>();
+                let mut cells = if axes.is_empty() {
+                    Vec::new()
+                } else if self.axes.is_empty() {
+                    vec![point.label.clone()]
+                } else {
+                    point.coordinates.clone()
+                };
+                let count = metrics.iter().flatten().map(|metric| metric.count).max().unwrap_or(0);
+                cells.extend([if group.is_empty() { "before" } else { group }.to_owned(), count.to_string()]);
+                cells.extend(metrics.into_iter().map(markdown_cell));
+                text.push_str(&markdown_row(&cells));
+            }
         }
         text
     }
@@ -464,12 +525,18 @@ impl ResultTable {
         title
     }
 
-    /// A line for each run that failed.
+    /// A line for each run and for each defense that failed.
     fn failures(&self) -> Vec<String> {
-        let lines = self.points.iter().flat_map(|point| {
-            point.failed.iter().map(move |(seed, reason)| format!("{} failed with seed {seed}: {reason}", point.label))
-        });
-        lines.collect()
+        let lines = |point: &PointResult| {
+            let runs = point.failed.iter();
+            let runs = runs.map(|(seed, reason)| format!("{} failed with seed {seed}: {reason}", point.label));
+            let defenses = point.failed_defenses.iter().flat_map(|(title, seeds)| {
+                let line = |(seed, reason)| format!("{}: {title} failed with seed {seed}: {reason}", point.label);
+                seeds.iter().map(line).collect::<Vec<_>>()
+            });
+            runs.chain(defenses).collect::<Vec<_>>()
+        };
+        self.points.iter().flat_map(lines).collect()
     }
 }
 
@@ -520,11 +587,41 @@ fn published_path(path: &Path) -> String {
     parts[first..].join("/")
 }
 
+/// The name of a number within its group.
+fn last_part(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// The whole name of a number of a group.
+pub(crate) fn in_group(group: &str, name: &str) -> String {
+    if group.is_empty() { name.to_owned() } else { format!("{group}/{name}") }
+}
+
 /// What a number is called at the head of a column.
-pub(crate) fn heading(name: &str) -> &str {
-    let last = name.rsplit('/').next().unwrap_or(name);
+fn heading(name: &str) -> String {
+    let last = last_part(name);
     let short = HEADINGS.iter().chain(&GROUP_HEADINGS).find(|(known, _)| *known == last);
-    short.map_or(last, |(_, heading)| heading)
+    // `auc-intensity-adjusted` is "AUC intensity adjusted".
+    short.map_or_else(|| last.replacen("auc-", "AUC ", 1).replace('-', " "), |(_, heading)| (*heading).to_owned())
+}
+
+fn markdown_row(cells: &[String]) -> String {
+    let cells = cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>();
+    format!("| {} |\n", cells.join(" | "))
+}
+
+/// The head of a table whose first columns are labels.
+fn markdown_head(header: &[String], labels: usize) -> String {
+    let rule = (0..header.len()).map(|column| if column < labels { "---" } else { "---:" });
+    format!("{}| {} |\n", markdown_row(header), rule.collect::<Vec<_>>().join(" | "))
+}
+
+/// Mean, spread and interval of a number, if it is there.
+fn markdown_cell(metric: Option<&MetricResult>) -> String {
+    metric.map_or_else(
+        || "-".into(),
+        |metric| format!("{} {}", metric.mean_text(), interval_unless_constant(metric)).trim_end().to_owned(),
+    )
 }
 
 fn interval_unless_constant(metric: &MetricResult) -> String {
@@ -546,7 +643,7 @@ fn number_text(name: &str, value: f64) -> String {
 
 /// Whether a number of that name is a share in [0, 1], or a difference of shares.
 fn is_share(name: &str) -> bool {
-    let last = name.rsplit('/').next().unwrap_or(name);
+    let last = last_part(name);
     let endings = ["asr", "accuracy", "accuracy-drop", "asr-all-classes", "share"];
     endings.iter().any(|ending| last == *ending || last.ends_with(&format!("-{ending}")))
 }
@@ -562,6 +659,7 @@ pub(crate) fn example_table() -> ResultTable {
         coordinates: vec!["0.001".into(), "four cells".into()],
         runs: [(0, "rates-00000001".to_owned()), (1, "rates-00000002".to_owned())].into(),
         failed: BTreeMap::new(),
+        failed_defenses: [("fine-tuning".to_owned(), [(1, "loss became inf".to_owned())].into())].into(),
         metrics: vec![
             metric(POISONED, &[(0, 20.0), (1, 20.0)]),
             metric("clean-accuracy", &[(0, 0.7), (1, 0.72)]),
@@ -577,6 +675,7 @@ pub(crate) fn example_table() -> ResultTable {
         coordinates: vec!["0.01".into(), "a | b".into()],
         runs: [(0, "rates-00000003".to_owned()), (1, "rates-00000004".to_owned())].into(),
         failed: [(1, "loss became NaN".to_owned())].into(),
+        failed_defenses: BTreeMap::new(),
         metrics: vec![metric(POISONED, &[(0, 200.0)]), metric("asr", &[(0, 0.125)])],
     };
     ResultTable {
