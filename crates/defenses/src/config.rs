@@ -1,5 +1,4 @@
-use burn::tensor::backend::AutodiffBackend;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_train::TrainingConfig;
 use serde::{Deserialize, Serialize};
@@ -128,11 +127,7 @@ impl DefenseConfig {
     }
 }
 
-impl<B> ModelRepair<B> for DefenseConfig
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for DefenseConfig {
     fn repair(
         &self,
         classifier: Classifier<B>,

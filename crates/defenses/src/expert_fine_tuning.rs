@@ -1,5 +1,4 @@
-use burn::tensor::backend::AutodiffBackend;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, Part};
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
@@ -35,11 +34,7 @@ impl ExpertFineTuning {
     }
 }
 
-impl<B> ModelRepair<B> for ExpertFineTuning
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for ExpertFineTuning {
     fn repair(
         &self,
         classifier: Classifier<B>,

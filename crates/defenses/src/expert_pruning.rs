@@ -1,7 +1,6 @@
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::ImageSet;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::{Kernels, TrainingBackend};
 use patchdoor_model::{Classifier, Pruning, Removal};
 use patchdoor_train::{Selections, Trainable, TrainingConfig, image_batches, predict_with_routing};
 use serde::{Deserialize, Serialize};
@@ -81,11 +80,7 @@ impl ExpertPruning {
     }
 }
 
-impl<B> ModelRepair<B> for ExpertPruning
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for ExpertPruning {
     fn repair(
         &self,
         classifier: Classifier<B>,

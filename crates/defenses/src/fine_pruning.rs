@@ -1,6 +1,5 @@
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, Pruning, Removal};
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
@@ -61,11 +60,7 @@ impl FinePruning {
     }
 }
 
-impl<B> ModelRepair<B> for FinePruning
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for FinePruning {
     fn repair(
         &self,
         classifier: Classifier<B>,

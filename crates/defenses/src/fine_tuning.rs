@@ -1,5 +1,4 @@
-use burn::tensor::backend::AutodiffBackend;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
@@ -32,11 +31,7 @@ impl FineTuning {
     }
 }
 
-impl<B> ModelRepair<B> for FineTuning
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for FineTuning {
     fn repair(
         &self,
         classifier: Classifier<B>,

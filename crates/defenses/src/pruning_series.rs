@@ -1,6 +1,5 @@
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, Pruning, Removal};
 use serde::{Deserialize, Serialize};
 
@@ -50,11 +49,7 @@ impl PruningSeries {
     }
 }
 
-impl<B> ModelRepair<B> for PruningSeries
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for PruningSeries {
     fn repair(
         &self,
         classifier: Classifier<B>,

@@ -1,6 +1,5 @@
-use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::stream;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, Part};
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
@@ -43,11 +42,7 @@ impl RouterRetraining {
     }
 }
 
-impl<B> ModelRepair<B> for RouterRetraining
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for RouterRetraining {
     fn repair(
         &self,
         classifier: Classifier<B>,

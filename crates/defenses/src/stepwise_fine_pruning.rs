@@ -1,6 +1,5 @@
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{Classifier, Pruning, Removal};
 use patchdoor_train::{CosineConfig, OptimizerConfig, ScheduleConfig, SgdConfig, Trainable, TrainingConfig, predict};
@@ -71,11 +70,7 @@ impl StepwiseFinePruning {
     }
 }
 
-impl<B> ModelRepair<B> for StepwiseFinePruning
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ModelRepair<B> for StepwiseFinePruning {
     fn repair(
         &self,
         classifier: Classifier<B>,

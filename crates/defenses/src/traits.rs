@@ -1,17 +1,13 @@
 use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::ImageSet;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_train::EpochRecord;
 
 use crate::{DefenderData, DefenseError, RepairDetails, RepairWork};
 
 /// Acts on a training set: which of its examples to drop.
-pub trait DatasetFilter<B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+pub trait DatasetFilter<B: TrainingBackend> {
     /// Returns one decision per example, true where it should be dropped.
     ///
     /// # Errors
@@ -25,11 +21,7 @@ where
 }
 
 /// Looks at a model: whether it carries a backdoor.
-pub trait ModelInspector<B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+pub trait ModelInspector<B: TrainingBackend> {
     /// Returns one score per class, higher where the class is more likely to be a backdoor's target.
     ///
     /// # Errors
@@ -43,11 +35,7 @@ where
 }
 
 /// Changes a model so that the backdoor goes and the accuracy stays.
-pub trait ModelRepair<B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+pub trait ModelRepair<B: TrainingBackend> {
     /// Returns the repaired model.
     ///
     /// # Errors
@@ -61,11 +49,7 @@ where
 }
 
 /// Looks at inputs when the model is in use: whether an image carries a trigger.
-pub trait InputDetector<B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+pub trait InputDetector<B: TrainingBackend> {
     /// Returns one score per image, higher where a trigger is more likely.
     ///
     /// # Errors

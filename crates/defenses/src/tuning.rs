@@ -1,23 +1,18 @@
-use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::AugmentationConfig;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_train::{EpochRecord, Outcome, TrainError, Trainable, TrainingConfig, TrainingData, train_restricted};
 
 use crate::{DefenseError, RepairWork};
 
 /// Fits the defender's clean images, without augmentation; with 0 epochs, nothing happens.
-pub(crate) fn tune<B>(
+pub(crate) fn tune<B: TrainingBackend>(
     classifier: Classifier<B>,
     config: &TrainingConfig,
     trainable: &Trainable,
     work: &mut RepairWork<'_>,
     device: &B::Device,
-) -> Result<(Classifier<B>, Vec<EpochRecord>), DefenseError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<(Classifier<B>, Vec<EpochRecord>), DefenseError> {
     if config.epochs == 0 {
         return Ok((classifier, Vec::new()));
     }

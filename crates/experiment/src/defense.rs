@@ -8,7 +8,7 @@ use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, PoisoningPlan, Trigger, stratified_subset, stream};
 use patchdoor_defenses::{DefenderData, DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::{Kernels, TrainingBackend};
 use patchdoor_metrics::{Standing, Summary, accuracy, defense_effectiveness_rating, robust_improvement_rating};
 use patchdoor_model::{Classifier, load_weights, save_weights};
 use patchdoor_train::{BatchProgress, EpochRecord, TrainError, TrainingObserver, predict};
@@ -148,11 +148,10 @@ pub(crate) struct Victim<'a> {
 
 /// Tries every defense of an experiment on the same backdoored classifier; `None` if interrupted. Those that finished
 /// before are not repeated.
-pub(crate) fn defend<B>(victim: &Victim<'_>, device: &B::Device) -> Result<Option<Vec<DefenseResult>>, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+pub(crate) fn defend<B: TrainingBackend>(
+    victim: &Victim<'_>,
+    device: &B::Device,
+) -> Result<Option<Vec<DefenseResult>>, RunError> {
     let mut results = Vec::new();
     for (index, defender) in victim.job.plan.config().defenses.iter().enumerate() {
         let folder = victim.folder.join("defenses").join(format!("{index}-{}", defender.defense.name()));
@@ -177,17 +176,13 @@ where
 }
 
 impl Victim<'_> {
-    fn defend_once<B>(
+    fn defend_once<B: TrainingBackend>(
         &self,
         defender: &DefenderConfig,
         folder: &Path,
         label: &str,
         device: &B::Device,
-    ) -> Result<Option<DefenseResult>, RunError>
-    where
-        B: AutodiffBackend + Kernels,
-        B::InnerBackend: Kernels,
-    {
+    ) -> Result<Option<DefenseResult>, RunError> {
         let (clean, contaminated_images) = self.defenders_images(defender);
         let validation = self.images.validation.as_ref();
         let result = |outcome| DefenseResult {
@@ -259,18 +254,14 @@ impl Victim<'_> {
         }
     }
 
-    fn repair<B>(
+    fn repair<B: TrainingBackend>(
         &self,
         defender: &DefenderConfig,
         clean: &ImageSet,
         folder: &Path,
         label: &str,
         device: &B::Device,
-    ) -> Result<RepairEnd<B>, RunError>
-    where
-        B: AutodiffBackend + Kernels,
-        B::InnerBackend: Kernels,
-    {
+    ) -> Result<RepairEnd<B>, RunError> {
         let job = self.job;
         let config = job.plan.config();
         let blank = config.model.init::<B>(

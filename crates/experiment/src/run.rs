@@ -2,10 +2,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{DataError, Dataset, ImageSet, ImageShape, PoisoningPlan, Trigger, trigger_all_images};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{Classifier, InputShape, ModelError};
 use patchdoor_train::{EpochRecord, TrainError, predict_with_routing};
@@ -253,11 +252,7 @@ fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
 }
 
 /// Trains and measures every seed of a job.
-pub(crate) fn run_on<B>(job: &Job<'_>, device: &B::Device) -> Result<RunEnd, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+pub(crate) fn run_on<B: TrainingBackend>(job: &Job<'_>, device: &B::Device) -> Result<RunEnd, RunError> {
     let test = test_images(job.plan.config(), &job.dataset.test);
     let mut results = Vec::new();
     for &seed in &job.plan.config().seeds {
@@ -284,17 +279,13 @@ where
 }
 
 /// Trains and measures one seed; `None` if interrupted.
-fn run_seed<B>(
+fn run_seed<B: TrainingBackend>(
     job: &Job<'_>,
     seed: u64,
     test: &ImageSet,
     folder: &Path,
     device: &B::Device,
-) -> Result<Option<SeedResult>, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Option<SeedResult>, RunError> {
     let config = job.plan.config();
     let images = SeedImages::draw(config, &job.dataset.train, seed);
     let result_of = |poisoned_images, outcome| SeedResult {
@@ -358,17 +349,13 @@ struct Attacked<'a> {
 
 impl Attacked<'_> {
     /// Measures the attack and what defenses make of it; `None` if interrupted.
-    fn measure<B>(
+    fn measure<B: TrainingBackend>(
         &self,
         classifier: &Classifier<B::InnerBackend>,
         history: &[EpochRecord],
         twin: Option<Box<Twin<B>>>,
         device: &B::Device,
-    ) -> Result<Option<Measurements>, RunError>
-    where
-        B: AutodiffBackend + Kernels,
-        B::InnerBackend: Kernels,
-    {
+    ) -> Result<Option<Measurements>, RunError> {
         let &Self { job, seed, folder, images, poisoning, trigger, test } = self;
         let config = job.plan.config();
         let triggered = trigger_all_images(test, trigger, seed);

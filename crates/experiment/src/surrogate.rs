@@ -1,6 +1,5 @@
-use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::{ImageSet, ImageShape, stratified_subset, stream};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
 use patchdoor_train::{Selections, predict_with_routing};
 use patchdoor_triggers::PlacementConfig;
@@ -113,17 +112,13 @@ struct SurrogateRecord<'a> {
 }
 
 /// Names the cells of a placement, training a surrogate first if it needs one and none is there.
-pub(crate) fn resolve_placement<B>(
+pub(crate) fn resolve_placement<B: TrainingBackend>(
     job: &Job<'_>,
     seed: u64,
     test: &ImageSet,
     folder: &std::path::Path,
     device: &B::Device,
-) -> Result<PlacementEnd, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<PlacementEnd, RunError> {
     let config = job.plan.config();
     let (Some(surrogate), Some(placement)) = (SurrogateConfig::of(config), &config.placement) else {
         return Ok(PlacementEnd::Ready(config.placement.clone()));

@@ -7,7 +7,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, stream};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, load_weights, save_weights};
 use patchdoor_train::{
     BatchProgress, ClassifierObserver, EpochRecord, Outcome, TrainError, TrainingData, TrainingObserver, predict,
@@ -72,18 +72,14 @@ pub(crate) enum TwinEnd<B: AutodiffBackend> {
 }
 
 /// Finds the clean twin of a seed, or trains it: the same configuration, images, seed, nothing poisoned.
-pub(crate) fn clean_twin<B>(
+pub(crate) fn clean_twin<B: TrainingBackend>(
     job: &Job<'_>,
     role: Role,
     seed: u64,
     images: &SeedImages,
     test: &ImageSet,
     device: &B::Device,
-) -> Result<TwinEnd<B>, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<TwinEnd<B>, RunError> {
     let hash = job.plan.twin_hash(job.backend.name(), job.fingerprint);
     let folder = format!("twins/{hash}/seed-{seed}");
     let finished = job.out.join(&folder);
@@ -117,7 +113,7 @@ where
     Ok(TwinEnd::Ready(Box::new(Twin { folder, result, classifier })))
 }
 
-fn train_twin<B>(
+fn train_twin<B: TrainingBackend>(
     job: &Job<'_>,
     role: Role,
     seed: u64,
@@ -125,11 +121,7 @@ fn train_twin<B>(
     test: &ImageSet,
     folder: &Path,
     device: &B::Device,
-) -> Result<TwinEnd<B>, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<TwinEnd<B>, RunError> {
     fs::create_dir_all(folder)?;
     write_whole(&folder.join("config.toml"), job.config_toml("The clean twin of").as_bytes())?;
     let label = format!("{} seed {seed}, {}", job.plan.name(), role.name());
@@ -161,7 +153,7 @@ pub(crate) enum TrainingEnd<B: AutodiffBackend> {
 }
 
 /// Trains one classifier on the given training images, resuming what is in `folder`; leaves its weights and epochs there.
-pub(crate) fn train_one<B>(
+pub(crate) fn train_one<B: TrainingBackend>(
     job: &Job<'_>,
     seed: u64,
     images: &SeedImages,
@@ -169,11 +161,7 @@ pub(crate) fn train_one<B>(
     folder: &Path,
     label: String,
     device: &B::Device,
-) -> Result<TrainingEnd<B>, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<TrainingEnd<B>, RunError> {
     OneTraining { seed, images, training, folder, label }.run(job, None, device)
 }
 
@@ -191,16 +179,12 @@ pub(crate) struct OneTraining<'a> {
 
 impl OneTraining<'_> {
     /// Trains, resuming what is there; `epochs` looks at the classifier after every epoch.
-    pub(crate) fn run<B>(
+    pub(crate) fn run<B: TrainingBackend>(
         self,
         job: &Job<'_>,
         epochs: Option<&mut EpochRouting<'_, B>>,
         device: &B::Device,
-    ) -> Result<TrainingEnd<B>, RunError>
-    where
-        B: AutodiffBackend + Kernels,
-        B::InnerBackend: Kernels,
-    {
+    ) -> Result<TrainingEnd<B>, RunError> {
         let Self { seed, images, training, folder, label } = self;
         if job.stop.load(Ordering::Relaxed) {
             return Ok(TrainingEnd::Interrupted);
@@ -265,11 +249,7 @@ impl<B: AutodiffBackend> TrainingObserver for Watch<'_, '_, '_, B> {
     }
 }
 
-impl<B> ClassifierObserver<B> for Watch<'_, '_, '_, B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<B: TrainingBackend> ClassifierObserver<B> for Watch<'_, '_, '_, B> {
     fn classifier_trained(&mut self, classifier: &Classifier<B>, record: &EpochRecord) {
         if let Some(epochs) = &mut self.epochs {
             epochs.look(classifier, record);

@@ -1,10 +1,15 @@
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::convolution::{self, ConvOptions};
 use crate::{elementwise, experts, gathering, normalization};
+
+/// A backend to train on: it keeps gradients, and has the operations of this crate with them and without.
+pub trait TrainingBackend: AutodiffBackend<InnerBackend: Kernels> + Kernels {}
+
+impl<B: AutodiffBackend<InnerBackend: Kernels> + Kernels> TrainingBackend for B {}
 
 /// A backend with the operations of this crate.
 ///

@@ -35,7 +35,7 @@ mod flex;
 mod gathering;
 mod normalization;
 
-pub use backend::Kernels;
+pub use backend::{Kernels, TrainingBackend};
 pub use convolution::{ConvOptions, conv2d, grouped_conv2d};
 pub use elementwise::{add, average_positions};
 pub use experts::{weighted_batch_norm_relu, weighted_scale_shift_relu};

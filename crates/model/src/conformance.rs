@@ -8,7 +8,7 @@ use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::{Kernels, TrainingBackend};
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -209,11 +209,7 @@ impl DescendBy<'_> {
 /// Follows `steps` of the three training steps. Each multiplies the rounding of single precision about
 /// tenfold: flex stays under the tolerance through all three; burn-ndarray's convolutions add up
 /// their products in a plain row, start at 5e-5 and pass it at the third.
-fn classifier_matches<B>(precision: DType, steps: usize)
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+fn classifier_matches<B: TrainingBackend>(precision: DType, steps: usize) {
     let device = B::Device::default();
     let reference = Reference::read("pmoe_wrn.safetensors", precision);
     let config = ClassifierConfig::PatchMoe(PatchMoeConfig {

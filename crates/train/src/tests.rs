@@ -5,11 +5,10 @@ use std::path::Path;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{
     Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, save_weights,
@@ -333,11 +332,7 @@ impl TrainingObserver for Losses {
 }
 
 /// The loss of each of twelve steps of a small network on a backend.
-fn loss_curve<B>(expert_form: ExpertForm, rate: f64, device: &B::Device) -> Vec<f64>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+fn loss_curve<B: TrainingBackend>(expert_form: ExpertForm, rate: f64, device: &B::Device) -> Vec<f64> {
     let model = PatchMoeConfig { widen_factor: 1, patches_per_expert: 64, expert_form, ..Default::default() };
     let input = InputShape { height: 32, width: 32, channels: 3 };
     let classifier = ClassifierConfig::PatchMoe(model).init::<B>(input, 10, &mut stream(0, "weights"), device);

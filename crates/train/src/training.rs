@@ -8,7 +8,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 use patchdoor_data::{AugmentationConfig, ImageSet};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 
@@ -65,7 +65,7 @@ pub enum Outcome<B: AutodiffBackend> {
 /// # Errors
 /// If the configuration is out of range, there is nothing to train on, the loss becomes NaN or
 /// infinite, or a checkpoint cannot be written, read or belongs to another training.
-pub fn train<B>(
+pub fn train<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
@@ -73,11 +73,7 @@ pub fn train<B>(
     checkpoints: Option<&Path>,
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
-) -> Result<Outcome<B>, TrainError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Outcome<B>, TrainError> {
     train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, &mut Blind(observer), device)
 }
 
@@ -85,7 +81,7 @@ where
 ///
 /// # Errors
 /// Those of [`train`].
-pub fn train_observed<B>(
+pub fn train_observed<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
@@ -93,11 +89,7 @@ pub fn train_observed<B>(
     checkpoints: Option<&Path>,
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
-) -> Result<Outcome<B>, TrainError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Outcome<B>, TrainError> {
     train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
 }
 
@@ -108,7 +100,7 @@ where
 /// # Errors
 /// Those of [`train`].
 #[allow(clippy::too_many_arguments, reason = "those of an ordinary training, and what of the classifier it may change")]
-pub fn train_restricted<B>(
+pub fn train_restricted<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
@@ -117,16 +109,12 @@ pub fn train_restricted<B>(
     checkpoints: Option<&Path>,
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
-) -> Result<Outcome<B>, TrainError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Outcome<B>, TrainError> {
     train_part(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
 }
 
 #[allow(clippy::too_many_arguments, reason = "what all kinds of training have, together")]
-fn train_part<B>(
+fn train_part<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
@@ -135,11 +123,7 @@ fn train_part<B>(
     checkpoints: Option<&Path>,
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
-) -> Result<Outcome<B>, TrainError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Outcome<B>, TrainError> {
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
     }
@@ -193,7 +177,7 @@ where
 }
 
 /// One pass over the training images; `None` if the observer stopped it.
-fn run_epoch<B>(
+fn run_epoch<B: TrainingBackend>(
     state: Resumed<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
@@ -201,11 +185,7 @@ fn run_epoch<B>(
     seed: u64,
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
-) -> Result<Option<(Resumed<B>, EpochRecord)>, TrainError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Option<(Resumed<B>, EpochRecord)>, TrainError> {
     let Resumed { mut classifier, mut optimizer, history } = state;
     let epoch = history.len();
     let images = data.training.len();
@@ -269,16 +249,12 @@ pub(crate) fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 
 
 /// Replaces the running statistics of every batch normalization by their plain average over one pass
 /// through the images, in their stored order and without augmentation.
-pub(crate) fn recompute_statistics<B>(
+pub(crate) fn recompute_statistics<B: TrainingBackend>(
     mut classifier: Classifier<B>,
     images: &ImageSet,
     batch_size: usize,
     device: &B::Device,
-) -> Classifier<B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Classifier<B> {
     if classifier.batch_norm_momentum() == 0.0 {
         // All statistics are frozen.
         return classifier;

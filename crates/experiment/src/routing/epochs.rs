@@ -4,7 +4,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, Trigger, stratified_subset, stream, trigger_all_images};
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig};
 use patchdoor_train::{EpochRecord, predict_with_routing};
 use serde::{Deserialize, Serialize};
@@ -44,11 +44,7 @@ pub(crate) struct EpochRouting<'a, B: AutodiffBackend> {
     pub(crate) error: Option<RunError>,
 }
 
-impl<'a, B> EpochRouting<'a, B>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
     /// `None` if the experiment does not ask for it; `folder` is where the lines go.
     pub(crate) fn new(
         (config, model): (Option<&RoutingConfig>, &ClassifierConfig),

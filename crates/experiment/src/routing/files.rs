@@ -1,10 +1,9 @@
 use std::io;
 use std::path::Path;
 
-use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::ImageSet;
-use patchdoor_kernels::Kernels;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig};
 use patchdoor_train::{RoutedPrediction, predict_with_routing};
 use safetensors::tensor::{Dtype, TensorView};
@@ -19,18 +18,14 @@ use crate::run::{PREDICTION_BATCH, RunError};
 /// Looks at what the routers of a seed's classifiers select, in the test images and in the same triggered, and leaves
 /// arrays, tables and figures in `folder`. `victim` are the predictions for both sets, `twin` the clean twin with its
 /// prediction for the triggered one.
-pub(crate) fn measure<B>(
+pub(crate) fn measure<B: TrainingBackend>(
     (config, model): (&RoutingConfig, &ClassifierConfig),
     (clean, triggered): (&ImageSet, &ImageSet),
     victim: [&RoutedPrediction; 2],
     twin: Option<(&Classifier<B::InnerBackend>, &RoutedPrediction)>,
     folder: &Path,
     device: &B::Device,
-) -> Result<Option<RoutingMeasurements>, RunError>
-where
-    B: AutodiffBackend + Kernels,
-    B::InnerBackend: Kernels,
-{
+) -> Result<Option<RoutingMeasurements>, RunError> {
     let ClassifierConfig::PatchMoe(model) = model else { return Ok(None) };
     let [Some(of_clean), Some(of_triggered)] = victim.map(|prediction| prediction.selections.as_ref()) else {
         return Ok(None);
