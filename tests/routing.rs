@@ -69,7 +69,7 @@ fn a_run_that_looks_at_routing_leaves_arrays_tables_figures_and_a_report() {
     assert!(epochs.iter().all(|line| line["images"] == 30));
     assert!(folder.join("epochs.svg").exists());
     let seeds = std::fs::read_to_string(directory.join("routing.svg")).expect("a figure over seeds");
-    assert!(seeds.contains(">seed 0<") && seeds.contains(">clean twin, clean<"), "{seeds}");
+    assert!(seeds.contains(">seed 0<") && seeds.contains(">twin, clean<"), "{seeds}");
 
     let summary = json(&directory.join("summary.json"));
     assert_eq!(summary["routing"]["trigger-capture"]["chance"], 0.25, "{}", summary["routing"]);

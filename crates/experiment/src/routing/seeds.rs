@@ -10,7 +10,7 @@ use crate::result::SeedResult;
 use crate::run::RunError;
 
 /// Classifiers whose maps a seed's arrays may hold, as the arrays and as the page call them.
-const CLASSIFIERS: [(&str, &str); 2] = [("victim", "victim"), ("clean-twin", "clean twin")];
+const CLASSIFIERS: [(&str, &str); 2] = [("victim", "victim"), ("clean-twin", "twin")];
 
 /// Draws where routers look, averaged over experts, for each seed and on average over them: `routing.svg` in the run's
 /// folder, from the arrays of its seeds. Experts are averaged because the first of one seed is no kin of the first of another.
