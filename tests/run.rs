@@ -98,6 +98,7 @@ fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
     let bench = Bench::new();
     bench.file("small.toml", SMALL);
     let finished = bench.run(&["run", "small.toml", "--dry-run"]).expect(0);
+    assert!(finished.out().contains("square trigger (16 of 1024 pixels)"), "{}", finished.out());
     let said = finished.out() + &finished.err();
     assert!(said.contains("2 trainings of 4 epochs"), "{said}");
     assert_eq!(bench.entries(), ["small.toml"]);

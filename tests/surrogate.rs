@@ -25,6 +25,8 @@ fn the_most_selected_cells_are_those_the_clean_twins_routers_take_most_often() {
     bench.file("small.toml", &with_cells("most-selected = { count = 3 }", ""));
     let finished = bench.run(&["run", "small.toml"]).expect(0);
     assert!(finished.err().contains("chosen by the clean twin's routers"), "{}", finished.err());
+    // Three cells of 4x4 pixels.
+    assert!(finished.err().contains("square trigger (48 of 1024 pixels)"), "{}", finished.err());
     assert_eq!(clean_models(&bench), 1, "the twin is the surrogate");
 
     let record = surrogate_of(&bench.run_directory());

@@ -24,8 +24,14 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
     let seeds = config.seeds.len();
     let twins = if config.clean_twin && counts.poisoned != Some(0) { seeds } else { 0 };
     let quick = if plan.is_quick() { ", quick version (its numbers mean nothing)" } else { "" };
+    let budget = match &config.placement {
+        Some(placement) => config.trigger.placed_pixel_budget(facts.shape, placement),
+        None => config.trigger.pixel_budget(facts.shape),
+    };
+    let pixels = facts.shape.height * facts.shape.width;
+    let budget = budget.map_or_else(|_| String::new(), |budget| format!(" ({budget} of {pixels} pixels)"));
     let mut lines = vec![format!(
-        "{}: {} (widen {}) on {dataset}, {} trigger, target class {}{quick}",
+        "{}: {} (widen {}) on {dataset}, {} trigger{budget}, target class {}{quick}",
         plan.name(),
         choice_name(&config.model),
         config.model.widen_factor(),
