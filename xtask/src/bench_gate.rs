@@ -42,14 +42,14 @@ pub(crate) fn run(against: Option<&str>, threshold: f64, rounds: usize) -> anyho
             say(&format!("git knows no revision {named:?} here; taking the previous main"));
         }
     }
+    let folders = measured_folders(&metadata(&root())?, &root());
     if revision.is_none() {
-        revision = previous_main(head.as_deref())?;
+        revision = previous_main(head.as_deref(), &folders)?;
     }
     let Some(revision) = revision else {
         say("skipped: no earlier commit is here to compare with (a shallow clone, or the first commit)");
         return Ok(ExitCode::SUCCESS);
     };
-    let folders = measured_folders(&metadata(&root())?, &root());
     let changed = git(&root()).args(["diff", "--quiet", &revision, "--"]).args(&folders).status();
     if changed.context("cannot start git")?.success() {
         say(&format!("skipped: nothing that is timed has changed since {revision}"));
@@ -65,8 +65,9 @@ pub(crate) fn run(against: Option<&str>, threshold: f64, rounds: usize) -> anyho
     })
 }
 
-/// Where this branch left the main one; on the main branch, what it was before its last commit or merge.
-fn previous_main(head: Option<&str>) -> anyhow::Result<Option<String>> {
+/// Where this branch left the main one; on the main branch, what it was before the last commit or merge that changed
+/// anything timed: commits of documents or results after it do not hide it.
+fn previous_main(head: Option<&str>, folders: &BTreeSet<PathBuf>) -> anyhow::Result<Option<String>> {
     for main in ["origin/main", "main"] {
         let output = git(&root()).args(["merge-base", "HEAD", main]).output().context("cannot start git")?;
         let base = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -74,7 +75,11 @@ fn previous_main(head: Option<&str>) -> anyhow::Result<Option<String>> {
             return Ok(Some(base));
         }
     }
-    resolve("HEAD^1")
+    let mut log = git(&root());
+    log.args(["log", "-1", "--first-parent", "--format=%H", "HEAD", "--"]).args(folders);
+    let output = log.output().context("cannot start git")?;
+    let last = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    resolve(&if last.is_empty() { "HEAD^1".into() } else { format!("{last}^1") })
 }
 
 /// What the benchmarks are built from: their own package, those of the workspace it depends on, and what all share.

@@ -414,6 +414,12 @@ impl Page {
         let mut splits = rest.match_indices('/').map(|(slash, _)| (&rest[..slash], &rest[slash + 1..]));
         let found = splits.find_map(|(label, number)| Some((table.point(label)?, number)));
         let alone = if let [point] = table.points.as_slice() { Some((point, rest)) } else { None };
+        // An experiment may be called like one of its defenses.
+        let is_there =
+            |of: Option<(&PointResult, &str)>| of.is_some_and(|(point, number)| point.metric(number).is_some());
+        if is_there(found) && is_there(alone) {
+            return Err(format!("{place}: {{{placeholder}}} can be two numbers; write {result}/POINT/NUMBER"));
+        }
         let Some((point, number)) = found.or(alone) else {
             let label = rest.split_once('/').map_or(rest, |(label, _)| label);
             return Err(no_point(place, result, label, table));
@@ -557,6 +563,28 @@ sentence = "Nobody has looked."
             .replace("rows = [\"\", \"fine-pruning\"]", "rows = [\"fine-prunning\"]")
             .replace("Nobody has looked.", "Nobody {rates/0.01, a | b/asr|range} {has looked.");
         insta::assert_snapshot!(render(&claims).unwrap_err());
+    }
+
+    #[test]
+    fn a_name_of_two_numbers_is_an_error() {
+        // The only point is called like a defense.
+        let mut table = example_table();
+        table.points.truncate(1);
+        table.points[0].label = "fine-pruning".into();
+        let claims = |sentence: &str| {
+            format!(
+                "[[claims]]\nid = \"C3\"\nclaim = \"-\"\npaper = \"-\"\nverdict = \"open\"\nsentence = \"{sentence}\"\n"
+            )
+        };
+        let render = |sentence: &str| {
+            let folder = folder(&claims(sentence));
+            write_json(&folder.path().join("results/rates.json"), &table).unwrap();
+            render_results(&folder.path().join("claims.toml"), &folder.path().join("results"))
+        };
+        let error = render("{rates/fine-pruning/asr}").unwrap_err().to_string();
+        assert!(error.contains("{rates/fine-pruning/asr} can be two numbers; write rates/POINT/NUMBER"), "{error}");
+        assert!(render("{rates/fine-pruning/fine-pruning/asr}").unwrap().contains("37.50 ± 17.68 % (n = 2)"));
+        assert!(render("{rates/asr}").unwrap().contains("95.00 ± 7.07 % (n = 2)"));
     }
 
     #[test]
