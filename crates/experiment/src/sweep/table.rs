@@ -152,12 +152,15 @@ impl MetricResult {
         is_share(&self.name)
     }
 
-    /// The confidence interval in brackets, that of a number in [0, 1] cut off there; empty for one seed.
+    /// The confidence interval in brackets, that of a number in [0, 1] cut off there, that of a time at 0; empty for one seed.
     pub fn interval_text(&self) -> String {
         // A share cannot be where the interval of its mean may reach; only differences of shares may be negative.
         let bounded = (is_share(&self.name) && !self.name.ends_with("accuracy-drop"))
             || UNIT_NUMBERS.iter().any(|start| last_part(&self.name).starts_with(start));
-        let number = |value: f64| number_text(&self.name, if bounded { value.clamp(0.0, 1.0) } else { value });
+        let number = |value: f64| {
+            let value = if bounded { value.clamp(0.0, 1.0) } else { value };
+            number_text(&self.name, if is_time(&self.name) { value.max(0.0) } else { value })
+        };
         self.interval_95.map_or_else(String::new, |[low, high]| format!("[{}, {}]", number(low), number(high)))
     }
 }
@@ -634,11 +637,16 @@ fn number_text(name: &str, value: f64) -> String {
         percent(value)
     } else if name == POISONED {
         if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
-    } else if name.ends_with("/seconds") {
+    } else if is_time(name) {
         format!("{value:.0}")
     } else {
         format!("{:.4}", value + 0.0)
     }
+}
+
+/// Whether a number of that name is a time in seconds.
+fn is_time(name: &str) -> bool {
+    last_part(name) == "seconds"
 }
 
 /// Whether a number of that name is a share in [0, 1], or a difference of shares.
@@ -709,6 +717,20 @@ mod tests {
         let [low, high] = asr.interval_95.unwrap();
         assert!((low - 0.314_69).abs() < 1e-5 && (high - 1.585_31).abs() < 1e-5, "{low} {high}");
         assert_eq!(table.points[1].metric("asr").unwrap().interval_95, None);
+    }
+
+    #[test]
+    fn no_interval_reaches_where_its_number_cannot_be() {
+        let interval = |name: &str, values: [f64; 2]| {
+            let values = values.into_iter().enumerate().map(|(seed, value)| (seed as u64, value)).collect();
+            MetricResult::of(name, values).unwrap().interval_text()
+        };
+        // s = 0.1 / sqrt(2), 12.7062 s / sqrt(2) = 0.6353; of 10 and 20: 15 -+ 63.5.
+        assert_eq!(interval("asr", [0.9, 1.0]), "[31.47, 100.00]");
+        assert_eq!(interval("routing/trigger-capture", [0.0, 0.1]), "[0.0000, 0.6853]");
+        assert_eq!(interval("clean-accuracy-drop", [0.0, 0.1]), "[-58.53, 68.53]");
+        assert_eq!(interval("routing/correlation-intensity", [0.0, 0.1]), "[-0.5853, 0.6853]");
+        assert_eq!(interval("fine-tuning/seconds", [10.0, 20.0]), "[0, 79]");
     }
 
     #[test]
