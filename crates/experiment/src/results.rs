@@ -428,7 +428,11 @@ impl Page {
             let known = point.metrics.iter().map(|metric| metric.name.as_str()).collect::<Vec<_>>();
             return Err(no_number(place, &format!("{result}/{}", point.label), number, &known));
         };
-        let unit = if metric.is_share() { " %" } else { "" };
+        let unit = match metric.name.as_str() {
+            name if name.ends_with("accuracy-drop") => " points",
+            _ if metric.is_share() => " %",
+            _ => "",
+        };
         match (interval, metric.interval_95) {
             (false, _) => Ok(format!("{}{unit} (n = {})", metric.mean_text(), metric.count)),
             (true, Some(_)) => Ok(format!("{}{unit}", metric.interval_text())),
