@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::diagnostics::nearest;
 use crate::files::write_json;
 use crate::result::RunSummary;
-use crate::sweep::{MetricResult, PointResult, ResultTable, in_group};
+use crate::sweep::{MetricResult, PointResult, ResultTable, group_of, in_group};
 
 /// What the project claims to know about each claim of the paper; `claims.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -351,10 +351,9 @@ impl Page {
                 }
             }
             Some(groups) => {
-                let group_of = |name: &&str| name.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
-                let known_groups = known.iter().map(group_of).collect::<BTreeSet<_>>();
-                for group in groups.iter().filter(|group| !known_groups.contains(**group)) {
-                    let known = known_groups.iter().map(String::as_str).collect::<Vec<_>>();
+                let known_groups = known.iter().map(|name| group_of(name)).collect::<BTreeSet<_>>();
+                for group in groups.iter().filter(|group| !known_groups.contains(*group)) {
+                    let known = known_groups.iter().copied().collect::<Vec<_>>();
                     problems.push(format!("{claim}: {} has no row {group:?}{}", shown.result, instead(group, &known)));
                 }
                 // The attack itself has no ratings, a defense no drop: one row with that number is enough.

@@ -12,5 +12,5 @@ pub use forecast::{Forecast, UnitState};
 pub use points::{Experiment, Point, Sweep};
 #[cfg(test)]
 pub(crate) use table::example_table;
-pub(crate) use table::in_group;
 pub use table::{MetricResult, PointResult, ResultTable};
+pub(crate) use table::{group_of, in_group};

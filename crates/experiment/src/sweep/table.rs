@@ -332,7 +332,7 @@ impl ResultTable {
             if HEADINGS.iter().any(|(known, _)| *known == name) || UNSHOWN.contains(&name) {
                 continue;
             }
-            let group = name.rsplit_once('/').map_or("", |(group, _)| group);
+            let group = group_of(name);
             match groups.iter_mut().find(|(known, _)| *known == group) {
                 Some((_, members)) => members.push(name),
                 None => groups.push((group, vec![name])),
@@ -412,9 +412,8 @@ impl ResultTable {
         let labels = header.len();
         header.push("n".into());
         // Where numbers of several groups stand side by side, they have their group's name.
-        let group = |name: &str| name.rsplit_once('/').map_or_else(String::new, |(group, _)| group.to_owned());
-        let mixed = names.iter().any(|name| group(name) != group(names[0]));
-        header.extend(names.iter().map(|name| match group(name).as_str() {
+        let mixed = names.iter().any(|name| group_of(name) != group_of(names[0]));
+        header.extend(names.iter().map(|name| match group_of(name) {
             group if mixed && !group.is_empty() => format!("{}, {group}", heading(name)),
             _ => heading(name),
         }));
@@ -593,6 +592,11 @@ fn published_path(path: &Path) -> String {
 /// The name of a number within its group.
 fn last_part(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
+}
+
+/// The group of a number, such as the title of a defense; `""` for the attack's own.
+pub(crate) fn group_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(group, _)| group)
 }
 
 /// The whole name of a number of a group.
