@@ -33,8 +33,8 @@ const STEPS: [Step; 11] = [
         },
     },
     Step { name: "build", command: |_| with(cargo(), &["build", "--release", "--workspace", "--all-targets"]) },
-    Step { name: "check", command: |_| with(runner(), &["check"]) },
-    Step { name: "results", command: |_| with(runner(), &["results", "--check"]) },
+    Step { name: "check", command: |_| with(program("patchdoor"), &["check"]) },
+    Step { name: "results", command: |_| with(program("patchdoor-report"), &["results", "--check"]) },
     Step {
         name: "tests",
         command: |_| with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]),
@@ -44,7 +44,7 @@ const STEPS: [Step; 11] = [
         name: "quick-run",
         command: |_| {
             let arguments = ["run", "experiments/badnets.toml", "--quick", "--fresh", "--out", "target/ci-runs"];
-            with(runner(), &arguments)
+            with(program("patchdoor"), &arguments)
         },
     },
     // As a test, criterion runs each benchmark once.
@@ -93,10 +93,10 @@ fn with(mut command: Command, arguments: &[&str]) -> Command {
     command
 }
 
-/// The runner, built by the step before.
-fn runner() -> Command {
+/// A program of ours, built by the step before.
+fn program(name: &str) -> Command {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Command::new(target.join("release").join(format!("patchdoor{}", std::env::consts::EXE_SUFFIX)))
+    Command::new(target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
 }
 
 fn shown(command: &Command) -> String {

@@ -45,6 +45,9 @@ enum Command {
     /// List, fetch and export images
     #[command(disable_help_flag = true)]
     Data(Passed),
+    /// Show the tables of finished runs and sweeps, and draw their figures
+    #[command(disable_help_flag = true)]
+    Report(Passed),
     /// Collect results to be committed, and write RESULTS.md from them
     #[command(disable_help_flag = true)]
     Results(Passed),
@@ -80,9 +83,10 @@ fn main() -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(passed) => run::run("run", &passed.arguments),
         Command::Check(passed) => run::run("check", &passed.arguments),
-        Command::List(passed) => run::run("list", &passed.arguments),
+        Command::List(passed) => run::look("list", &passed.arguments),
         Command::Data(passed) => run::run("data", &passed.arguments),
-        Command::Results(passed) => run::run("results", &passed.arguments),
+        Command::Report(passed) => run::look("report", &passed.arguments),
+        Command::Results(passed) => run::look("results", &passed.arguments),
         Command::Triggers(passed) => run::run("triggers", &passed.arguments),
         Command::Ci { steps, against } => ci::ci(&steps, against.as_deref()),
         Command::Bench(arguments) => bench::bench(arguments),

@@ -10,19 +10,19 @@ const HELP: [(&str, &str); 3] = [
     (
         "run",
         include_str!(
-            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap"
+            "../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap"
         ),
     ),
     (
         "check",
         include_str!(
-            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap"
+            "../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap"
         ),
     ),
     (
         "data",
         include_str!(
-            "../../crates/experiment/src/bin/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap"
+            "../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap"
         ),
     ),
 ];
@@ -53,6 +53,15 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
     become_process(runner)
 }
 
+/// Builds the program that only looks at results, which takes seconds, and becomes it.
+pub(crate) fn look(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    let mut cargo = cargo();
+    cargo.arg("run").arg("--manifest-path").arg(root().join("Cargo.toml"));
+    cargo.args(["--release", "--package", "patchdoor-cli", "--no-default-features", "--bin", "patchdoor-report"]);
+    cargo.arg("--quiet").arg("--").arg(command).args(arguments);
+    become_process(cargo)
+}
+
 /// Cargo on this workspace, wherever it is called from.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -76,7 +85,7 @@ pub(crate) fn root() -> PathBuf {
 fn runner(verb: &str, feature: Option<&str>) -> Command {
     let mut command = cargo();
     command.arg(verb).arg("--manifest-path").arg(root().join("Cargo.toml"));
-    command.args(["--release", "--package", "patchdoor-experiment", "--bin", "patchdoor"]);
+    command.args(["--release", "--package", "patchdoor-cli", "--bin", "patchdoor"]);
     if let Some(feature) = feature {
         command.args(["--features", feature]);
     }

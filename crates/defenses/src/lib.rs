@@ -14,7 +14,6 @@
 //! ```
 
 mod config;
-mod details;
 mod error;
 mod expert_fine_tuning;
 mod expert_pruning;
@@ -31,7 +30,7 @@ mod tuning;
 mod view;
 
 pub use config::DefenseConfig;
-pub use details::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
+pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use error::DefenseError;
 pub use expert_fine_tuning::ExpertFineTuning;
 pub use expert_pruning::{ExpertPruning, SuspicionMeasure};

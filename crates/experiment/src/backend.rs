@@ -1,9 +1,16 @@
 //! The only place that names concrete backends and devices.
 
 use clap::ValueEnum;
+use patchdoor_kernels::TrainingBackend;
 
-use crate::environment::threads;
-use crate::run::{Job, RunEnd, RunError};
+/// Something that runs on whatever backend was chosen.
+pub(crate) trait OnBackend {
+    /// What comes of it.
+    type Output;
+
+    /// Runs on a backend's device.
+    fn run<B: TrainingBackend>(self, device: &B::Device) -> Self::Output;
+}
 
 /// What the user asks to compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -42,7 +49,7 @@ pub enum BackendError {
     /// It is not part of this build.
     #[error(
         "this build has no {name} backend (it has {available}); cargo xtask run --backend {name} builds it, \
-         or: cargo build --release -p patchdoor-experiment --features {name}"
+         or: cargo build --release -p patchdoor-cli --features {name}"
     )]
     NotBuilt {
         /// The backend asked for.
@@ -109,22 +116,26 @@ impl Backend {
         &self.device
     }
 
-    /// Runs a job on this backend.
-    pub(crate) fn run(&self, job: &Job<'_>) -> Result<RunEnd, RunError> {
+    /// Runs something on this backend.
+    pub(crate) fn run<T: OnBackend>(&self, task: T) -> T::Output {
         match self.kind {
             #[cfg(feature = "flex")]
-            Kind::Flex => crate::run::run_on::<burn::backend::Autodiff<burn_flex::Flex>>(job, &burn_flex::FlexDevice),
+            Kind::Flex => task.run::<burn::backend::Autodiff<burn_flex::Flex>>(&burn_flex::FlexDevice),
             #[cfg(feature = "ndarray")]
-            Kind::Ndarray => crate::run::run_on::<burn::backend::Autodiff<burn_ndarray::NdArray>>(
-                job,
-                &burn_ndarray::NdArrayDevice::Cpu,
-            ),
+            Kind::Ndarray => {
+                task.run::<burn::backend::Autodiff<burn_ndarray::NdArray>>(&burn_ndarray::NdArrayDevice::Cpu)
+            }
             #[cfg(feature = "cuda")]
             Kind::Cuda => {
-                crate::run::run_on::<burn::backend::Autodiff<burn_cuda::Cuda>>(job, &burn_cuda::CudaDevice { index: 0 })
+                task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(&burn_cuda::CudaDevice { index: 0 })
             }
         }
     }
+}
+
+/// Threads the machine offers.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Names of the backends in this build.

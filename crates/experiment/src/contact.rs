@@ -2,13 +2,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use patchdoor_data::{DatasetConfig, Trigger, stratified_subset, stream};
+use patchdoor_plan::{Experiment, Plan};
 use patchdoor_triggers::ContactSheet;
 
+use crate::attack::build_trigger;
+use crate::console::{Console, Watch};
+use crate::error::RunError;
 use crate::images::{Acquired, acquire};
-use crate::progress::Console;
-use crate::run::build_trigger;
-use crate::surrogate::placement_without_surrogate;
-use crate::{Experiment, Plan, RunError};
+use crate::placement::placement_without_surrogate;
 
 /// Pixels of a sheet for each pixel of an image.
 const SCALE: usize = 3;
@@ -54,7 +55,7 @@ pub fn draw_triggers(experiment: &Experiment, request: &SheetRequest<'_>) -> Res
         let dataset = &plan.config().dataset;
         match read.iter_mut().find(|(known, _, _)| *known == dataset) {
             Some((_, _, plans)) => plans.push(plan),
-            None => read.push((dataset, acquire(plan, roots, offline, stop, console)?, vec![plan])),
+            None => read.push((dataset, acquire(plan, roots, offline, Watch { console, stop })?, vec![plan])),
         }
     }
     fs_err::create_dir_all(into)?;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use patchdoor_data::catalog::{self, CatalogEntry};
 use patchdoor_data::fetch::{self, FetchError};
 
-use crate::progress::Console;
+use crate::console::{Console, Watch};
 
 /// Downloads a data set to its folder below `into`, showing how far it is, until `stop` is set; returns the folder.
 ///
@@ -29,14 +29,14 @@ pub fn fetch(entry: &CatalogEntry, into: &Path, stop: &AtomicBool, console: Cons
 }
 
 /// Downloads a data set that a run lacks into the first of the roots; says in words why it could not.
-pub(crate) fn fetch_missing(name: &str, roots: &[PathBuf], stop: &AtomicBool, console: Console) -> Result<(), String> {
+pub(crate) fn fetch_missing(name: &str, roots: &[PathBuf], watch: Watch<'_>) -> Result<(), String> {
     let (Some(entry), Some(root)) = (catalog::entry(name), roots.first()) else {
         return Err("it has no download".into());
     };
     if !entry.is_fetchable() {
         return Err("it has no plain download".into());
     }
-    fetch(&entry, root, stop, console).map(|_| ()).map_err(|error| {
+    fetch(&entry, root, watch.stop, watch.console).map(|_| ()).map_err(|error| {
         let causes = std::iter::successors(std::error::Error::source(&error), |&error| error.source());
         std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
     })

@@ -1,16 +1,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_data::{DataError, Dataset, ImageSet, load, split, stratified_subset, stream};
+use patchdoor_plan::{ConfigErrors, DatasetFacts, ExperimentConfig, Plan, WhenMissing, share_of};
+use patchdoor_record::ImagesUsed;
 
-use crate::config::WhenMissing;
-use crate::diagnostics::ConfigErrors;
-use crate::facts::DatasetFacts;
-use crate::plan::share_of;
-use crate::progress::Console;
-use crate::result::ImagesUsed;
-use crate::{ExperimentConfig, Plan, download};
+use crate::console::Watch;
+use crate::download::fetch_missing;
 
 /// Images in memory, and the plan as it applies to them.
 #[derive(Clone)]
@@ -55,8 +51,7 @@ pub(crate) fn acquire(
     plan: &Plan,
     roots: &[PathBuf],
     offline: bool,
-    stop: &AtomicBool,
-    console: Console,
+    watch: Watch<'_>,
 ) -> Result<Acquired, ImagesError> {
     let name = plan.config().dataset.name();
     let (plan, dataset, substitution) = match load(&plan.config().dataset, roots) {
@@ -65,9 +60,9 @@ pub(crate) fn acquire(
             let fetched = if offline {
                 Err("not tried (--offline)".to_owned())
             } else {
-                download::fetch_missing(name, roots, stop, console)
+                fetch_missing(name, roots, watch)
             };
-            if stop.load(Ordering::Relaxed) {
+            if watch.is_stopped() {
                 return Err(ImagesError::Interrupted);
             }
             match (fetched, plan.config().data.when_missing) {
@@ -77,9 +72,9 @@ pub(crate) fn acquire(
                     let plan = plan.on_shapes().expect("the experiment allows shapes");
                     let substitution =
                         format!("{name} was not found and could not be fetched; run on the built-in shapes instead");
-                    console.say(format!("warning: {missing}"));
-                    console.say(format!("warning: fetching it: {fetching}"));
-                    console.say(format!(
+                    watch.say(format!("warning: {missing}"));
+                    watch.say(format!("warning: fetching it: {fetching}"));
+                    watch.say(format!(
                         "warning: when-missing = \"shapes\": the results below are about shapes, NOT about {name}"
                     ));
                     let dataset = load(&plan.config().dataset, roots)?;
@@ -89,7 +84,9 @@ pub(crate) fn acquire(
         }
         Err(error) => return Err(error.into()),
     };
-    plan.check_against(DatasetFacts::of(&dataset.train, &dataset.test))?;
+    let facts = DatasetFacts::of(&dataset.train, &dataset.test);
+    let plan = plan.for_images(facts);
+    plan.check_against(facts)?;
     let fingerprint = format!("{}-{}", dataset.train.fingerprint(), dataset.test.fingerprint());
     let used = ImagesUsed { dataset: plan.config().dataset.name().to_owned(), substitution };
     Ok(Acquired { plan, dataset: Arc::new(dataset), used, fingerprint })

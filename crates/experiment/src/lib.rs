@@ -1,89 +1,67 @@
-//! Config, plan, run, results: the only crate that sees all the others.
+//! What runs: images, surrogate, attack, clean twin, victim, routing, defenses, record.
 //!
-//! [`ExperimentConfig`] is what a TOML file says, [`Plan`] what is left of it after every check; only
-//! a plan can run. [`execute`] trains a backdoored classifier and its clean twin for each seed,
-//! measures both, and leaves a folder that explains itself. Concrete backends are named in one place,
-//! behind [`Backend`]; everything else is generic.
+//! [`execute`] trains a backdoored classifier and its clean twin for each seed of a plan, measures
+//! both, tries the defenses, and leaves a folder that explains itself. Concrete backends are named in
+//! one place, behind [`Backend`]; everything else is generic.
 //!
-//! This crate composes: it holds no layer, no trigger, no metric of its own.
+//! This crate composes: it holds no layer, no trigger, no metric and no table of its own. What an
+//! experiment file says is `patchdoor-plan`'s, what a run leaves `patchdoor-record`'s, what people
+//! look at `patchdoor-report`'s, which hears of it as a [`Reporter`].
 //!
-//! ```
-//! use patchdoor_experiment::{Plan, PlanOptions};
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
 //!
-//! let text = r#"
-//!     dataset = "shapes"
-//!     [poisoning]
-//!     rate = 0.05
-//!     [trigger.square]
-//!     [model.patch-moe]
-//!     widen-factor = 1
-//! "#;
-//! let plan = Plan::from_text("example.toml", text, &PlanOptions::default())?;
-//! assert_eq!(plan.config().poisoning.rate, 0.05);
+//! use patchdoor_experiment::{BackendChoice, Console, Execution, RunSettings, execute};
+//! use patchdoor_plan::{Plan, PlanOptions};
+//! use patchdoor_record::Build;
 //!
-//! // Every default is written out, and the file says the same as before.
-//! let again = Plan::from_text("example.toml", &plan.to_toml(), &PlanOptions::default())?;
-//! assert_eq!(again.config(), plan.config());
-//!
-//! // Problems are found before anything is read, all at once, and say where they are.
-//! let wrong = text.replace("0.05", "1.7").replace("widen-factor", "widen");
-//! let problems = Plan::from_text("example.toml", &wrong, &PlanOptions::default()).unwrap_err();
-//! assert_eq!(problems.diagnostics.len(), 2);
-//! # Ok::<(), patchdoor_experiment::ConfigErrors>(())
+//! let plan = Plan::read(Path::new("experiments/badnets.toml"), &PlanOptions::default())?;
+//! let settings = RunSettings {
+//!     out: Path::new("runs"),
+//!     roots: &["data".into()],
+//!     offline: true,
+//!     fresh: false,
+//!     stop: &AtomicBool::new(false),
+//!     console: Console::new(),
+//!     build: &Build::default(),
+//!     reporter: &(),
+//! };
+//! if let Execution::Done { summary, .. } = execute(&plan, &BackendChoice::Auto.resolve()?, &settings)? {
+//!     assert!(summary.metrics["asr"].mean > 0.9);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attack;
 mod backend;
-mod checks;
-mod config;
+mod clean_models;
+mod config_text;
+mod console;
 mod contact;
-mod defender;
 mod defense;
-mod diagnostics;
-mod document;
+mod describe;
 mod download;
-mod environment;
-mod facts;
-mod files;
+mod error;
+mod exam;
+mod halt;
+mod history;
 mod images;
-mod plan;
+mod placement;
 mod poisoned;
 mod progress;
-mod report;
-mod result;
-mod results;
 mod routing;
 mod run;
-mod run_directory;
-mod surrogate;
 mod sweep;
-mod twin;
+mod training;
 
 pub use backend::{Backend, BackendChoice, BackendError, built_in};
-pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
+pub use console::Console;
 pub use contact::{Sheet, SheetRequest, draw_triggers};
-pub use defender::{CleanAmount, DefenderConfig, DefenderSet};
-pub use defense::{
-    DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, DefenseSummary, Ratings, SeriesRow,
-};
-pub use diagnostics::{ConfigErrors, Diagnostic, Position};
+pub use describe::describe;
 pub use download::fetch;
-pub use environment::Environment;
-pub use facts::{DatasetFacts, choice_name};
+pub use error::RunError;
 pub use images::ImagesError;
-pub use plan::{ImageCounts, Plan, PlanOptions};
 pub use poisoned::{ExportRequest, Exported, export_poisoned};
-pub use progress::Console;
-pub use report::{describe, table};
-pub use result::{
-    ClassMeasurements, ImagesUsed, Measurements, MetricSummaries, RunSummary, SCHEMA, SeedOutcome, SeedResult,
-    TwinMeasurements,
-};
-pub use results::{Collected, ResultsError, collect_results, render_results};
-pub use routing::{AssociationNumbers, RoutingConfig, RoutingMeasurements, RoutingNumbers, RoutingSummary, SetNumbers};
-pub use run::{Execution, RunError, RunSettings, execute, run_name};
-pub use run_directory::{Opened, RunDirectory, RunDirectoryError};
-pub use surrogate::SurrogateConfig;
-pub use sweep::{
-    Experiment, Forecast, MetricResult, Point, PointResult, ResultTable, Sweep, SweepExecution, SweepFailure,
-    SweepOptions, UnitState, execute_sweep,
-};
+pub use run::{Execution, Reporter, RunSettings, execute};
+pub use sweep::{Forecast, SweepExecution, SweepFailure, SweepOptions, UnitState, execute_sweep};

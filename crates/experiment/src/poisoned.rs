@@ -3,13 +3,14 @@ use std::sync::atomic::AtomicBool;
 
 use patchdoor_data::export::{Export, ExportFormat, export};
 use patchdoor_data::{PoisoningPlan, trigger_test_images};
+use patchdoor_plan::Plan;
+use patchdoor_record::ImagesUsed;
 
+use crate::attack::build_trigger;
+use crate::console::{Console, Watch};
+use crate::error::RunError;
 use crate::images::{Acquired, SeedImages, acquire, test_images};
-use crate::progress::Console;
-
-use crate::run::build_trigger;
-use crate::surrogate::placement_without_surrogate;
-use crate::{Plan, RunError};
+use crate::placement::placement_without_surrogate;
 
 /// What an export came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub struct Exported {
     /// Test images with the trigger.
     pub triggered_images: usize,
     /// The data set they come from, and why it is not the one the experiment names, if it is not.
-    pub images: crate::ImagesUsed,
+    pub images: ImagesUsed,
 }
 
 /// What to export, and where from and to.
@@ -51,7 +52,7 @@ pub struct ExportRequest<'a> {
 /// If there are no images, they cannot be poisoned as asked, or the folder exists or cannot be written.
 pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Exported, RunError> {
     let ExportRequest { seed, roots, offline, format, into, stop, console } = *request;
-    let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, stop, console)?;
+    let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, Watch { console, stop })?;
     let config = plan.config();
     let training = SeedImages::draw(config, &dataset.train, seed).training;
     let trigger = build_trigger(config, placement_without_surrogate(config)?, training.shape(), seed)?;

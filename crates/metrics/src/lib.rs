@@ -2,7 +2,8 @@
 //!
 //! Everything here takes plain slices and returns plain numbers: this crate knows no tensors, no
 //! images and no models, so its definitions can be read, tested and reused without any of them. A
-//! rate over no images is `None`, never zero.
+//! rate over no images is `None`, never zero. What a training tells of an epoch and a repair of its
+//! work are plain types of this crate too, so that records can be read without a tensor library.
 //!
 //! ```
 //! use patchdoor_metrics::{AttackOutcome, accuracy};
@@ -21,6 +22,8 @@ mod accuracy;
 mod attack;
 mod defense;
 mod detection;
+mod epoch;
+mod repair;
 mod routing;
 mod summary;
 
@@ -28,6 +31,8 @@ pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class};
 pub use attack::AttackOutcome;
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
 pub use detection::{DetectionOutcome, area_under_roc};
+pub use epoch::EpochRecord;
+pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use routing::{
     Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images, capture,
     capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,

@@ -48,7 +48,8 @@ pub use config::{
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
-pub use observer::{BatchProgress, ClassifierObserver, EpochRecord, TrainingObserver};
+pub use observer::{BatchProgress, ClassifierObserver, TrainingObserver};
+pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{RoutedPrediction, Selections, predict, predict_with_routing};
 pub use schedule::Schedule;
 pub use trainable::Trainable;

@@ -4,13 +4,13 @@ use patchdoor_metrics::{
     correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
 };
 use patchdoor_model::PatchMoeConfig;
+use patchdoor_record::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, SetNumbers};
 use patchdoor_train::Selections;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::cells::{Area, CellProperty, CellScores, cell_scores, cells, triggered_patches};
-use super::numbers::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, SetNumbers};
-use crate::run::input_shape;
+use crate::training::input_shape;
 
 /// The two sets of images, in the order of everything that has both.
 pub(crate) const SETS: [&str; 2] = ["clean", "triggered"];

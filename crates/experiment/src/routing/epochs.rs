@@ -1,66 +1,47 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
-use patchdoor_data::{ImageSet, Trigger, stratified_subset, stream, trigger_all_images};
+use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig};
+use patchdoor_plan::ExperimentConfig;
+use patchdoor_record::{RecordError, RoutingEpoch, read_sealed_json_lines, write_sealed_json_lines};
 use patchdoor_train::{EpochRecord, predict_with_routing};
-use serde::{Deserialize, Serialize};
 
-use super::RoutingConfig;
 use super::analysis::{Scene, analyse};
-use super::figures;
-use super::numbers::RoutingNumbers;
-use crate::files::{write_json_lines, write_whole};
-use crate::run::{PREDICTION_BATCH, RunError};
-
-/// One line of `epochs.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) struct EpochLine {
-    /// Epoch, counted from 0.
-    pub(crate) epoch: usize,
-    /// Test images looked at.
-    images: usize,
-    #[serde(flatten)]
-    numbers: RoutingNumbers,
-    /// Share of the images in which each expert selected each patch, untouched: `[expert, patch]`.
-    pub(crate) clean_frequency: Vec<Vec<f64>>,
-    /// The same, triggered.
-    pub(crate) triggered_frequency: Vec<Vec<f64>>,
-}
+use crate::attack::Attack;
+use crate::training::PREDICTION_BATCH;
 
 /// Looks at what the routers of a classifier select after every epoch of its training.
 pub(crate) struct EpochRouting<'a, B: AutodiffBackend> {
     clean: ImageSet,
     triggered: ImageSet,
     scene: Scene,
-    figures: bool,
     folder: PathBuf,
     device: &'a B::Device,
     /// Why something could not be kept.
-    pub(crate) error: Option<RunError>,
+    pub(crate) error: Option<RecordError>,
 }
 
 impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
-    /// `None` if the experiment does not ask for it; `folder` is where the lines go.
+    /// `None` if the experiment does not ask for it; `folder` is the seed's.
     pub(crate) fn new(
-        (config, model): (Option<&RoutingConfig>, &ClassifierConfig),
+        config: &ExperimentConfig,
+        attack: &Attack<'_>,
         test: &ImageSet,
-        (trigger, seed): (&dyn Trigger, u64),
-        folder: PathBuf,
+        folder: &Path,
         device: &'a B::Device,
     ) -> Option<Self> {
-        let config = config.filter(|config| config.per_epoch)?;
-        let ClassifierConfig::PatchMoe(model) = model else { return None };
-        let count = config.per_epoch_images.min(test.len());
+        let routing = config.routing.as_ref().filter(|routing| routing.per_epoch)?;
+        let ClassifierConfig::PatchMoe(model) = &config.model else { return None };
+        let count = routing.per_epoch_images.min(test.len());
         let indices = stratified_subset(test, count, &mut stream(0, "routing-images"));
         let clean = test.subset(&indices);
-        let triggered = trigger_all_images(&clean, trigger, seed);
+        let triggered = attack.trigger_all(&clean);
         let scene = Scene::new(&clean, &triggered, model);
-        Some(Self { clean, triggered, scene, figures: config.figures, folder, device, error: None })
+        Some(Self { clean, triggered, scene, folder: folder.join("routing"), device, error: None })
     }
 
     /// Looks, and keeps what it sees; lines of this epoch and later ones, from before an interruption, are replaced.
@@ -70,7 +51,7 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
         }
     }
 
-    fn keep(&self, classifier: &Classifier<B>, record: &EpochRecord) -> Result<(), RunError> {
+    fn keep(&self, classifier: &Classifier<B>, record: &EpochRecord) -> Result<(), RecordError> {
         let classifier = classifier.valid();
         let [clean, triggered] = [&self.clean, &self.triggered]
             .map(|images| predict_with_routing(&classifier, images, PREDICTION_BATCH, self.device).selections);
@@ -80,7 +61,7 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
             .counts
             .each_ref()
             .map(|counts| (0..self.scene.experts).filter_map(|expert| counts.frequencies(None, expert)).collect());
-        let line = EpochLine {
+        let line = RoutingEpoch {
             epoch: record.epoch,
             images: self.clean.len(),
             numbers: analysis.numbers,
@@ -89,19 +70,10 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
         };
         fs::create_dir_all(&self.folder)?;
         let path = self.folder.join("epochs.jsonl");
-        let mut lines: Vec<EpochLine> = Vec::new();
-        if path.is_file() {
-            for line in fs::read_to_string(&path)?.lines() {
-                let line = serde_json::from_str(line);
-                lines.push(line.map_err(|source| RunError::Result { path: path.clone(), source })?);
-            }
-        }
+        let mut lines: Vec<RoutingEpoch> =
+            if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
         lines.retain(|kept| kept.epoch < record.epoch);
         lines.push(line);
-        write_json_lines(&path, &lines)?;
-        if self.figures {
-            write_whole(&self.folder.join("epochs.svg"), figures::epochs(&self.scene, &lines).as_bytes())?;
-        }
-        Ok(())
+        write_sealed_json_lines(&path, &lines)
     }
 }

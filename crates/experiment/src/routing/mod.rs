@@ -4,19 +4,8 @@
 
 mod analysis;
 mod cells;
-mod config;
 mod epochs;
-mod figures;
-mod files;
-mod numbers;
-mod seeds;
-mod table;
-
-pub use config::RoutingConfig;
-pub use numbers::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, RoutingSummary, SetNumbers};
+mod look;
 
 pub(crate) use epochs::EpochRouting;
-pub(crate) use files::measure;
-pub(crate) use numbers::summarize;
-pub(crate) use seeds::draw_seeds;
-pub(crate) use table::table;
+pub(crate) use look::look_at_routing;

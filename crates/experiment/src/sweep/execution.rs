@@ -1,40 +1,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use patchdoor_data::DatasetConfig;
+use patchdoor_plan::{ConfigErrors, DatasetFacts, Sweep, merged};
+use patchdoor_record::{PointRuns, RecordError, ResultTable, RunDirectory, RunDirectoryError, TableHead, lock, read_summary};
 
 use crate::backend::Backend;
-use crate::diagnostics::ConfigErrors;
-use crate::facts::DatasetFacts;
+use crate::describe::describe_images;
+use crate::error::RunError;
 use crate::images::{Acquired, ImagesError, acquire};
-use crate::run::{Execution, RunError, RunSettings, describe_images, execute_on};
-use crate::run_directory::{RunDirectoryError, lock};
-use crate::sweep::forecast::{Unit, UnitState};
-use crate::sweep::points::merged;
-use crate::sweep::table::sweep_name;
-use crate::sweep::{ResultTable, Sweep};
-
-/// Which runs of a sweep are computed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SweepOptions {
-    /// All of them, finished or not; what is there is moved aside.
-    pub fresh: bool,
-    /// Those too that failed before.
-    pub retry_failed: bool,
-}
-
-impl SweepOptions {
-    /// Whether a run that is so far is computed.
-    pub(crate) fn computes(self, state: UnitState) -> bool {
-        match state {
-            UnitState::Finished => self.fresh,
-            UnitState::Failed => self.fresh || self.retry_failed,
-            UnitState::Begun | UnitState::Missing => true,
-        }
-    }
-}
+use crate::run::{Execution, Reporter, RunSettings, execute_on};
+use crate::sweep::forecast::Forecast;
+use crate::sweep::units::{SweepOptions, Unit, UnitState, units};
 
 /// How a sweep ended.
 #[derive(Debug)]
@@ -82,19 +60,25 @@ pub fn execute_sweep(
 ) -> Result<SweepExecution, RunError> {
     let console = settings.console;
     let (sweep, images) = prepare(sweep, backend, settings, options)?;
-    let units = sweep.units(backend, settings.out);
+    let units = units(&sweep, backend, settings.out);
     let fingerprints = images.iter().map(|images| images.as_ref().map(|images| images.fingerprint.clone()));
     let fingerprints = fingerprints.collect::<Vec<_>>();
-    let forecast = sweep.forecast_on(units.clone(), backend, settings.out, &fingerprints, options);
+    let forecast = Forecast::on(&sweep, units.clone(), backend, settings.out, &fingerprints, options);
     for line in forecast.describe(&sweep, backend, settings.out) {
         console.say(line);
     }
-    let mut tables = Tables { sweep: &sweep, backend, out: settings.out, failures: BTreeMap::new() };
+    let mut tables = Tables {
+        sweep: &sweep,
+        backend,
+        out: settings.out,
+        reporter: settings.reporter,
+        failures: BTreeMap::new(),
+    };
     let mut elsewhere = 0;
     let mut interrupted = false;
     let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
     for (number, unit) in pending.iter().enumerate() {
-        if settings.stop.load(Ordering::Relaxed) {
+        if settings.watch().is_stopped() {
             interrupted = true;
             break;
         }
@@ -121,7 +105,7 @@ pub fn execute_sweep(
                 continue;
             }
             // These are about the machine, and every other run would meet them too.
-            Err(error @ (RunError::Directory(_) | RunError::Io(_) | RunError::Csv(_))) => return Err(error),
+            Err(error @ (RunError::Directory(_) | RunError::Io(_) | RunError::Csv(_) | RunError::Record(RecordError::Io(_)))) => return Err(error),
             Err(error) => {
                 let reason = with_causes(&error);
                 console.say(format!("{words}, seed {seed} failed: {reason}"));
@@ -136,7 +120,7 @@ pub fn execute_sweep(
         asked.map(|(&seed, reason)| SweepFailure {
             point: point.plan().point().unwrap_or_default().to_owned(),
             seed,
-            run: crate::run_name(&point.plan().with_seed(seed), backend),
+            run: point.plan().with_seed(seed).run_name(backend.name()),
             reason: reason.clone(),
         })
     });
@@ -153,11 +137,11 @@ fn prepare(
     options: SweepOptions,
 ) -> Result<(Sweep, Vec<Option<Acquired>>), RunError> {
     let mut read: Vec<(DatasetConfig, Acquired)> = Vec::new();
-    for unit in sweep.units(backend, settings.out).iter().filter(|unit| options.computes(unit.state)) {
+    for unit in units(sweep, backend, settings.out).iter().filter(|unit| options.computes(unit.state)) {
         let plan = sweep.points()[unit.point].plan();
         let dataset = &plan.config().dataset;
         if read.iter().all(|(known, _)| known != dataset) {
-            let acquired = acquire(plan, settings.roots, settings.offline, settings.stop, settings.console)?;
+            let acquired = acquire(plan, settings.roots, settings.offline, settings.watch())?;
             for line in describe_images(&acquired.dataset) {
                 settings.console.say(line);
             }
@@ -176,7 +160,7 @@ fn prepare(
             (None, _) => Acquired { plan: plan.clone(), ..known.clone() },
             (Some(_), Some(plan)) => Acquired { plan, ..known.clone() },
             // This point does not allow shapes; asking for its own images says what is missing.
-            (Some(_), None) => acquire(plan, settings.roots, settings.offline, settings.stop, settings.console)?,
+            (Some(_), None) => acquire(plan, settings.roots, settings.offline, settings.watch())?,
         };
         let Acquired { plan, dataset, .. } = &acquired;
         if let Err(errors) = plan.check_against(DatasetFacts::of(&dataset.train, &dataset.test)) {
@@ -206,6 +190,7 @@ struct Tables<'a> {
     sweep: &'a Sweep,
     backend: &'a Backend,
     out: &'a Path,
+    reporter: &'a dyn Reporter,
     /// Why runs left no result, by their names.
     failures: BTreeMap<String, String>,
 }
@@ -213,7 +198,7 @@ struct Tables<'a> {
 impl Tables<'_> {
     /// The table of all seeds that were ever asked for, and its folder.
     fn write(&self) -> Result<(ResultTable, PathBuf), RunError> {
-        let name = sweep_name(self.sweep, self.backend);
+        let name = self.sweep.result_name(self.backend.name());
         let folder = self.out.join(&name);
         // Another process may be at other seeds of the same sweep.
         let _lock = loop {
@@ -223,11 +208,41 @@ impl Tables<'_> {
             std::thread::sleep(Duration::from_millis(50));
         };
         let mut seeds = self.sweep.seeds().to_vec();
-        seeds.extend(ResultTable::read(&folder).map(|table| table.seeds).unwrap_or_default());
+        seeds.extend(ResultTable::read(&folder)?.map(|table| table.seeds).unwrap_or_default());
         seeds.sort_unstable();
         seeds.dedup();
-        let table = ResultTable::of_sweep(self.sweep, &seeds, self.backend, self.out, &self.failures);
+        let points = self.sweep.points().iter().map(|point| {
+            let mut runs = PointRuns {
+                label: point.label(),
+                coordinates: point.labels().to_vec(),
+                ..PointRuns::default()
+            };
+            for &seed in &seeds {
+                let run = point.plan().with_seed(seed).run_name(self.backend.name());
+                if let Some(reason) = self.failures.get(&run) {
+                    runs.failed.insert(seed, reason.clone());
+                }
+                if let Some(folder) = RunDirectory::finished(self.out, &run) {
+                    let summary = read_summary(&folder)?;
+                    runs.runs.push((folder, summary));
+                }
+            }
+            Ok(runs)
+        });
+        let points = points.collect::<Result<Vec<_>, RecordError>>()?;
+        let head = TableHead {
+            experiment: self.sweep.name(),
+            file: self.sweep.path().to_owned(),
+            result: name,
+            quick: self.sweep.is_quick(),
+            backend: self.backend.name().into(),
+            axes: self.sweep.axes().map(str::to_owned).collect(),
+            datasets: self.sweep.points().iter().map(|point| point.plan().config().dataset.name().to_owned()).collect(),
+            seeds,
+        };
+        let table = ResultTable::of(head, points)?;
         table.write(&folder)?;
+        self.reporter.table_written(&folder, &table)?;
         Ok((table, folder))
     }
 }

@@ -5,54 +5,13 @@ use std::time::Duration;
 
 use patchdoor_data::load;
 use patchdoor_model::ClassifierConfig;
+use patchdoor_plan::{ConfigErrors, DatasetFacts, Plan, Point, Sweep, choice_name, merged};
+use patchdoor_record::{read_sealed, read_summary};
 use serde::Deserialize;
 
-use crate::SurrogateConfig;
 use crate::backend::Backend;
-use crate::diagnostics::ConfigErrors;
-use crate::facts::{DatasetFacts, choice_name};
-use crate::plan::Plan;
-use crate::progress::duration;
-use crate::run::{read_summary, run_name};
-use crate::run_directory::RunDirectory;
-use crate::sweep::points::merged;
-use crate::sweep::table::sweep_name;
-use crate::sweep::{Sweep, SweepOptions};
-
-/// One point with one seed: a run of its own.
-#[derive(Clone, Debug)]
-pub(crate) struct Unit {
-    /// Index of the point; of the first one, if several are the same experiment.
-    pub(crate) point: usize,
-    pub(crate) seed: u64,
-    /// Name of the run.
-    pub(crate) run: String,
-    pub(crate) state: UnitState,
-}
-
-/// How far one run of a sweep is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnitState {
-    /// It has its results.
-    Finished,
-    /// It ended with a reason instead of results.
-    Failed,
-    /// It was begun and goes on from there.
-    Begun,
-    /// Nothing of it is there.
-    Missing,
-}
-
-impl UnitState {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Finished => "done",
-            Self::Failed => "failed",
-            Self::Begun => "begun",
-            Self::Missing => "to do",
-        }
-    }
-}
+use crate::console::duration;
+use crate::sweep::units::{SweepOptions, Unit, UnitState, units};
 
 /// What a sweep will do before it does it, as far as can be known.
 #[derive(Clone, Debug)]
@@ -72,46 +31,24 @@ pub struct Forecast {
     pub basis: String,
 }
 
-impl Sweep {
-    /// The runs of a sweep in their order: all points with the first seed, then all with the next.
-    pub(crate) fn units(&self, backend: &Backend, out: &Path) -> Vec<Unit> {
-        let mut units: Vec<Unit> = Vec::new();
-        let mut names = BTreeSet::new();
-        for &seed in self.seeds() {
-            for (point, entry) in self.points().iter().enumerate() {
-                let run = run_name(&entry.plan().with_seed(seed), backend);
-                if !names.insert(run.clone()) {
-                    continue;
-                }
-                let state = match RunDirectory::finished(out, &run).map(|folder| read_summary(&folder)) {
-                    Some(Ok(summary)) if summary.is_complete() => UnitState::Finished,
-                    Some(_) => UnitState::Failed,
-                    None if out.join(format!("{run}.partial")).exists() => UnitState::Begun,
-                    None => UnitState::Missing,
-                };
-                units.push(Unit { point, seed, run, state });
-            }
-        }
-        units
-    }
-
-    /// What the sweep would do, computing nothing and fetching nothing.
+impl Forecast {
+    /// What a sweep would do, computing nothing and fetching nothing.
     ///
     /// # Errors
     /// If images that are there do not fit a point.
-    pub fn forecast(
-        &self,
+    pub fn of(
+        sweep: &Sweep,
         backend: &Backend,
         out: &Path,
         roots: &[PathBuf],
         options: SweepOptions,
-    ) -> Result<Forecast, ConfigErrors> {
-        let units = self.units(backend, out);
-        let mut fingerprints = vec![None; self.points().len()];
+    ) -> Result<Self, ConfigErrors> {
+        let units = units(sweep, backend, out);
+        let mut fingerprints = vec![None; sweep.points().len()];
         let mut loaded = Vec::new();
         let mut problems = Vec::new();
         for unit in units.iter().filter(|unit| options.computes(unit.state)) {
-            let plan = self.points()[unit.point].plan();
+            let plan = sweep.points()[unit.point].plan();
             let dataset = &plan.config().dataset;
             if !loaded.iter().any(|(known, _)| known == dataset) {
                 let images = load(dataset, roots).ok().map(|images| {
@@ -131,21 +68,21 @@ impl Sweep {
             }
         }
         if !problems.is_empty() {
-            let diagnostics = merged(problems, self.points().len());
-            return Err(ConfigErrors { path: self.path().to_owned(), diagnostics });
+            let diagnostics = merged(problems, sweep.points().len());
+            return Err(ConfigErrors { path: sweep.path().to_owned(), diagnostics });
         }
-        Ok(self.forecast_on(units, backend, out, &fingerprints, options))
+        Ok(Self::on(sweep, units, backend, out, &fingerprints, options))
     }
 
-    /// Like [`Self::forecast`], with the fingerprints of each point's images as far as they are known.
-    pub(crate) fn forecast_on(
-        &self,
+    /// Like [`Self::of`], with the fingerprints of each point's images as far as they are known.
+    pub(crate) fn on(
+        sweep: &Sweep,
         units: Vec<Unit>,
         backend: &Backend,
         out: &Path,
         fingerprints: &[Option<String>],
         options: SweepOptions,
-    ) -> Forecast {
+    ) -> Self {
         let speeds = Speeds::measure(out, backend);
         let mut twins = BTreeSet::new();
         let mut there = BTreeSet::new();
@@ -153,14 +90,14 @@ impl Sweep {
         let mut sources: Vec<String> = Vec::new();
         let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
         for unit in &pending {
-            let plan = self.points()[unit.point].plan();
+            let plan = sweep.points()[unit.point].plan();
             let poisoned = plan.counts(DatasetFacts::published(&plan.config().dataset)).poisoned;
             let mut clean = Vec::new();
             if plan.config().clean_twin && poisoned != Some(0) {
                 clean.push((plan.clone(), unit.seed));
             }
-            if let Some(surrogate) = SurrogateConfig::of(plan.config()) {
-                clean.push((surrogate.plan(plan), unit.seed.wrapping_add(surrogate.seed_offset)));
+            if let Some((surrogate, plan)) = plan.surrogate() {
+                clean.push((plan, unit.seed.wrapping_add(surrogate.seed_offset)));
             }
             let victim = work(plan).zip(repairs(plan)).map(|(training, repairs)| training + repairs);
             let mut trainings = vec![(plan.config().model.clone(), victim)];
@@ -181,7 +118,7 @@ impl Sweep {
                 }
             }
         }
-        Forecast {
+        Self {
             pending: pending.len(),
             twins_to_train: twins.len(),
             twins_there: there.len(),
@@ -191,9 +128,7 @@ impl Sweep {
             units,
         }
     }
-}
 
-impl Forecast {
     /// Says it in a few lines.
     pub fn describe(&self, sweep: &Sweep, backend: &Backend, out: &Path) -> Vec<String> {
         let count = |state| self.units.iter().filter(|unit| unit.state == state).count();
@@ -236,18 +171,18 @@ impl Forecast {
                 None => format!("  no estimate of the time: {}", self.basis),
             });
         }
-        let folder = out.join(sweep_name(sweep, backend));
+        let folder = out.join(sweep.result_name(backend.name()));
         lines.push(format!("  on {} ({}); tables go to {}", backend.name(), backend.device(), folder.display()));
         lines
     }
 
     /// Each point with the state of its runs, a line each.
     pub fn points(&self, sweep: &Sweep, backend: &Backend) -> Vec<String> {
-        let label = |point: &crate::Point| point.plan().point().unwrap_or_default().to_owned();
+        let label = |point: &Point| point.plan().point().unwrap_or_default().to_owned();
         let width = sweep.points().iter().map(|point| label(point).chars().count()).max().unwrap_or(0);
         let lines = sweep.points().iter().map(|point| {
             let states = sweep.seeds().iter().map(|&seed| {
-                let run = run_name(&point.plan().with_seed(seed), backend);
+                let run = point.plan().with_seed(seed).run_name(backend.name());
                 let unit = self.units.iter().find(|unit| unit.run == run);
                 format!("seed {seed} {}", unit.map_or("to do", |unit| unit.state.word()))
             });
@@ -306,8 +241,8 @@ impl Speeds {
                 continue;
             }
             let Ok(summary) = read_summary(&folder) else { continue };
-            let Ok(text) = fs_err::read_to_string(folder.join("config.toml")) else { continue };
-            let Ok(ModelOnly { model }) = toml::from_str(&text) else { continue };
+            let Ok(text) = read_sealed(&folder.join("config.toml")) else { continue };
+            let Ok(ModelOnly { model }) = toml::from_slice(&text) else { continue };
             if summary.backend == backend.name() && !summary.quick {
                 let seeds = summary.seeds.iter().filter_map(|seed| seed.measurements());
                 let seeds = seeds.filter(|seed| seed.training_seconds >= SHORTEST_SECONDS);

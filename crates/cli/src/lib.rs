@@ -1,0 +1,16 @@
+//! The programs of Patchdoor, and what they share.
+//!
+//! `patchdoor` runs experiments. `patchdoor-report` only looks at what they left: it needs no tensor library and is built
+//! without the feature `run` in seconds. Both print results to standard output and everything else to standard error.
+
+mod experiments;
+mod list;
+mod output;
+mod report;
+mod results;
+
+pub use experiments::all_experiments;
+pub use list::{ListArguments, list};
+pub use output::{Stop, complain, exit_code, print, say, terminal_width};
+pub use report::{ReportArguments, report};
+pub use results::{ResultsArguments, results};

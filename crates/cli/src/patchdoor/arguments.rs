@@ -1,0 +1,311 @@
+#![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use patchdoor_cli::{ListArguments, ReportArguments, ResultsArguments};
+use patchdoor_experiment::BackendChoice;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Trains patch-level mixtures of experts with a backdoor, and measures what it does.
+#[derive(Debug, Parser)]
+#[command(
+    name = "patchdoor",
+    bin_name = "cargo xtask",
+    version,
+    styles = STYLES,
+    max_term_width = 100,
+    after_help = "Examples:\n  cargo xtask run experiments/badnets.toml\n  \
+                  cargo xtask run experiments/badnets.toml --quick --set poisoning.rate=0.05"
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Say more on standard error: runs, -vv epochs, -vvv batches (PATCHDOOR_LOG takes a filter)
+    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run experiments, go on with interrupted ones, show finished ones
+    Run(RunArguments),
+    /// Check experiment files without running them
+    Check(CheckArguments),
+    /// List the experiments there are and the runs of them
+    List(ListArguments),
+    /// List, fetch and export images
+    #[command(
+        subcommand_required = true,
+        arg_required_else_help = true,
+        after_help = "Examples:\n  cargo xtask data list\n  cargo xtask data fetch cifar10"
+    )]
+    Data(DataArguments),
+    /// Show the tables of finished runs and sweeps, and draw their figures
+    Report(ReportArguments),
+    /// Collect results to be committed, and write RESULTS.md from them
+    Results(ResultsArguments),
+    /// Draw what triggers do to images: original, triggered, ten times the difference
+    Triggers(TriggersArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Results: a table on standard output, and a folder in DIR for each experiment, named for it and for \
+                  what it depends on. The same command shows a finished run and goes on with an interrupted one. A file \
+                  with [sweep] is a run for each point and seed, and a table of all (docs/sweeps.md).\n\n\
+                  Exit codes: 0 done, 1 a run failed, 2 unusable command line or configuration, 130 interrupted.\n\n\
+                  Examples:\n  cargo xtask run experiments/badnets.toml\n  \
+                  cargo xtask run experiments/badnets.toml --quick --set poisoning.rate=0.05"
+)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub(crate) struct RunArguments {
+    /// Experiment files
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// What to compute with
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+
+    #[command(flatten)]
+    pub(crate) changes: Changes,
+
+    /// Print what would run, as a configuration with every default or as the points of a sweep, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Where results go
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) out: PathBuf,
+
+    /// Print the results as one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Compute anew; an earlier run is moved aside, not lost. Clean twins are kept: they lie in DIR/twins
+    #[arg(long)]
+    pub(crate) fresh: bool,
+
+    /// Compute failed runs of a sweep anew; what they left is moved aside
+    #[arg(long)]
+    pub(crate) retry_failed: bool,
+
+    #[command(flatten)]
+    pub(crate) images: ImageArguments,
+}
+
+/// What is changed about experiment files.
+#[derive(Debug, Args)]
+pub(crate) struct Changes {
+    /// Other seeds than the file's, as in 0,1,2
+    #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
+    pub(crate) seeds: Option<Vec<u64>>,
+
+    /// Change a value of the file, as in training.epochs=5; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    /// Take seconds instead of minutes: few images, two epochs, a thin network, one seed
+    #[arg(long)]
+    pub(crate) quick: bool,
+}
+
+/// Where images come from.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArguments {
+    /// Where images are looked for first; then in PATCHDOOR_DATA, then in data/
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// Do not fetch missing images
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask check\n  cargo xtask check experiments/badnets.toml --set poisoning.rate=2"
+)]
+pub(crate) struct CheckArguments {
+    /// Experiment files; all of experiments/ if none is given
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) changes: Changes,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A sheet has a row for each trigger, each point of a sweep with its own. Nothing is overwritten: a second \
+                  sheet gets a number.\n\n\
+                  Examples:\n  cargo xtask triggers experiments/badnets.toml\n  \
+                  cargo xtask triggers experiments/sweep.toml --out sheets --images 4"
+)]
+pub(crate) struct TriggersArguments {
+    /// Experiment files
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Where sheets go
+    #[arg(long, value_name = "DIR", default_value = "runs/triggers")]
+    pub(crate) out: PathBuf,
+
+    /// How many test images
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) images: u16,
+
+    /// Change a value of the file, as in trigger.square.size=2; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) source: ImageArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataArguments {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Say which data sets are there, verify them, and say how to get the others
+    #[command(after_help = "Examples:\n  cargo xtask data list\n  cargo xtask data list --data /mnt/images")]
+    List {
+        /// Where images are looked for first; then in PATCHDOOR_DATA, then in data/
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
+    /// Download data sets, verify their checksums, unpack them
+    #[command(
+        after_help = "Examples:\n  cargo xtask data fetch cifar10\n  cargo xtask data fetch mnist fashion-mnist --data /mnt/images"
+    )]
+    Fetch {
+        /// Data sets
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Where they go [default: PATCHDOOR_DATA, then data/]
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
+    /// Write the poisoned training images of an experiment to files, for other tools
+    #[command(after_help = "Examples:\n  cargo xtask data export experiments/badnets.toml --to poisoned\n  \
+                      cargo xtask data export experiments/badnets.toml --to poisoned --format cifar10 --seed 1")]
+    Export(ExportArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// Experiment file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Folder to make; it must not exist
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+
+    /// How images are written
+    #[arg(long, value_enum, default_value_t = ExportFormat::Png)]
+    pub(crate) format: ExportFormat,
+
+    /// The seed whose images are written [default: the experiment's first]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+
+    /// Change a value of the file, as in poisoning.rate=0.05; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) images: ImageArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A folder of PNG files for each class, and a CSV file of those poisoned
+    Png,
+    /// CIFAR-10 binary records
+    Cifar10,
+}
+
+impl From<ExportFormat> for patchdoor_data::export::ExportFormat {
+    fn from(format: ExportFormat) -> Self {
+        match format {
+            ExportFormat::Png => Self::PngFolder,
+            ExportFormat::Cifar10 => Self::Cifar10Binary,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn help(path: &[&str]) -> String {
+        let mut command = Arguments::command().term_width(100);
+        command.build();
+        let mut command = &mut command;
+        for name in path {
+            command = command.find_subcommand_mut(name).expect("the subcommand exists");
+        }
+        command.render_long_help().to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn help_ends_with_two_examples() {
+        let paths: [&[&str]; 10] = [
+            &[],
+            &["run"],
+            &["check"],
+            &["list"],
+            &["data"],
+            &["data", "fetch"],
+            &["data", "export"],
+            &["report"],
+            &["results"],
+            &["triggers"],
+        ];
+        for path in paths {
+            let text = help(path);
+            let (_, examples) = text.split_once("Examples:\n").expect("help has examples");
+            assert_eq!(examples.trim_end().lines().count(), 2, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn help_of_the_program() {
+        insta::assert_snapshot!(help(&[]));
+    }
+
+    #[test]
+    fn help_of_run() {
+        insta::assert_snapshot!(help(&["run"]));
+    }
+
+    #[test]
+    fn help_of_check() {
+        insta::assert_snapshot!(help(&["check"]));
+    }
+
+    #[test]
+    fn help_of_data() {
+        insta::assert_snapshot!(help(&["data"]));
+    }
+}

@@ -1,0 +1,34 @@
+//! Looks at what runs left: tables, figures, RESULTS.md. Needs no tensor library.
+//!
+//! Exit codes: 0, done; 1, a page is not up to date or cannot be written; 2, unusable arguments, claims or results.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use patchdoor_cli::{ListArguments, ReportArguments, ResultsArguments, exit_code, list, report, results};
+
+/// Looks at what runs of experiments left.
+#[derive(Debug, Parser)]
+#[command(name = "patchdoor-report", bin_name = "cargo xtask", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the experiments there are and the runs of them
+    List(ListArguments),
+    /// Show the tables of finished runs and sweeps, and draw their figures
+    Report(ReportArguments),
+    /// Collect results to be committed, and write RESULTS.md from them
+    Results(ResultsArguments),
+}
+
+fn main() -> ExitCode {
+    exit_code(match Arguments::parse().command {
+        Command::List(arguments) => list(&arguments),
+        Command::Report(arguments) => report(&arguments),
+        Command::Results(arguments) => results(&arguments),
+    })
+}

@@ -1,0 +1,80 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use clap::Args;
+use patchdoor_record::{ResultTable, read_summary};
+use patchdoor_report::{draw_run, run_table, table_text, write_table};
+
+use crate::output::{Stop, print, say, terminal_width};
+
+/// What is shown.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Tables go to standard output. Figures and tables in other forms are written anew beside the results.\n\n\
+                  Examples:\n  cargo xtask report runs/badnets-0e18207e\n  cargo xtask report runs/rates-ac261b75.sweep"
+)]
+pub struct ReportArguments {
+    /// Folders of finished runs and sweeps; all below runs/ if none is given
+    #[arg(value_name = "FOLDER")]
+    pub folders: Vec<PathBuf>,
+
+    /// Where results are, if no folder is given
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub out: PathBuf,
+}
+
+/// Shows the tables of runs and sweeps, and writes what people look at beside their records.
+///
+/// # Errors
+/// If a folder has no results, or they are not as they were written.
+pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
+    let folders = if arguments.folders.is_empty() { all_below(&arguments.out)? } else { arguments.folders.clone() };
+    let mut runs = Vec::new();
+    let mut tables = Vec::new();
+    for folder in &folders {
+        if let Some(table) = ResultTable::read(folder).map_err(Stop::unusable)? {
+            write_table(folder, &table).map_err(Stop::failed)?;
+            tables.push(table);
+        } else if is_run(folder) {
+            let summary = read_summary(folder).map_err(Stop::unusable)?;
+            draw_run(folder, &summary).map_err(Stop::failed)?;
+            runs.push(summary);
+        } else {
+            let folder = folder.display();
+            return Err(Stop::unusable(anyhow!("{folder} has neither summary.json nor table.json: no finished run")));
+        }
+    }
+    let width = terminal_width();
+    if !runs.is_empty() {
+        print(&run_table(&runs, width))?;
+    }
+    for (number, table) in tables.iter().enumerate() {
+        if number > 0 || !runs.is_empty() {
+            print("\n")?;
+        }
+        print(&table_text(table, width))?;
+    }
+    for folder in folders {
+        say(&format!("results: {}", folder.display()));
+    }
+    Ok(())
+}
+
+fn is_run(folder: &Path) -> bool {
+    folder.join("summary.json").is_file()
+}
+
+/// Every finished run and sweep below a folder, sorted; what was moved aside is none.
+fn all_below(out: &Path) -> Result<Vec<PathBuf>, Stop> {
+    let entries = fs_err::read_dir(out).map_err(Stop::unusable)?;
+    let mut folders = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(Stop::unusable)?;
+    folders.retain(|folder| {
+        let is_aside = folder.file_name().is_some_and(|name| name.to_string_lossy().contains(".old-"));
+        !is_aside && (is_run(folder) || folder.join("table.json").is_file())
+    });
+    folders.sort();
+    if folders.is_empty() {
+        return Err(Stop::unusable(anyhow!("there is no finished run below {}", out.display())));
+    }
+    Ok(folders)
+}

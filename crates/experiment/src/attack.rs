@@ -1,0 +1,125 @@
+use std::path::Path;
+
+use patchdoor_data::{ImageSet, ImageShape, PoisoningConfig, PoisoningPlan, Trigger, trigger_all_images};
+use patchdoor_metrics::{AttackOutcome, ClassAccuracy, accuracy_per_class};
+use patchdoor_plan::ExperimentConfig;
+use patchdoor_record::{ClassMeasurements, ImagesUsed, write_sealed};
+use patchdoor_triggers::{PlacementConfig, TriggerError};
+use serde::Serialize;
+
+use crate::halt::Step;
+
+/// What the attacker does in one seed: his trigger, and the images he poisons with it.
+pub(crate) struct Attack<'a> {
+    pub(crate) config: &'a PoisoningConfig,
+    pub(crate) trigger: Box<dyn Trigger>,
+    pub(crate) poisoning: PoisoningPlan,
+    seed: u64,
+}
+
+impl<'a> Attack<'a> {
+    /// Builds the trigger in the cells of the placement and draws the images to poison.
+    pub(crate) fn prepare(
+        config: &'a ExperimentConfig,
+        placement: Option<&PlacementConfig>,
+        training: &ImageSet,
+        seed: u64,
+    ) -> Step<Self> {
+        let trigger = build_trigger(config, placement, training.shape(), seed)?;
+        let poisoning = PoisoningPlan::draw_for(&config.poisoning, training, trigger.as_ref(), seed)?;
+        Ok(Self { config: &config.poisoning, trigger, poisoning, seed })
+    }
+
+    /// The training images with the chosen ones poisoned.
+    pub(crate) fn poison(&self, training: &ImageSet) -> ImageSet {
+        self.poisoning.apply(training, self.trigger.as_ref(), self.seed)
+    }
+
+    /// All of these images with the trigger, under their true labels.
+    pub(crate) fn trigger_all(&self, images: &ImageSet) -> ImageSet {
+        trigger_all_images(images, self.trigger.as_ref(), self.seed)
+    }
+
+    /// What the attack came to on triggered images, by its own label rule.
+    pub(crate) fn outcome(&self, predicted: &[u8], labels: &[u8], classes: usize) -> AttackOutcome {
+        let rule = |label| (self.config.attack_target(label, classes), self.config.attacks(label));
+        AttackOutcome::by_rule(predicted, labels, rule)
+    }
+
+    /// The same and the clean accuracy for each class; `clean` and `triggered` are predictions for the same images.
+    pub(crate) fn of_classes(&self, test: &ImageSet, clean: &[u8], triggered: &[u8]) -> Vec<ClassMeasurements> {
+        let names = test.classes();
+        let of_class = |counts: ClassAccuracy| {
+            let pairs = triggered.iter().zip(test.labels()).filter(|(_, label)| **label == counts.class);
+            let (predicted, labels): (Vec<u8>, Vec<u8>) = pairs.unzip();
+            let attack = self.outcome(&predicted, &labels, names.len());
+            ClassMeasurements {
+                class: names[usize::from(counts.class)].clone(),
+                images: counts.images,
+                clean_accuracy: counts.accuracy(),
+                asr: attack.attack_success_rate(),
+                robust_accuracy: attack.robust_accuracy(),
+            }
+        };
+        accuracy_per_class(clean, test.labels(), names.len()).into_iter().map(of_class).collect()
+    }
+
+    /// Writes down which images are poisoned; `poisoned-indices.csv`.
+    pub(crate) fn write_poisoned(&self, path: &Path, used: &ImagesUsed) -> Step<()> {
+        let dataset = match &used.substitution {
+            Some(substitution) => format!("{} ({substitution})", used.dataset),
+            None => used.dataset.clone(),
+        };
+        let mut table = csv::Writer::from_writer(Vec::new());
+        for example in self.poisoning.examples() {
+            table.serialize(PoisonedLine {
+                index: example.index,
+                origin: example.origin,
+                original_label: example.original_label,
+                poisoned_label: example.poisoned_label,
+                role: "poisoned",
+                dataset: &dataset,
+            })?;
+        }
+        for cover in self.poisoning.covers() {
+            table.serialize(PoisonedLine {
+                index: cover.index,
+                origin: cover.origin,
+                original_label: cover.label,
+                poisoned_label: cover.label,
+                role: "cover",
+                dataset: &dataset,
+            })?;
+        }
+        let bytes = table.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        Ok(write_sealed(path, &bytes)?)
+    }
+}
+
+/// One line of `poisoned-indices.csv`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct PoisonedLine<'a> {
+    /// Index among the images trained on.
+    index: usize,
+    /// Index in the data set's training split.
+    origin: u32,
+    original_label: u8,
+    poisoned_label: u8,
+    /// `poisoned`, or `cover` for an image that is changed but keeps its label.
+    role: &'static str,
+    dataset: &'a str,
+}
+
+/// The trigger of a seed, in the cells of a placement that waits for no surrogate.
+pub(crate) fn build_trigger(
+    config: &ExperimentConfig,
+    placement: Option<&PlacementConfig>,
+    shape: ImageShape,
+    seed: u64,
+) -> Result<Box<dyn Trigger>, TriggerError> {
+    match placement {
+        Some(placement) => config.trigger.build_placed(shape, placement, seed),
+        None => config.trigger.build_seeded(shape, seed),
+    }
+}

@@ -1,0 +1,157 @@
+use std::path::Path;
+use std::time::Duration;
+
+use burn::tensor::backend::AutodiffBackend;
+use fs_err as fs;
+use patchdoor_data::ImageSet;
+use patchdoor_kernels::TrainingBackend;
+use patchdoor_metrics::accuracy;
+use patchdoor_model::Classifier;
+use patchdoor_plan::Plan;
+use patchdoor_record::{
+    ImagesUsed, SCHEMA, lock, read_sealed_json, write_sealed, write_sealed_json,
+};
+use patchdoor_train::predict;
+use serde::{Deserialize, Serialize};
+
+use crate::config_text::config_text;
+use crate::console::Watch;
+use crate::halt::{Halt, Step};
+use crate::images::SeedImages;
+use crate::training::{OneTraining, PREDICTION_BATCH, load, remove_checkpoint};
+
+/// What is known of a clean model; its `result.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct CleanRecord {
+    schema: u32,
+    seed: u64,
+    #[serde(flatten)]
+    images: ImagesUsed,
+    training_images: usize,
+    test_images: usize,
+    /// Share of untouched test images predicted right.
+    clean_accuracy: f64,
+    training_seconds: f64,
+}
+
+/// A classifier trained without poison.
+pub(crate) struct CleanModel<B: AutodiffBackend> {
+    /// Its folder, below the output folder.
+    pub(crate) folder: String,
+    /// Share of untouched test images predicted right.
+    pub(crate) clean_accuracy: f64,
+    pub(crate) classifier: Classifier<B::InnerBackend>,
+}
+
+/// What a clean model is trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// To know what the poison costs.
+    Twin,
+    /// To choose cells by.
+    Surrogate,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Twin => "clean twin",
+            Self::Surrogate => "surrogate",
+        }
+    }
+}
+
+/// Where clean models are kept, each trained once for all runs that need it: twins of victims, and surrogates, which are
+/// clean twins of another plan.
+#[derive(Clone, Copy)]
+pub(crate) struct CleanModels<'a> {
+    /// The output folder.
+    pub(crate) out: &'a Path,
+    /// Name of the backend; another one makes other models.
+    pub(crate) backend: &'a str,
+    /// Fingerprint of the images, likewise.
+    pub(crate) fingerprint: &'a str,
+    pub(crate) used: &'a ImagesUsed,
+    pub(crate) watch: Watch<'a>,
+}
+
+impl CleanModels<'_> {
+    /// Finds the clean model of a plan and seed, or trains it: the same configuration, images, seed, nothing poisoned.
+    pub(crate) fn find_or_train<B: TrainingBackend>(
+        &self,
+        (plan, role): (&Plan, Role),
+        seed: u64,
+        images: &SeedImages,
+        test: &ImageSet,
+        device: &B::Device,
+    ) -> Step<CleanModel<B>> {
+        let hash = plan.twin_hash(self.backend, self.fingerprint);
+        let folder = format!("twins/{hash}/seed-{seed}");
+        let finished = self.out.join(&folder);
+        let is_there = || finished.join("result.json").is_file();
+        if is_there() {
+            let (name, role) = (plan.name(), role.name());
+            self.watch.say(format!("{name} seed {seed}: {role} trained before, in {}", finished.display()));
+        } else {
+            let _lock = self.wait_for_lock(&format!("twin-{hash}-seed-{seed}"))?;
+            // Whoever held the lock may have trained it meanwhile.
+            if !is_there() {
+                let partial = self.out.join(format!("{folder}.partial"));
+                self.train::<B>((plan, role), seed, images, test, &partial, device)
+                    .map_err(|halt| halt.of(role.name()))?;
+                fs::rename(&partial, &finished)?;
+            }
+        }
+        let record: CleanRecord = read_sealed_json(&finished.join("result.json"))?;
+        let classifier = load(&plan.config().model, &images.training, seed, &finished, device)?;
+        Ok(CleanModel { folder, clean_accuracy: record.clean_accuracy, classifier })
+    }
+
+    fn train<B: TrainingBackend>(
+        &self,
+        (plan, role): (&Plan, Role),
+        seed: u64,
+        images: &SeedImages,
+        test: &ImageSet,
+        folder: &Path,
+        device: &B::Device,
+    ) -> Step<()> {
+        fs::create_dir_all(folder)?;
+        let config = config_text(plan, "The clean twin of", self.used);
+        write_sealed(&folder.join("config.toml"), config.as_bytes())?;
+        let label = format!("{} seed {seed}, {}", plan.name(), role.name());
+        let training = OneTraining::of(plan.config(), seed, (images, &images.training), self.used, folder, label);
+        let trained = training.run::<B>(self.watch, None, device)?;
+        let predicted = predict(&trained.classifier, test, PREDICTION_BATCH, device);
+        let record = CleanRecord {
+            schema: SCHEMA,
+            seed,
+            images: self.used.clone(),
+            training_images: images.training.len(),
+            test_images: test.len(),
+            clean_accuracy: accuracy(&predicted, test.labels()).unwrap_or(0.0),
+            training_seconds: trained.history.iter().map(|epoch| epoch.seconds).sum(),
+        };
+        write_sealed_json(&folder.join("result.json"), &record)?;
+        remove_checkpoint(folder)
+    }
+
+    /// Waits until no other process trains this model.
+    fn wait_for_lock(&self, name: &str) -> Step<std::fs::File> {
+        let mut said = false;
+        loop {
+            if let Some(file) = lock(self.out, name)? {
+                return Ok(file);
+            }
+            if self.watch.is_stopped() {
+                return Err(Halt::Interrupted);
+            }
+            if !said {
+                self.watch.say("waiting for another process, which trains the same clean twin");
+                said = true;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}

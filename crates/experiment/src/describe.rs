@@ -1,0 +1,86 @@
+use std::path::Path;
+
+use patchdoor_data::Dataset;
+use patchdoor_plan::{DatasetFacts, Plan, choice_name};
+
+use crate::backend::Backend;
+
+/// Says what a plan will do, before it does it; one line each.
+pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, folder: &Path) -> Vec<String> {
+    let config = plan.config();
+    let dataset = config.dataset.name();
+    let facts = facts.unwrap_or_else(|| DatasetFacts::published(&config.dataset));
+    let counts = plan.counts(facts);
+    let known = |count: Option<usize>, all: &str| count.map_or_else(|| all.to_owned(), |count| count.to_string());
+    let seeds = config.seeds.len();
+    let twins = if config.clean_twin && counts.poisoned != Some(0) { seeds } else { 0 };
+    let quick = if plan.is_quick() { ", quick version (its numbers mean nothing)" } else { "" };
+    let budget = match &config.placement {
+        Some(placement) => config.trigger.placed_pixel_budget(facts.shape, placement),
+        None => config.trigger.pixel_budget(facts.shape),
+    };
+    let pixels = facts.shape.height * facts.shape.width;
+    let budget = budget.map_or_else(|_| String::new(), |budget| format!(" ({budget} of {pixels} pixels)"));
+    let mut lines = vec![format!(
+        "{}: {} (widen {}) on {dataset}, {} trigger{budget}, target class {}{quick}",
+        plan.name(),
+        choice_name(&config.model),
+        config.model.widen_factor(),
+        choice_name(&config.trigger),
+        config.poisoning.target_class,
+    )];
+    lines.push(format!(
+        "  {} training images, {} of them poisoned (rate {}); {} validation, {} test images",
+        known(counts.training, "all"),
+        known(counts.poisoned, "a share"),
+        config.poisoning.rate,
+        known(counts.validation, "a share for"),
+        known(counts.test, "all"),
+    ));
+    let steps = counts
+        .training
+        .map_or_else(String::new, |images| format!(" of {} steps", images.div_ceil(config.training.batch_size.max(1))));
+    lines.push(format!(
+        "  {} {}, {} {}: {} trainings of {} {}{steps}",
+        seeds,
+        if seeds == 1 { "seed" } else { "seeds" },
+        if twins == 0 { "no" } else { "each with a" },
+        "clean twin",
+        seeds + twins,
+        config.training.epochs,
+        if config.training.epochs == 1 { "epoch" } else { "epochs" },
+    ));
+    if let Some(placement) = &config.placement {
+        let mut line =
+            format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
+        if let Some((surrogate, plan)) = plan.surrogate() {
+            let is_twin = surrogate.seed_offset == 0 && plan.config().model == config.model;
+            line.push_str(if is_twin {
+                ", chosen by the clean twin's routers"
+            } else {
+                ", chosen by the routers of a surrogate, one more training for each seed"
+            });
+        }
+        lines.push(line);
+    }
+    for defender in &config.defenses {
+        let images = counts
+            .training
+            .map_or_else(|| "a share of the".to_owned(), |training| defender.amount.count(training).to_string());
+        let data = defender.data.name();
+        let epochs = match defender.defense.epochs() {
+            0 => "no training".to_owned(),
+            1 => "1 epoch".to_owned(),
+            epochs => format!("{epochs} epochs"),
+        };
+        lines.push(format!("  then {}: {images} {data} images, {epochs}", defender.title()));
+    }
+    lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
+    lines
+}
+
+/// Where images come from, and what is to be known about them; one line each.
+pub(crate) fn describe_images(dataset: &Dataset) -> Vec<String> {
+    let location = dataset.location.as_ref().map(|location| format!("  images from {}", location.display()));
+    location.into_iter().chain(dataset.notes.iter().map(|note| format!("  note: {note}"))).collect()
+}

@@ -1,0 +1,56 @@
+use patchdoor_data::ImageSet;
+use patchdoor_kernels::Kernels;
+use patchdoor_metrics::{AttackOutcome, accuracy};
+use patchdoor_model::Classifier;
+use patchdoor_record::DefenseStanding;
+use patchdoor_train::{RoutedPrediction, predict, predict_with_routing};
+
+use crate::attack::Attack;
+use crate::training::PREDICTION_BATCH;
+
+/// The test images without and with the trigger, by which classifiers are judged. It chooses nothing.
+pub(crate) struct Exam<'a> {
+    pub(crate) attack: &'a Attack<'a>,
+    pub(crate) test: &'a ImageSet,
+    pub(crate) triggered: ImageSet,
+}
+
+/// What a classifier makes of both sets of images.
+pub(crate) struct Answers {
+    pub(crate) clean: RoutedPrediction,
+    pub(crate) triggered: RoutedPrediction,
+}
+
+impl<'a> Exam<'a> {
+    /// Triggers all test images.
+    pub(crate) fn new(attack: &'a Attack<'a>, test: &'a ImageSet) -> Self {
+        Self { attack, test, triggered: attack.trigger_all(test) }
+    }
+
+    /// Predicts both sets, with what the routers select on the way.
+    pub(crate) fn answers<B: Kernels>(&self, classifier: &Classifier<B>, device: &B::Device) -> Answers {
+        let of = |images| predict_with_routing(classifier, images, PREDICTION_BATCH, device);
+        Answers { clean: of(self.test), triggered: of(&self.triggered) }
+    }
+
+    /// What the attack comes to, by its own label rule, given predictions for the triggered images.
+    pub(crate) fn outcome(&self, triggered: &[u8]) -> AttackOutcome {
+        self.attack.outcome(triggered, self.test.labels(), self.test.class_count())
+    }
+
+    /// Where a classifier stands, given its predictions.
+    pub(crate) fn standing_of(&self, clean: &[u8], triggered: &[u8]) -> DefenseStanding {
+        let attack = self.outcome(triggered);
+        DefenseStanding {
+            clean_accuracy: accuracy(clean, self.test.labels()).unwrap_or(0.0),
+            asr: attack.attack_success_rate(),
+            robust_accuracy: attack.robust_accuracy(),
+        }
+    }
+
+    /// Where a classifier stands.
+    pub(crate) fn standing<B: Kernels>(&self, classifier: &Classifier<B>, device: &B::Device) -> DefenseStanding {
+        let of = |images| predict(classifier, images, PREDICTION_BATCH, device);
+        self.standing_of(&of(self.test), &of(&self.triggered))
+    }
+}

@@ -1,0 +1,66 @@
+use std::path::Path;
+
+use patchdoor_attacks::CellChoice;
+use patchdoor_data::ImageSet;
+use patchdoor_kernels::TrainingBackend;
+use patchdoor_plan::{ExperimentConfig, Plan, choice_name};
+use patchdoor_record::write_sealed_json;
+use patchdoor_triggers::PlacementConfig;
+use serde::Serialize;
+
+use crate::clean_models::{CleanModels, Role};
+use crate::error::RunError;
+use crate::halt::Step;
+use crate::images::SeedImages;
+
+/// What the surrogate said; `seed-N/surrogate.json`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct SurrogateRecord<'a> {
+    /// Where its weights are, below the output folder.
+    folder: &'a str,
+    /// Share of untouched test images that it predicts right.
+    clean_accuracy: f64,
+    #[serde(flatten)]
+    choice: &'a CellChoice,
+}
+
+/// Names the cells of a plan's placement, training a surrogate first if it needs one and none is there; `None` if the
+/// trigger stands where it says itself.
+///
+/// `train` and `test` are the data set's; the surrogate holds out images of its own.
+pub(crate) fn choose_placement<B: TrainingBackend>(
+    plan: &Plan,
+    seed: u64,
+    (train, test): (&ImageSet, &ImageSet),
+    models: &CleanModels<'_>,
+    folder: &Path,
+    device: &B::Device,
+) -> Step<Option<PlacementConfig>> {
+    let config = plan.config();
+    let (Some((surrogate, surrogate_plan)), Some(placement)) = (plan.surrogate(), &config.placement) else {
+        return Ok(config.placement.clone());
+    };
+    let seed = seed.wrapping_add(surrogate.seed_offset);
+    let images = SeedImages::draw(surrogate_plan.config(), train, seed);
+    let model = models.find_or_train::<B>((&surrogate_plan, Role::Surrogate), seed, &images, test, device)?;
+    let choice =
+        surrogate.choose_cells(&model.classifier, &config.model, placement, &images.training, seed, device)?;
+    let record =
+        SurrogateRecord { folder: &model.folder, clean_accuracy: model.clean_accuracy, choice: &choice };
+    write_sealed_json(&folder.join("surrogate.json"), &record)?;
+    Ok(Some(choice.placement))
+}
+
+/// The placement of an experiment, for those who have no model to ask.
+///
+/// # Errors
+/// If a surrogate chooses its cells.
+pub(crate) fn placement_without_surrogate(config: &ExperimentConfig) -> Result<Option<&PlacementConfig>, RunError> {
+    match &config.placement {
+        Some(placement) if placement.surrogate().is_some() => {
+            Err(RunError::NeedsSurrogate { cells: choice_name(&placement.cells) })
+        }
+        placement => Ok(placement.as_ref()),
+    }
+}

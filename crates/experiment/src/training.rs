@@ -1,0 +1,192 @@
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
+use fs_err as fs;
+use patchdoor_data::{AugmentationConfig, ImageSet, stream};
+use patchdoor_kernels::TrainingBackend;
+use patchdoor_model::{Classifier, ClassifierConfig, InputShape, load_weights, save_weights};
+use patchdoor_plan::ExperimentConfig;
+use patchdoor_record::{ImagesUsed, check_sealed, seal};
+use patchdoor_train::{
+    BatchProgress, ClassifierObserver, EpochRecord, Outcome, TrainingConfig, TrainingData, TrainingObserver,
+    train_observed,
+};
+
+use crate::console::Watch;
+use crate::halt::{Halt, Step};
+use crate::history::HistoryFile;
+use crate::images::SeedImages;
+use crate::progress::TrainingProgress;
+use crate::routing::EpochRouting;
+
+/// Images predicted at once; the predictions do not depend on it.
+pub(crate) const PREDICTION_BATCH: usize = 256;
+
+/// Name of the file with a classifier's weights.
+pub(crate) const WEIGHTS: &str = "weights.safetensors";
+
+/// One training of a run.
+pub(crate) struct OneTraining<'a> {
+    pub(crate) model: &'a ClassifierConfig,
+    pub(crate) config: &'a TrainingConfig,
+    pub(crate) augmentation: &'a AugmentationConfig,
+    pub(crate) seed: u64,
+    /// The images to fit, poisoned or not.
+    pub(crate) training: &'a ImageSet,
+    pub(crate) validation: Option<&'a ImageSet>,
+    /// What every line of the history says of the images.
+    pub(crate) used: &'a ImagesUsed,
+    /// Where a checkpoint is resumed, and weights and epochs are left.
+    pub(crate) folder: &'a Path,
+    /// What progress is shown as.
+    pub(crate) label: String,
+}
+
+/// A classifier after its training, its weights saved.
+pub(crate) struct TrainedClassifier<B: AutodiffBackend> {
+    pub(crate) classifier: Classifier<B::InnerBackend>,
+    pub(crate) history: Vec<EpochRecord>,
+}
+
+impl<'a> OneTraining<'a> {
+    /// The training that an experiment describes, on its own images or on poisoned ones.
+    pub(crate) fn of(
+        config: &'a ExperimentConfig,
+        seed: u64,
+        (images, training): (&'a SeedImages, &'a ImageSet),
+        used: &'a ImagesUsed,
+        folder: &'a Path,
+        label: String,
+    ) -> Self {
+        Self {
+            model: &config.model,
+            config: &config.training,
+            augmentation: &config.data.augmentation,
+            seed,
+            training,
+            validation: images.validation.as_ref(),
+            used,
+            folder,
+            label,
+        }
+    }
+
+    /// Trains, going on from a checkpoint if there is one; `epochs` looks at the classifier after every epoch.
+    pub(crate) fn run<B: TrainingBackend>(
+        self,
+        watch: Watch<'_>,
+        epochs: Option<&mut EpochRouting<'_, B>>,
+        device: &B::Device,
+    ) -> Step<TrainedClassifier<B>> {
+        if watch.is_stopped() {
+            return Err(Halt::Interrupted);
+        }
+        let log = HistoryFile { path: self.folder.join("metrics.jsonl"), seed: self.seed, images: self.used };
+        let progress = TrainingProgress::new(watch, self.label, &log, self.config.epochs);
+        let mut observer = Observer { progress, epochs };
+        let classifier = blank::<B>(self.model, self.training, self.seed, device)?;
+        let data =
+            TrainingData { training: self.training, validation: self.validation, augmentation: self.augmentation };
+        let checkpoint = self.folder.join("checkpoint");
+        let outcome =
+            train_observed(classifier, &data, self.config, self.seed, Some(&checkpoint), &mut observer, device);
+        if let Some(error) = observer.progress.log_error.take() {
+            return Err(error.into());
+        }
+        if let Some(error) = observer.epochs.take().and_then(|epochs| epochs.error.take()) {
+            return Err(error.into());
+        }
+        match outcome? {
+            Outcome::Interrupted { .. } => Err(Halt::Interrupted),
+            Outcome::Finished(trained) => {
+                let classifier = trained.classifier.valid();
+                save(&classifier, self.folder)?;
+                log.write(&trained.history)?;
+                Ok(TrainedClassifier { classifier, history: trained.history })
+            }
+        }
+    }
+}
+
+/// A classifier for these images before any training.
+pub(crate) fn blank<B: burn::tensor::backend::Backend>(
+    model: &ClassifierConfig,
+    images: &ImageSet,
+    seed: u64,
+    device: &B::Device,
+) -> Step<Classifier<B>> {
+    Ok(model.init::<B>(input_shape(images), images.class_count(), &mut stream(seed, "weights"), device)?)
+}
+
+/// Saves the weights of a classifier, with their checksum.
+pub(crate) fn save<B: patchdoor_kernels::Kernels>(classifier: &Classifier<B>, folder: &Path) -> Step<()> {
+    let path = folder.join(WEIGHTS);
+    save_weights(classifier, &path)?;
+    Ok(seal(&path)?)
+}
+
+/// Loads the weights that [`save`] left in a folder, if they are as they were.
+pub(crate) fn load<B: patchdoor_kernels::Kernels>(
+    model: &ClassifierConfig,
+    images: &ImageSet,
+    seed: u64,
+    folder: &Path,
+    device: &B::Device,
+) -> Step<Classifier<B>> {
+    let path = folder.join(WEIGHTS);
+    check_sealed(&path)?;
+    Ok(load_weights(blank(model, images, seed, device)?, &path)?)
+}
+
+/// The images' height, width and channels, as the classifier takes them.
+pub(crate) fn input_shape(images: &ImageSet) -> InputShape {
+    let shape = images.shape();
+    InputShape { height: shape.height, width: shape.width, channels: shape.channels }
+}
+
+/// Removes the checkpoint of a finished training; its weights are saved.
+pub(crate) fn remove_checkpoint(folder: &Path) -> Step<()> {
+    let checkpoint = folder.join("checkpoint");
+    if checkpoint.exists() {
+        fs::remove_dir_all(checkpoint)?;
+    }
+    Ok(())
+}
+
+/// Shows a training and looks at its routers.
+struct Observer<'a, 'p, 'e, B: AutodiffBackend> {
+    progress: TrainingProgress<'p>,
+    epochs: Option<&'a mut EpochRouting<'e, B>>,
+}
+
+impl<B: AutodiffBackend> TrainingObserver for Observer<'_, '_, '_, B> {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        self.progress.checkpoint_refused(path, reason);
+    }
+
+    fn resumed(&mut self, history: &[EpochRecord]) {
+        self.progress.resumed(history);
+    }
+
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        self.progress.batch_done(progress)
+    }
+
+    fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
+        self.progress.epoch_done(record)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
+    }
+}
+
+impl<B: TrainingBackend> ClassifierObserver<B> for Observer<'_, '_, '_, B> {
+    fn classifier_trained(&mut self, classifier: &Classifier<B>, record: &EpochRecord) {
+        if let Some(epochs) = &mut self.epochs {
+            epochs.look(classifier, record);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+use patchdoor_attacks::AttackError;
+use patchdoor_data::{DataError, DatasetConfig};
+use patchdoor_model::{InputShape, ModelError};
+use patchdoor_train::TrainError;
+use patchdoor_triggers::TriggerError;
+
+use crate::amount::share_of;
+use crate::config::ExperimentConfig;
+use crate::counts::counts;
+use crate::defense_checks::check_defenses;
+use crate::facts::{DatasetFacts, choice_name};
+use crate::problem::Problem;
+
+/// Every value of the configuration that cannot be, as far as the images are known.
+pub(crate) fn check(config: &ExperimentConfig, facts: Option<DatasetFacts>) -> Vec<Problem> {
+    let mut problems = check_own_fields(config);
+    problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
+    problems.extend(match facts {
+        Some(facts) => check_fit(config, facts),
+        None => from_data("poisoning", config.poisoning.validate(MOST_CLASSES)).collect(),
+    });
+    problems.extend(check_defenses(config, facts.map(|facts| counts(config, facts))));
+    for error in config.training.validate() {
+        if let TrainError::InvalidField { field, found, allowed } = error {
+            problems.push(Problem { field: format!("training.{field}"), found, allowed });
+        }
+    }
+    problems
+}
+
+/// Labels are bytes.
+const MOST_CLASSES: usize = 256;
+
+/// Checks the fields of this crate that can be checked without knowing the images.
+fn check_own_fields(config: &ExperimentConfig) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut expect = |holds: bool, field: &str, found: String, allowed: String| {
+        if !holds {
+            problems.push(Problem { field: field.into(), found, allowed });
+        }
+    };
+    let seeds = &config.seeds;
+    let mut distinct = seeds.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    expect(
+        !seeds.is_empty() && distinct.len() == seeds.len(),
+        "seeds",
+        format!("{seeds:?}"),
+        "at least one seed, none of them twice".into(),
+    );
+    let data = &config.data;
+    let fraction = data.validation_fraction;
+    expect(
+        (0.0..=0.5).contains(&fraction),
+        "data.validation-fraction",
+        fraction.to_string(),
+        "a fraction in [0, 0.5]".into(),
+    );
+    for (field, count) in [("data.training-images", data.training_images), ("data.test-images", data.test_images)] {
+        expect(count != Some(0), field, "0".into(), "1 or more".into());
+    }
+    let expected = config.expected.unwrap_or_default();
+    for (field, value, lowest) in [
+        ("expected.clean-accuracy", expected.clean_accuracy, 0.0),
+        ("expected.asr", expected.asr, 0.0),
+        ("expected.asr-all-classes", expected.asr_all_classes, 0.0),
+        ("expected.robust-accuracy", expected.robust_accuracy, 0.0),
+        ("expected.clean-accuracy-drop", expected.clean_accuracy_drop, -1.0),
+    ] {
+        let value = value.unwrap_or(0.0);
+        expect((lowest..=1.0).contains(&value), field, value.to_string(), format!("a share in [{lowest}, 1]"));
+    }
+    problems
+}
+
+/// Checks that everything fits the images.
+fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let data = &config.data;
+    if let Some((wanted, there)) = data.test_images.zip(facts.test_images)
+        && wanted > there
+    {
+        let allowed = format!("at most {there}, the images of the test split");
+        problems.push(Problem { field: "data.test-images".into(), found: wanted.to_string(), allowed });
+    }
+    let fraction_holds = (0.0..=0.5).contains(&data.validation_fraction);
+    if let Some((wanted, there)) = data.training_images.zip(facts.training_images)
+        && fraction_holds
+    {
+        let held_out = share_of(there, data.validation_fraction);
+        let most = there - held_out;
+        let allowed = match held_out {
+            0 => format!("at most {most}, the images of the training split"),
+            _ => format!("at most {most}, what {held_out} validation images leave of {there}"),
+        };
+        if wanted > most {
+            problems.push(Problem { field: "data.training-images".into(), found: wanted.to_string(), allowed });
+        }
+    }
+    let classes = facts.classes.unwrap_or(MOST_CLASSES);
+    let poisoning = match counts(config, facts).training {
+        Some(images) if images > 0 && fraction_holds => config.poisoning.validate_for(images, classes),
+        _ => config.poisoning.validate(classes),
+    };
+    problems.extend(from_data("poisoning", poisoning));
+    let dataset = match config.dataset {
+        DatasetConfig::Shapes(_) | DatasetConfig::Folder(_) => format!("dataset.{}", config.dataset.name()),
+        _ => "dataset".into(),
+    };
+    problems.extend(from_data(&dataset, config.dataset.validate()));
+    problems.extend(from_data("data.augmentation", data.augmentation.validate(facts.shape)));
+
+    let input = InputShape { height: facts.shape.height, width: facts.shape.width, channels: facts.shape.channels };
+    let table = format!("model.{}", choice_name(&config.model));
+    problems.extend(config.model.validate(input, classes).into_iter().map(|error| match error {
+        // The images are the data set's; nothing in the model's table can mend them.
+        ModelError::InvalidField { field: "input" | "classes", found, allowed } => {
+            Problem { field: "dataset".into(), found: format!("{}, with {found}", config.dataset.name()), allowed }
+        }
+        ModelError::InvalidField { field, found, allowed } => {
+            Problem { field: format!("{table}.{field}"), found, allowed }
+        }
+        other => Problem { field: table.clone(), found: other.to_string(), allowed: "a valid model".into() },
+    }));
+    let mut shape = facts.shape;
+    if let Some(placement) = &config.placement {
+        let found = placement.validate_for(shape, classes);
+        if found.is_empty() {
+            shape = placement.trigger_shape(shape);
+        }
+        problems.extend(from_trigger("placement", found));
+    }
+    problems.extend(check_surrogate(config, input, classes));
+    problems.extend(from_trigger(&format!("trigger.{}", choice_name(&config.trigger)), config.trigger.validate(shape)));
+    problems
+}
+
+/// Problems of the surrogate that the victim does not have, and of a placement that asks for an expert it has not.
+fn check_surrogate(config: &ExperimentConfig, input: InputShape, classes: usize) -> Vec<Problem> {
+    let Some((surrogate, placement)) = config.surrogate_and_placement() else { return Vec::new() };
+    let own = surrogate.validate(&config.model, input, classes).into_iter().map(|error| match error {
+        AttackError::InvalidField { field, found, allowed } => {
+            Problem { field: format!("surrogate.{field}"), found, allowed }
+        }
+        other => Problem { field: "surrogate".into(), found: other.to_string(), allowed: "a valid table".into() },
+    });
+    let mut problems = own.collect::<Vec<_>>();
+    let experts = surrogate.model(&config.model).experts;
+    if let Some(expert) = placement.surrogate().and_then(|selected| selected.expert)
+        && expert >= experts
+    {
+        problems.push(Problem {
+            field: format!("placement.cells.{}.expert", choice_name(&placement.cells)),
+            found: expert.to_string(),
+            allowed: format!("0 to {}, the surrogate's experts", experts.saturating_sub(1)),
+        });
+    }
+    problems
+}
+
+/// The problems a table of the triggers crate finds with itself, with the table's path in front.
+fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
+    errors.into_iter().map(move |error| match error {
+        TriggerError::InvalidField { field, found, allowed } => {
+            Problem { field: format!("{table}.{field}"), found, allowed }
+        }
+        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
+    })
+}
+
+/// The problems a table of the data crate finds with itself, with the table's path in front.
+fn from_data(table: &str, errors: Vec<DataError>) -> impl Iterator<Item = Problem> {
+    errors.into_iter().map(move |error| match error {
+        DataError::InvalidField { field, found, allowed } => {
+            Problem { field: format!("{table}.{field}"), found, allowed }
+        }
+        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
+    })
+}

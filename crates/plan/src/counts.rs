@@ -1,0 +1,41 @@
+use patchdoor_data::{Budget, CleanLabel, LabelRule, PoisoningConfig};
+
+use crate::amount::share_of;
+use crate::config::ExperimentConfig;
+use crate::facts::DatasetFacts;
+
+/// A number of images for each purpose, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageCounts {
+    /// Images trained on.
+    pub training: Option<usize>,
+    /// Images held out of training.
+    pub validation: Option<usize>,
+    /// Images tested on.
+    pub test: Option<usize>,
+    /// Training images that are poisoned.
+    pub poisoned: Option<usize>,
+}
+
+/// How many images serve each purpose.
+pub(crate) fn counts(config: &ExperimentConfig, facts: DatasetFacts) -> ImageCounts {
+    let fraction = config.data.validation_fraction.clamp(0.0, 0.5);
+    let held_out = facts.training_images.map(|images| share_of(images, fraction));
+    let rest = facts.training_images.zip(held_out).map(|(images, held_out)| images - held_out);
+    let training = config.data.training_images.or(rest);
+    let validation = match config.data.training_images {
+        Some(training) => Some(share_of(training, fraction / (1.0 - fraction)).min(held_out.unwrap_or(usize::MAX))),
+        None => held_out,
+    };
+    ImageCounts {
+        training,
+        validation,
+        test: config.data.test_images.or(facts.test_images),
+        poisoned: training.filter(|_| is_of_all_images(&config.poisoning)).map(|images| config.poisoning.count(images)),
+    }
+}
+
+/// Whether the poisoning rate is a fraction of all training images, whose number is known before they are read.
+fn is_of_all_images(poisoning: &PoisoningConfig) -> bool {
+    !matches!(poisoning.label_rule, LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }))
+}

@@ -1,0 +1,144 @@
+use std::fmt;
+
+use patchdoor_defenses::DefenseConfig;
+use serde::de::{self, MapAccess};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::amount::CleanAmount;
+
+/// One `[[defenses]]` table: what the defender does, and with which images.
+///
+/// The defense is the key of a table of its own, `fine-pruning = { pruned-fraction = 0.2 }`; exactly one stands beside
+/// the keys of this struct.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DefenderConfig {
+    /// What to call it in the report, instead of its name and images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The images it has.
+    pub data: DefenderSet,
+    /// How many of them; what the defense says if not given.
+    #[serde(flatten)]
+    pub amount: CleanAmount,
+    /// What it does.
+    #[serde(flatten)]
+    pub defense: DefenseConfig,
+}
+
+/// The training images that a defender has. Their labels are always the true ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DefenderSet {
+    /// Untouched images.
+    #[default]
+    Clean,
+    /// The same, but where the attacker poisoned an image, the triggered one under its true label: what stamping in
+    /// place left in the arrays of Chan et al. (2025, arXiv:2505.01811). Fitting it is unlearning.
+    Contaminated,
+}
+
+impl DefenderSet {
+    /// Its name, as a configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Contaminated => "contaminated",
+        }
+    }
+}
+
+/// The keys of a `[[defenses]]` table.
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "kebab-case")]
+enum Key {
+    Label,
+    Data,
+    CleanFraction,
+    CleanImages,
+    FineTuning,
+    FinePruning,
+    StepwiseFinePruning,
+    PruningSeries,
+    ExpertPruning,
+    RouterRetraining,
+    ExpertFineTuning,
+}
+
+/// Written by hand because with `flatten` an error would point at the whole table instead of the key.
+impl<'de> Deserialize<'de> for DefenderConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+struct Visitor;
+
+impl<'de> de::Visitor<'de> for Visitor {
+    type Value = DefenderConfig;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a table with one defense in it")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DefenderConfig, A::Error> {
+        let (mut label, mut data, mut fraction, mut images) = (None, DefenderSet::default(), None, None);
+        let mut found: Vec<DefenseConfig> = Vec::new();
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Label => label = Some(map.next_value()?),
+                Key::Data => data = map.next_value()?,
+                Key::CleanFraction => fraction = Some(map.next_value()?),
+                Key::CleanImages => images = Some(map.next_value()?),
+                Key::FineTuning => found.push(DefenseConfig::FineTuning(map.next_value()?)),
+                Key::FinePruning => found.push(DefenseConfig::FinePruning(map.next_value()?)),
+                Key::StepwiseFinePruning => found.push(DefenseConfig::StepwiseFinePruning(map.next_value()?)),
+                Key::PruningSeries => found.push(DefenseConfig::PruningSeries(map.next_value()?)),
+                Key::ExpertPruning => found.push(DefenseConfig::ExpertPruning(map.next_value()?)),
+                Key::RouterRetraining => found.push(DefenseConfig::RouterRetraining(map.next_value()?)),
+                Key::ExpertFineTuning => found.push(DefenseConfig::ExpertFineTuning(map.next_value()?)),
+            }
+        }
+        if found.len() > 1 {
+            let names = found.iter().map(DefenseConfig::name).collect::<Vec<_>>().join(", ");
+            return Err(de::Error::custom(format!("holds {names}, expected one defense in each [[defenses]] table")));
+        }
+        let Some(defense) = found.pop() else {
+            let names = DefenseConfig::NAMES.join(", ");
+            return Err(de::Error::custom(format!("holds no defense, expected one of {names}")));
+        };
+        let amount = match (fraction, images) {
+            (Some(_), Some(_)) => {
+                return Err(de::Error::custom("holds clean-fraction and clean-images, expected one of them"));
+            }
+            (None, Some(images)) => CleanAmount::CleanImages(images),
+            (Some(fraction), None) => CleanAmount::CleanFraction(fraction),
+            (None, None) => CleanAmount::CleanFraction(defense.default_clean_fraction()),
+        };
+        Ok(DefenderConfig { label, data, amount, defense })
+    }
+}
+
+impl DefenderConfig {
+    /// What to call it in a report.
+    pub fn title(&self) -> String {
+        self.label.clone().unwrap_or_else(|| match self.data {
+            DefenderSet::Clean => self.defense.name().to_owned(),
+            DefenderSet::Contaminated => format!("{}, contaminated", self.defense.name()),
+        })
+    }
+
+    /// Shrinks it to a second, keeping every code path it takes; there are so many training images.
+    pub(crate) fn make_quick(&mut self, training: usize) {
+        if let CleanAmount::CleanImages(images) = &mut self.amount {
+            *images = (*images).min(200).min(training);
+        }
+        if let Some(training) = self.defense.training_mut() {
+            training.epochs = training.epochs.min(1);
+            training.batch_size = training.batch_size.min(64);
+        }
+        if let DefenseConfig::StepwiseFinePruning(defense) = &mut self.defense {
+            defense.step_fraction = defense.step_fraction.max(0.2);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+use patchdoor_defenses::DefenseError;
+use patchdoor_model::ClassifierConfig;
+
+use crate::amount::CleanAmount;
+use crate::config::ExperimentConfig;
+use crate::counts::ImageCounts;
+use crate::problem::Problem;
+
+/// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
+pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCounts>) -> Vec<Problem> {
+    let experts = match &config.model {
+        ClassifierConfig::PatchMoe(model) => Some(model.experts),
+        ClassifierConfig::WideResnet(_) => None,
+    };
+    let mut problems = Vec::new();
+    for (index, defender) in config.defenses.iter().enumerate() {
+        let table = format!("defenses.{index}");
+        let own = format!("{table}.{}", defender.defense.name());
+        problems.extend(defender.defense.validate(experts).into_iter().map(|error| match error {
+            DefenseError::InvalidField { field, found, allowed } => {
+                let field = if field.is_empty() { own.clone() } else { format!("{own}.{field}") };
+                Problem { field, found, allowed }
+            }
+            other => Problem { field: own.clone(), found: other.to_string(), allowed: "a valid defense".into() },
+        }));
+        match defender.amount {
+            CleanAmount::CleanFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => problems.push(Problem {
+                field: format!("{table}.clean-fraction"),
+                found: fraction.to_string(),
+                allowed: "a fraction in (0, 1]".into(),
+            }),
+            CleanAmount::CleanImages(images) => {
+                let most = counts.and_then(|counts| counts.training);
+                if images == 0 || most.is_some_and(|most| images > most) {
+                    let allowed = most.map_or("1 or more".into(), |most| format!("1 to {most}, the training images"));
+                    problems.push(Problem {
+                        field: format!("{table}.clean-images"),
+                        found: images.to_string(),
+                        allowed,
+                    });
+                }
+            }
+            CleanAmount::CleanFraction(_) => {}
+        }
+        let none_held_out =
+            config.data.validation_fraction == 0.0 || counts.and_then(|counts| counts.validation) == Some(0);
+        if defender.defense.needs_validation() && none_held_out {
+            problems.push(Problem {
+                field: "data.validation-fraction".into(),
+                found: config.data.validation_fraction.to_string(),
+                allowed: format!("enough for validation images, on which {own} chooses"),
+            });
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use patchdoor_defenses::{DefenseConfig, FinePruning};
+
+    use crate::{DefenderSet, Plan, PlanOptions};
+
+    const GOOD: &str = "dataset = \"cifar10\"\n[trigger.square]\n[model.patch-moe]\n";
+
+    fn plan(text: &str) -> Result<Plan, crate::ConfigErrors> {
+        Plan::from_text("a.toml", &format!("{GOOD}{text}"), &PlanOptions::default())
+    }
+
+    #[test]
+    fn a_defense_is_a_key_beside_its_images_and_its_label() {
+        let text = "[[defenses]]\nlabel = \"theirs\"\ndata = \"contaminated\"\nclean-images = 500\n\
+                    fine-pruning = { pruned-fraction = 0.2 }\n[[defenses]]\n[defenses.stepwise-fine-pruning]\n";
+        let plan = plan(text).expect("valid");
+        let [first, second] = plan.config().defenses.as_slice() else { panic!("two defenses") };
+        assert_eq!((first.title().as_str(), first.data), ("theirs", DefenderSet::Contaminated));
+        assert_eq!(first.amount.count(45_000), 500);
+        let expected = FinePruning { pruned_fraction: 0.2, ..FinePruning::default() };
+        assert_eq!(first.defense, DefenseConfig::FinePruning(expected));
+        // The field's 5 % of 45,000 images.
+        assert_eq!(second.amount.count(45_000), 2250);
+        let again = Plan::from_text("a.toml", &plan.to_toml(), &PlanOptions::default()).expect("valid");
+        assert_eq!(again.config(), plan.config());
+    }
+
+    #[test]
+    fn problems_of_defenses_are_found_at_once_and_shown_where_they_stand() {
+        let text = "\n[data]\nvalidation-fraction = 0.0\n\n[[defenses]]\ndata = \"clean\"\nclean-fraction = 1.5\n\
+                    fine-pruning = { pruned-fraction = 2.0, training = { epochs = 0, learning-rate = 0.0 } }\n\n\
+                    [[defenses]]\n[defenses.stepwise-fine-pruning]\nmax-accuracy-drop = -0.1\n\n\
+                    [[defenses]]\nexpert-pruning = { experts = 4 }\nclean-images = 60000\n";
+        insta::assert_snapshot!(plan(text).expect_err("has problems"));
+    }
+
+    #[test]
+    fn unreadable_defenses_are_found_at_once_and_shown_where_they_stand() {
+        let text = "\n[[defenses]]\nfine-prunning = {}\n\n[[defenses]]\n[defenses.fine-pruning]\nprunedfraction = 0.1\n\
+                    score = \"raw\"\n[defenses.fine-pruning.training]\nepochs = \"five\"\n\n[[defenses]]\nlabel = \"none\"\n\n\
+                    [[defenses]]\ndata = \"dirty\"\nfine-tuning = {}\nrouter-retraining = {}\n";
+        insta::assert_snapshot!(plan(text).expect_err("has problems"));
+    }
+
+    #[test]
+    fn the_dense_baseline_has_no_experts_to_defend_with() {
+        let text =
+            "dataset = \"cifar10\"\n[trigger.square]\n[model.wide-resnet]\n[[defenses]]\nrouter-retraining = {}\n";
+        let errors = Plan::from_text("a.toml", text, &PlanOptions::default()).expect_err("has problems");
+        insta::assert_snapshot!(errors);
+    }
+
+    #[test]
+    fn an_override_reaches_into_a_defense() {
+        let text = format!("{GOOD}[[defenses]]\nfine-tuning = {{}}\n");
+        let set = "defenses.0.fine-tuning.training.epochs=3".to_owned();
+        let options = PlanOptions { overrides: vec![set], ..PlanOptions::default() };
+        let plan = Plan::from_text("a.toml", &text, &options).expect("valid");
+        assert_eq!(plan.config().defenses[0].defense.epochs(), 3);
+    }
+}

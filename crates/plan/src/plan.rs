@@ -1,0 +1,563 @@
+use std::path::{Path, PathBuf};
+
+use patchdoor_attacks::SurrogateConfig;
+use patchdoor_data::{DatasetConfig, ShapesConfig};
+use patchdoor_model::ClassifierConfig;
+
+use crate::checks::check;
+use crate::config::{DataConfig, ExperimentConfig, WhenMissing};
+use crate::counts::{ImageCounts, counts};
+use crate::diagnostics::{ConfigErrors, Diagnostic, sort_by_place};
+use crate::document::Document;
+use crate::facts::DatasetFacts;
+use crate::hash::digest;
+use crate::problem::Problem;
+use crate::quick::make_quick;
+use crate::reading::Reading;
+
+/// What the command line changes about an experiment file.
+#[derive(Clone, Debug, Default)]
+pub struct PlanOptions {
+    /// `a.b=c`, applied in order.
+    pub overrides: Vec<String>,
+    /// Other seeds than the file's.
+    pub seeds: Option<Vec<u64>>,
+    /// Seconds instead of minutes: few images, two epochs, a thin network, one seed.
+    pub quick: bool,
+}
+
+impl PlanOptions {
+    /// The overrides, and the seeds as one more.
+    pub(crate) fn all_overrides(&self) -> Vec<String> {
+        let seeds = self.seeds.as_ref().map(|seeds| format!("seeds={seeds:?}"));
+        self.overrides.iter().cloned().chain(seeds).collect()
+    }
+}
+
+/// A checked experiment; nothing else can run.
+///
+/// ```
+/// use patchdoor_plan::{Plan, PlanOptions};
+///
+/// let text = r#"
+///     dataset = "shapes"
+///     [trigger.square]
+///     [model.patch-moe]
+/// "#;
+/// let plan = Plan::from_text("example.toml", text, &PlanOptions::default()).unwrap();
+/// assert_eq!(plan.name(), "example");
+///
+/// let wrong = text.replace("[trigger.square]", "[trigger.square]\nsize = 99");
+/// let problems = Plan::from_text("example.toml", &wrong, &PlanOptions::default()).unwrap_err();
+/// assert!(problems.to_string().contains("trigger.square.size is 99"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Plan {
+    path: PathBuf,
+    config: ExperimentConfig,
+    overrides: Vec<String>,
+    quick: bool,
+    /// Which point of a sweep this is, in words.
+    point: Option<String>,
+    document: Document,
+}
+
+impl Plan {
+    /// Reads and checks an experiment file.
+    ///
+    /// # Errors
+    /// Every problem of the file and the overrides at once.
+    pub fn read(path: &Path, options: &PlanOptions) -> Result<Self, ConfigErrors> {
+        let text = fs_err::read_to_string(path).map_err(|error| ConfigErrors {
+            path: path.to_owned(),
+            diagnostics: vec![Diagnostic {
+                field: String::new(),
+                message: error.to_string(),
+                position: None,
+                help: Some("cargo xtask list shows the experiments there are".into()),
+            }],
+        })?;
+        Self::from_text(path, &text, options)
+    }
+
+    /// Checks an experiment that has been read; `path` names it in messages and in its results.
+    ///
+    /// # Errors
+    /// Every problem of the text and the overrides at once.
+    pub fn from_text(path: impl AsRef<Path>, text: &str, options: &PlanOptions) -> Result<Self, ConfigErrors> {
+        let path = path.as_ref();
+        let overrides = options.all_overrides();
+        let reading = Document::read(&path.display().to_string(), text, &overrides);
+        Self::from_reading(path, reading, overrides, options.quick, None)
+    }
+
+    /// Like [`Self::from_text`], for one point of the text's sweep, which is described in words.
+    pub(crate) fn from_point(
+        path: &Path,
+        text: &str,
+        options: &PlanOptions,
+        number: usize,
+        description: String,
+        settings: &[String],
+    ) -> Result<Self, ConfigErrors> {
+        let mut overrides = options.all_overrides();
+        let reading = Document::read_point(&path.display().to_string(), text, &overrides, number);
+        overrides.extend_from_slice(settings);
+        Self::from_reading(path, reading, overrides, options.quick, Some(description))
+    }
+
+    fn from_reading(
+        path: &Path,
+        reading: Reading,
+        overrides: Vec<String>,
+        quick: bool,
+        point: Option<String>,
+    ) -> Result<Self, ConfigErrors> {
+        let Reading { document, config, problems: mut diagnostics, unread } = reading;
+        if let Some(config) = &config {
+            let known = !unread.iter().any(|path| path == "dataset" || path.starts_with("dataset."));
+            let facts = known.then(|| DatasetFacts::published(&config.dataset));
+            let untouched = |problem: &Problem| {
+                !unread.iter().any(|path| problem.field == *path || problem.field.starts_with(&format!("{path}.")))
+            };
+            let problems = check(config, facts).into_iter().filter(untouched);
+            diagnostics.extend(problems.map(|p| document.problem(&p.field, &p.found, &p.allowed)));
+        }
+        match config {
+            Some(mut config) if diagnostics.is_empty() => {
+                if quick {
+                    let facts = DatasetFacts::published(&config.dataset);
+                    make_quick(&mut config, facts);
+                }
+                Ok(Self { path: path.to_owned(), config, overrides, quick, point, document })
+            }
+            _ => {
+                sort_by_place(&mut diagnostics);
+                Err(ConfigErrors { path: path.to_owned(), diagnostics })
+            }
+        }
+    }
+
+    /// Checks the plan again, against images that were read: a folder's, or those that stand in for a
+    /// missing set.
+    ///
+    /// # Errors
+    /// Every field that does not fit these images.
+    pub fn check_against(&self, facts: DatasetFacts) -> Result<(), ConfigErrors> {
+        let problems = check(&self.config, Some(facts));
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let diagnostics = problems.iter().map(|p| self.document.problem(&p.field, &p.found, &p.allowed)).collect();
+        Err(ConfigErrors { path: self.path.clone(), diagnostics })
+    }
+
+    /// The experiment file's name without its ending.
+    pub fn name(&self) -> String {
+        self.path.file_stem().map_or_else(|| "experiment".into(), |stem| stem.to_string_lossy().into_owned())
+    }
+
+    /// The experiment file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What runs, with every default resolved.
+    pub fn config(&self) -> &ExperimentConfig {
+        &self.config
+    }
+
+    /// The overrides given on the command line, in order.
+    pub fn overrides(&self) -> &[String] {
+        &self.overrides
+    }
+
+    /// Which point of a sweep this is, in words; `None` for an experiment of its own.
+    pub fn point(&self) -> Option<&str> {
+        self.point.as_deref()
+    }
+
+    /// The same plan with one seed.
+    #[must_use]
+    pub fn with_seed(&self, seed: u64) -> Self {
+        let mut plan = self.clone();
+        plan.config.seeds = vec![seed];
+        plan
+    }
+
+    /// Whether this is the quick version of the experiment.
+    pub fn is_quick(&self) -> bool {
+        self.quick
+    }
+
+    /// The same plan for images that were read: a quick one takes no more of them than there are.
+    #[must_use]
+    pub fn for_images(&self, facts: DatasetFacts) -> Self {
+        let mut plan = self.clone();
+        if plan.quick {
+            make_quick(&mut plan.config, facts);
+        }
+        plan
+    }
+
+    /// The same plan on the built-in shapes, if the experiment allows that in place of a missing set.
+    pub fn on_shapes(&self) -> Option<Self> {
+        (self.config.data.when_missing == Some(WhenMissing::Shapes)).then(|| {
+            let mut plan = self.clone();
+            let mut shapes = ShapesConfig::default();
+            // As many images as the experiment asks for, where it asks for more than the set has by default.
+            let held_out = 1.0 - self.config.data.validation_fraction;
+            let wanted = self.config.data.training_images.unwrap_or(0) as f64 / held_out;
+            shapes.train = shapes.train.max(wanted.ceil() as usize + 10);
+            shapes.test = shapes.test.max(self.config.data.test_images.unwrap_or(0));
+            plan.config.dataset = DatasetConfig::Shapes(shapes);
+            plan
+        })
+    }
+
+    /// The surrogate that chooses the placement's cells, if one does, and the plan whose clean twin it is.
+    pub fn surrogate(&self) -> Option<(SurrogateConfig, Self)> {
+        let (surrogate, _) = self.config.surrogate_and_placement()?;
+        let mut plan = self.clone();
+        plan.config.model = ClassifierConfig::PatchMoe(surrogate.model(&self.config.model));
+        Some((surrogate, plan))
+    }
+
+    /// Name of a run's folder: the experiment's, and eight digits of what it depends on.
+    pub fn run_name(&self, backend: &str) -> String {
+        format!("{}-{}", self.name(), self.hash(backend))
+    }
+
+    /// Eight hexadecimal digits that differ between experiments whose results may differ.
+    ///
+    /// They depend on what runs and on the backend; not on the file's name, comments or order, nor on
+    /// the numbers it expects.
+    pub fn hash(&self, backend: &str) -> String {
+        let config = ExperimentConfig { expected: None, ..self.config.clone() };
+        digest(&(1, backend, config))
+    }
+
+    /// Like [`Self::hash`], for what the clean twin depends on: not the attack and not the seeds.
+    /// `images` is the fingerprint of the images.
+    pub fn twin_hash(&self, backend: &str, images: &str) -> String {
+        let ExperimentConfig { dataset, data, model, training, .. } = &self.config;
+        let data = DataConfig { when_missing: None, ..data.clone() };
+        digest(&(1, backend, images, dataset, data, model, training))
+    }
+
+    /// The experiment as a TOML file with every default written out; reading it gives this plan again.
+    ///
+    /// # Panics
+    /// Never: what came from TOML can be written as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&self.config).expect("a configuration that came from TOML can be written as TOML")
+    }
+
+    /// How many images serve each purpose, given those there are.
+    pub fn counts(&self, facts: DatasetFacts) -> ImageCounts {
+        counts(&self.config, facts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Experiment;
+
+    const GOOD: &str = "dataset = \"cifar10\"\n[trigger.square]\n[model.patch-moe]\n";
+
+    fn plan(text: &str) -> Result<Plan, ConfigErrors> {
+        Plan::from_text("a.toml", text, &PlanOptions::default())
+    }
+
+    fn problems(text: &str) -> String {
+        plan(text).expect_err("has problems").to_string()
+    }
+
+    /// Every experiment file of the project, with its text.
+    fn experiments() -> Vec<(PathBuf, String)> {
+        fn collect(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
+            for entry in fs_err::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    collect(&path, files);
+                } else if path.extension().is_some_and(|extension| extension == "toml")
+                    && !path.ends_with("claims.toml")
+                {
+                    files.push((path.clone(), fs_err::read_to_string(path).unwrap()));
+                }
+            }
+        }
+        let mut files = Vec::new();
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments"), &mut files);
+        assert!(!files.is_empty());
+        files
+    }
+
+    #[test]
+    fn a_quick_plan_takes_no_more_images_than_there_are() {
+        let text = "dataset.folder = { path = \"a\" }\n[trigger.square]\n[model.patch-moe]\n[[defenses]]\nclean-images = 150\n\
+                    fine-tuning = {}\n";
+        let options = PlanOptions { quick: true, ..PlanOptions::default() };
+        let plan = Plan::from_text("a.toml", text, &options).unwrap_or_else(|errors| panic!("{errors}"));
+        let facts = |training, test| DatasetFacts {
+            training_images: Some(training),
+            test_images: Some(test),
+            classes: Some(3),
+            ..DatasetFacts::published(&plan.config.dataset)
+        };
+        // A tenth is held out of 120.
+        let small = plan.for_images(facts(120, 30));
+        assert_eq!((small.config.data.training_images, small.config.data.test_images), (Some(108), Some(30)));
+        small.check_against(facts(120, 30)).unwrap();
+        assert_eq!(small.counts(facts(120, 30)).poisoned, Some(2));
+        let large = plan.for_images(facts(12_000, 3000));
+        assert_eq!((large.config.data.training_images, large.config.data.test_images), (Some(400), Some(200)));
+        let whole = Plan::from_text("a.toml", text, &PlanOptions::default()).unwrap();
+        assert_eq!(whole.for_images(facts(120, 30)).config, whole.config, "only a quick plan gives way");
+    }
+
+    #[test]
+    fn every_experiment_of_the_project_is_valid_in_full_and_quick() {
+        for (path, text) in experiments() {
+            assert!(text.starts_with("# "), "{} opens with what it shows", path.display());
+            assert!(text.contains("cargo xtask run"), "{} has its command", path.display());
+            for quick in [false, true] {
+                let options = PlanOptions { quick, ..PlanOptions::default() };
+                let experiment = Experiment::from_text(&path, &text, &options);
+                for plan in experiment.unwrap_or_else(|errors| panic!("{errors}")).plans() {
+                    plan.check_against(DatasetFacts::published(&plan.config.dataset)).unwrap();
+                    if let Some(shapes) = plan.on_shapes() {
+                        shapes.check_against(DatasetFacts::published(&shapes.config.dataset)).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_written_plan_reads_back_as_the_same_plan() {
+        for (path, text) in experiments() {
+            for first in Experiment::from_text(&path, &text, &PlanOptions::default()).unwrap().plans() {
+                let second = Plan::from_text(&path, &first.to_toml(), &PlanOptions::default()).unwrap();
+                assert_eq!(first.config, second.config);
+                assert_eq!(first.hash("flex"), second.hash("flex"));
+                assert_eq!(first.to_toml(), second.to_toml());
+            }
+        }
+    }
+
+    #[test]
+    fn a_hash_depends_on_what_changes_results_and_on_nothing_else() {
+        let hash = |text: &str| plan(text).unwrap().hash("flex");
+        let same = format!("# A comment.\nseeds = [0]\n{GOOD}\n[training]\nepochs = 25\n[expected]\nasr = 1.0\n");
+        assert_eq!(hash(GOOD), hash(&same));
+        assert_ne!(hash(GOOD), hash(&format!("seeds = [1]\n{GOOD}")));
+        assert_ne!(hash(GOOD), hash(&format!("{GOOD}[training]\nepochs = 24\n")));
+        assert_ne!(hash(GOOD), plan(GOOD).unwrap().hash("cuda"));
+        // If this changes, nobody's finished runs are found any more: say so in the changelog.
+        insta::assert_snapshot!(hash(GOOD), @"3764e80b");
+    }
+
+    #[test]
+    fn a_clean_twin_is_shared_by_attacks_and_seeds_but_not_by_other_images() {
+        let twin = |text: &str, images: &str| plan(text).unwrap().twin_hash("flex", images);
+        let other_attack = GOOD.replace("[trigger.square]", "[poisoning]\nrate = 0.1\n[trigger.square]\nsize = 2");
+        assert_eq!(twin(GOOD, "a"), twin(&format!("seeds = [3]\n{other_attack}"), "a"));
+        assert_ne!(twin(GOOD, "a"), twin(GOOD, "b"));
+        assert_ne!(twin(GOOD, "a"), twin(&format!("{GOOD}[training]\nepochs = 24\n"), "a"));
+    }
+
+    #[test]
+    fn impossible_values_are_reported_at_once_with_what_is_allowed() {
+        insta::assert_snapshot!(problems(
+            r#"
+dataset = "cifar10"
+seeds = [1, 1]
+
+[data]
+training-images = 48000
+test-images = 10001
+
+[data.augmentation]
+crop-padding = 32
+
+[poisoning]
+rate = 1.7
+target-class = 12
+
+[trigger.square]
+size = 33
+
+[model.patch-moe]
+patches-per-expert = 70
+widen-factor = 0
+
+[training]
+learning-rate = nan
+
+[expected]
+asr = 97
+"#
+        ));
+    }
+
+    #[test]
+    fn a_rate_that_poisons_no_image_is_a_problem() {
+        insta::assert_snapshot!(problems(&format!("{GOOD}[poisoning]\nrate = 0.001\n[data]\ntraining-images = 900\n")));
+    }
+
+    #[test]
+    fn a_default_that_does_not_fit_the_images_is_a_problem_of_its_table() {
+        let text = "dataset = \"mnist\"\n[trigger.square]\n[model.patch-moe]\npatch-size = 7\n";
+        insta::assert_snapshot!(problems(text));
+    }
+
+    #[test]
+    fn overrides_and_seeds_change_the_plan_and_are_recorded() {
+        let options = PlanOptions {
+            overrides: vec!["poisoning.rate=0.5".into(), "data.validation-fraction=0".into()],
+            seeds: Some(vec![4, 5]),
+            quick: false,
+        };
+        let plan = Plan::from_text("a.toml", GOOD, &options).unwrap();
+        assert_eq!(plan.config.poisoning.rate.to_string(), "0.5");
+        assert_eq!(plan.config.seeds, [4, 5]);
+        assert_eq!(plan.overrides(), ["poisoning.rate=0.5", "data.validation-fraction=0", "seeds=[4, 5]"]);
+        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        assert_eq!((counts.training, counts.validation, counts.poisoned), (Some(50_000), Some(0), Some(25_000)));
+    }
+
+    #[test]
+    fn training_images_are_what_is_trained_on() {
+        let plan = plan(&format!("{GOOD}[data]\ntraining-images = 8000\n")).unwrap();
+        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        assert_eq!((counts.training, counts.validation, counts.poisoned), (Some(8000), Some(889), Some(160)));
+    }
+
+    #[test]
+    fn quick_shrinks_a_plan_but_still_poisons() {
+        let options = PlanOptions { quick: true, ..PlanOptions::default() };
+        let text = format!("seeds = [3, 4]\n{GOOD}[poisoning]\nrate = 0.0001\n");
+        let plan = Plan::from_text("a.toml", &text, &options).unwrap();
+        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        assert_eq!((counts.training, counts.test, counts.poisoned), (Some(400), Some(200), Some(1)));
+        assert_eq!((plan.config.seeds.as_slice(), plan.config.training.epochs), (&[3][..], 2));
+    }
+
+    /// Lines that go together more or less, so that random files get far into the checks.
+    fn lines() -> impl Strategy<Value = String> {
+        let keys = prop::sample::select(vec![
+            "dataset",
+            "seeds",
+            "clean-twin",
+            "rate",
+            "target-class",
+            "size",
+            "anchor",
+            "row",
+            "value",
+            "colour",
+            "widen-factor",
+            "experts",
+            "patches-per-expert",
+            "patch-size",
+            "epochs",
+            "batch-size",
+            "learning-rate",
+            "optimizer",
+            "schedule",
+            "validation-fraction",
+            "training-images",
+            "when-missing",
+            "asr",
+            "folder.path",
+        ]);
+        let values = prop::sample::select(vec![
+            "0",
+            "1",
+            "-1",
+            "300",
+            "1.7",
+            "nan",
+            "inf",
+            "1e400",
+            "99999999999999999999",
+            "true",
+            "\"shapes\"",
+            "\"é\"",
+            "\"cifar10\"",
+            "[]",
+            "[0, 1]",
+            "[255, 0, 300]",
+            "{}",
+            "{ sgd = {} }",
+            "{ a = [{ b = 1 }] }",
+            "1979-05-27",
+            "\"\"\"a\nb\"\"\"",
+            "\"upper-left\"",
+            "\"constant\"",
+        ]);
+        let tables = prop::sample::select(vec![
+            "[data]",
+            "[poisoning]",
+            "[trigger.square]",
+            "[trigger]",
+            "[model.patch-moe]",
+            "[model.wide-resnet]",
+            "[model.patch-moe.batch-norm]",
+            "[training]",
+            "[training.schedule.step]",
+            "[expected]",
+            "[[defenses]]",
+            "[\"a.b\"]",
+            "[dataset.shapes]",
+            "[dataset.folder]",
+            "[data.augmentation]",
+        ]);
+        prop_oneof![
+            4 => (keys, values).prop_map(|(key, value)| format!("{key} = {value}")),
+            2 => tables.prop_map(str::to_owned),
+            1 => Just("# comment".to_owned()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_plan_or_an_error(text in any::<String>(), set in any::<Option<String>>()) {
+            let options = PlanOptions { overrides: set.into_iter().collect(), ..PlanOptions::default() };
+            if let Err(errors) = Plan::from_text("a.toml", &text, &options) {
+                prop_assert!(!errors.diagnostics.is_empty());
+                let _ = errors.to_string();
+            }
+        }
+
+        #[test]
+        fn any_lines_are_a_plan_or_an_error(lines in prop::collection::vec(lines(), 0..24), quick in any::<bool>()) {
+            let text = lines.join("\n");
+            let options = PlanOptions { quick, ..PlanOptions::default() };
+            match Plan::from_text("a.toml", &text, &options) {
+                Ok(plan) => {
+                    let again = Plan::from_text("a.toml", &plan.to_toml(), &PlanOptions::default());
+                    prop_assert_eq!(again.unwrap().config, plan.config);
+                }
+                Err(errors) => {
+                    prop_assert!(!errors.diagnostics.is_empty());
+                    let _ = errors.to_string();
+                }
+            }
+        }
+
+        #[test]
+        fn any_override_of_a_good_file_is_a_plan_or_an_error(line in lines(), prefix in "(training|poisoning|data|model|trigger\\.square)?") {
+            let dot = if prefix.is_empty() { "" } else { "." };
+            let options = PlanOptions { overrides: vec![format!("{prefix}{dot}{line}")], ..PlanOptions::default() };
+            if let Err(errors) = Plan::from_text("a.toml", GOOD, &options) {
+                prop_assert!(!errors.diagnostics.is_empty());
+                let _ = errors.to_string();
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+use patchdoor_model::ClassifierConfig;
+
+use crate::config::{DataConfig, ExperimentConfig};
+use crate::counts::counts;
+use crate::facts::DatasetFacts;
+
+/// Shrinks an experiment to seconds, keeping every code path it takes.
+///
+/// Quick means "at most": of a data set that has fewer images than these, as far as `facts` tell, all are used.
+pub(crate) fn make_quick(config: &mut ExperimentConfig, facts: DatasetFacts) {
+    config.seeds.truncate(1);
+    let all = counts(
+        &ExperimentConfig { data: DataConfig { training_images: None, ..config.data.clone() }, ..config.clone() },
+        facts,
+    );
+    let least = |numbers: [Option<usize>; 3]| numbers.into_iter().flatten().min().unwrap_or(usize::MAX);
+    let training = least([config.data.training_images, all.training, Some(400)]);
+    config.data.training_images = Some(training);
+    config.data.test_images = Some(least([config.data.test_images, facts.test_images, Some(200)]));
+    if config.poisoning.rate > 0.0 && config.poisoning.count(training) == 0 {
+        config.poisoning.rate = 1.5 / training as f64;
+    }
+    config.training.epochs = config.training.epochs.min(2);
+    config.training.batch_size = config.training.batch_size.min(64);
+    config.defenses.iter_mut().for_each(|defender| defender.make_quick(training));
+    config.model.set_widen_factor(1);
+    if let ClassifierConfig::PatchMoe(model) = &mut config.model {
+        model.expert_channels = None;
+        model.patch_channels = None;
+    }
+}

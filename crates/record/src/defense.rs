@@ -1,0 +1,123 @@
+use patchdoor_metrics::{RepairDetails, Standing, defense_effectiveness_rating, robust_improvement_rating};
+use serde::{Deserialize, Serialize};
+
+/// What one defense of one seed came to; `seed-N/defenses/INDEX-NAME/result.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DefenseResult {
+    /// Layout of this file.
+    pub schema: u32,
+    /// The defense, such as `fine-pruning`.
+    pub name: String,
+    /// What the report calls it.
+    pub title: String,
+    /// Which images the defender had, `clean` or `contaminated`.
+    pub data: String,
+    /// How many.
+    pub clean_images: usize,
+    /// How many of them carry the trigger, under their true labels.
+    pub contaminated_images: usize,
+    /// Images it could choose on.
+    pub validation_images: usize,
+    /// What was measured, or why nothing was.
+    pub outcome: DefenseOutcome,
+}
+
+/// How a defense ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DefenseOutcome {
+    /// With a repaired classifier.
+    Finished(Box<DefenseMeasurements>),
+    /// Its training could not go on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What was measured before and after a defense.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DefenseMeasurements {
+    /// The backdoored classifier.
+    pub before: DefenseStanding,
+    /// The repaired one.
+    pub after: DefenseStanding,
+    /// How much it helped.
+    #[serde(flatten)]
+    pub ratings: Ratings,
+    /// Seconds that the defense took, interrupted epochs apart.
+    pub seconds: f64,
+    /// Epochs of training in it.
+    pub epochs: usize,
+    /// What it did besides training.
+    pub details: RepairDetails,
+    /// What was measured at each strength of a series.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<SeriesRow>,
+}
+
+/// Where a classifier stands; shares of test images in [0, 1], as in [`Measurements`](crate::Measurements).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DefenseStanding {
+    /// Share of untouched test images predicted right.
+    pub clean_accuracy: f64,
+    /// Attack success rate, by the attack's own label rule.
+    pub asr: Option<f64>,
+    /// Share of the triggered images still given their true class.
+    pub robust_accuracy: Option<f64>,
+}
+
+/// How much a defense helped, in [0, 1]; 0.5 means that nothing happened. `None` where nothing is attacked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ratings {
+    /// Defense effectiveness rating (DER).
+    pub defense_effectiveness: Option<f64>,
+    /// Robust improvement rating (RIR).
+    pub robust_improvement: Option<f64>,
+}
+
+/// One strength of a series of prunings.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SeriesRow {
+    /// Share of each expert's filters that was to be pruned.
+    pub pruned_fraction: f64,
+    /// Filters that were.
+    pub pruned_filters: usize,
+    /// The classifier without them.
+    pub after: DefenseStanding,
+    /// How much it helped.
+    #[serde(flatten)]
+    pub ratings: Ratings,
+}
+
+impl Ratings {
+    /// Of a classifier before and after.
+    pub fn of(before: DefenseStanding, after: DefenseStanding) -> Self {
+        let standing = |standing: DefenseStanding| {
+            Some(Standing {
+                clean_accuracy: standing.clean_accuracy,
+                attack_success_rate: standing.asr?,
+                robust_accuracy: standing.robust_accuracy?,
+            })
+        };
+        standing(before).zip(standing(after)).map_or_else(Self::default, |(before, after)| Self {
+            defense_effectiveness: Some(defense_effectiveness_rating(&before, &after)),
+            robust_improvement: Some(robust_improvement_rating(&before, &after)),
+        })
+    }
+}
+
+impl DefenseResult {
+    /// What was measured, if the defense finished.
+    pub fn measurements(&self) -> Option<&DefenseMeasurements> {
+        match &self.outcome {
+            DefenseOutcome::Finished(measurements) => Some(measurements),
+            DefenseOutcome::Failed { .. } => None,
+        }
+    }
+}

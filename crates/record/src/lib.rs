@@ -1,0 +1,57 @@
+//! What a run leaves on disk, and how it is read back.
+//!
+//! A run's folder explains itself: `config.toml` with every default written out, `environment.json`
+//! with the build and the machine, `summary.json`, and per seed the results, the poisoned indices and
+//! the weights. This crate has the types of those files, the folder itself and the checksums without
+//! which nothing is read back. It knows no tensor library, no plan and no trigger, so that a program
+//! that only looks at results is small; it knows the plain types of `patchdoor-metrics`.
+//!
+//! ```
+//! use patchdoor_record::{MetricInfo, Unit, read_sealed, write_sealed};
+//!
+//! let folder = std::env::temp_dir().join(format!("patchdoor-record-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder)?;
+//! let path = folder.join("result.json");
+//! write_sealed(&path, b"{}")?;
+//! assert_eq!(read_sealed(&path)?, b"{}");
+//! // `sha256sum --check SHA256SUMS` says the same.
+//! std::fs::write(&path, "[]")?;
+//! assert!(read_sealed(&path).is_err());
+//! # std::fs::remove_dir_all(&folder)?;
+//!
+//! // What a number is called, and in what it is counted, stands in one table.
+//! let asr = MetricInfo::of("fine-pruning/asr").expect("a known number");
+//! assert_eq!((asr.heading, asr.unit), ("ASR", Unit::Share));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod defense;
+mod environment;
+mod error;
+mod files;
+mod metric;
+mod numbers;
+mod point;
+mod routing;
+mod run_directory;
+mod seal;
+mod seed;
+mod summary;
+mod table;
+
+pub use defense::{DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
+pub use environment::{Build, Environment};
+pub use error::RecordError;
+pub use files::{move_aside, write_whole};
+pub use metric::{Better, METRICS, MetricInfo, Unit, group_of, in_group};
+pub use numbers::{ROUTING_NUMBERS, RoutingNumber, SEED_NUMBERS, SeedNumber, named_numbers};
+pub use point::{MetricResult, PointResult};
+pub use routing::{AssociationNumbers, RoutingEpoch, RoutingMeasurements, RoutingNumbers, SetNumbers};
+pub use run_directory::{Opened, RunDirectory, RunDirectoryError, lock};
+pub use seal::{
+    check_sealed, is_sealed, read_sealed, read_sealed_json, read_sealed_json_lines, seal, write_sealed,
+    write_sealed_json, write_sealed_json_lines,
+};
+pub use seed::{ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements};
+pub use summary::{DefenseSummary, RoutingSummary, RunSummary, read_summary};
+pub use table::{PointRuns, ResultTable, TABLE_SCHEMA, TableHead, published_path};

@@ -1,0 +1,209 @@
+/// What a number of the results is called, in what it is counted, and which way is better.
+///
+/// This is the only place that knows: tables, pages and claims ask here. Numbers that belong together share a group, as
+/// in `fine-pruning/asr`; the table has the part after the slash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricInfo {
+    /// Its name in files of results.
+    pub name: &'static str,
+    /// What it is called at the head of a column.
+    pub heading: &'static str,
+    /// What it is called in a list; indented where it belongs to the number above it.
+    pub label: &'static str,
+    /// In what it is counted.
+    pub unit: Unit,
+    /// Which way is better for those who use the classifier; `None` where neither is.
+    pub better: Option<Better>,
+    /// Whether tables for people show it; files for programs always do.
+    pub is_shown: bool,
+}
+
+/// In what a number is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A share in [0, 1], shown in percent.
+    Share,
+    /// A difference of two shares, in [-1, 1], shown in percentage points.
+    Points,
+    /// A number in [0, 1] that is no share of anything, shown as it is.
+    Index,
+    /// A number in [-1, 1], shown as it is.
+    Coefficient,
+    /// A whole number of images, on average over seeds perhaps none.
+    Images,
+    /// Wall-clock time.
+    Seconds,
+}
+
+/// Which way a number is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// The higher the better.
+    Higher,
+    /// The lower the better.
+    Lower,
+}
+
+impl Unit {
+    /// Whether it is shown multiplied by 100.
+    pub fn is_percent(self) -> bool {
+        matches!(self, Self::Share | Self::Points)
+    }
+
+    /// A value as tables show it, without a unit.
+    pub fn text(self, value: f64) -> String {
+        // A zero is no minus zero.
+        match self {
+            Self::Share | Self::Points => format!("{:.2}", 100.0 * value + 0.0),
+            Self::Images if value.fract() == 0.0 => format!("{value:.0}"),
+            Self::Images => format!("{value:.1}"),
+            Self::Seconds => format!("{value:.0}"),
+            Self::Index | Self::Coefficient => format!("{:.4}", value + 0.0),
+        }
+    }
+
+    /// What stands behind a value in a sentence.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Share => " %",
+            Self::Points => " points",
+            Self::Seconds | Self::Images | Self::Index | Self::Coefficient => "",
+        }
+    }
+
+    /// The value nearest to `value` that such a number can have; intervals of means end there.
+    pub fn bounded(self, value: f64) -> f64 {
+        match self {
+            Self::Share | Self::Index => value.clamp(0.0, 1.0),
+            Self::Seconds | Self::Images => value.max(0.0),
+            // A drop and a correlation may be negative; the interval of a mean of few seeds may then reach beyond -1.
+            Self::Points | Self::Coefficient => value,
+        }
+    }
+}
+
+impl MetricInfo {
+    /// What is known of a number, by its name with or without a group; `None` for a number of another program.
+    pub fn of(name: &str) -> Option<&'static Self> {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        METRICS.iter().find(|metric| metric.name == last)
+    }
+
+    /// In what a number of that name is counted; a number of another program is shown as it is.
+    pub fn unit_of(name: &str) -> Unit {
+        Self::of(name).map_or(Unit::Coefficient, |metric| metric.unit)
+    }
+
+    /// What a number of that name is called at the head of a column, without its group.
+    pub fn heading_of(name: &str) -> &str {
+        Self::of(name).map_or_else(|| name.rsplit('/').next().unwrap_or(name), |metric| metric.heading)
+    }
+}
+
+/// The group of a number, such as the title of a defense; `""` for the attack's own.
+pub fn group_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(group, _)| group)
+}
+
+/// The whole name of a number of a group.
+pub fn in_group(group: &str, name: &str) -> String {
+    if group.is_empty() { name.to_owned() } else { format!("{group}/{name}") }
+}
+
+const fn metric(
+    name: &'static str,
+    heading: &'static str,
+    label: &'static str,
+    unit: Unit,
+    better: Option<Better>,
+) -> MetricInfo {
+    MetricInfo { name, heading, label, unit, better, is_shown: true }
+}
+
+const fn for_programs(metric: MetricInfo) -> MetricInfo {
+    MetricInfo { is_shown: false, ..metric }
+}
+
+/// Every number of the results, in the order in which tables show them.
+pub const METRICS: [MetricInfo; 30] = {
+    use Better::{Higher, Lower};
+    use Unit::{Coefficient, Images, Index, Points, Seconds, Share};
+    [
+        metric("poisoned-images", "poisoned", "poisoned images", Images, None),
+        metric("clean-accuracy", "CA", "clean accuracy (CA)", Share, Some(Higher)),
+        for_programs(metric("clean-twin-accuracy", "twin's CA", "clean twin's accuracy", Share, Some(Higher))),
+        metric("clean-accuracy-drop", "CAD", "clean accuracy drop (CAD)", Points, Some(Lower)),
+        metric("asr", "ASR", "attack success rate (ASR)", Share, Some(Lower)),
+        for_programs(metric("asr-all-classes", "asr all classes", "  target class counted in", Share, Some(Lower))),
+        metric("clean-twin-asr", "twin's ASR", "  of the clean twin", Share, Some(Lower)),
+        metric("robust-accuracy", "RA", "robust accuracy (RA)", Share, Some(Higher)),
+        metric("defense-effectiveness", "DER", "defense effectiveness rating (DER)", Index, Some(Higher)),
+        metric("robust-improvement", "RIR", "robust improvement rating (RIR)", Index, Some(Higher)),
+        metric("seconds", "seconds", "seconds", Seconds, Some(Lower)),
+        metric("trigger-capture", "trigger capture", "trigger capture", Index, None),
+        metric("trigger-capture-untouched", "trigger capture untouched", "  the same patches, untouched", Index, None),
+        metric(
+            "trigger-capture-receptive-field",
+            "trigger capture receptive field",
+            "  of all patches that see it",
+            Index,
+            None,
+        ),
+        metric("trigger-capture-any", "trigger capture any", "  by any expert", Index, None),
+        metric("auc-intensity", "AUC intensity", "AUC of intensity, clean", Index, None),
+        metric("auc-intensity-adjusted", "AUC intensity adjusted", "  its place's mean taken off", Index, None),
+        metric("auc-intensity-triggered", "AUC intensity triggered", "  triggered", Index, None),
+        metric("auc-variance", "AUC variance", "AUC of variance, clean", Index, None),
+        metric("auc-variance-adjusted", "AUC variance adjusted", "  its place's mean taken off", Index, None),
+        metric("auc-variance-triggered", "AUC variance triggered", "  triggered", Index, None),
+        metric("auc-gradient", "AUC gradient", "AUC of gradient, clean", Index, None),
+        metric("auc-gradient-adjusted", "AUC gradient adjusted", "  its place's mean taken off", Index, None),
+        metric("auc-gradient-triggered", "AUC gradient triggered", "  triggered", Index, None),
+        metric(
+            "correlation-intensity",
+            "correlation intensity",
+            "correlation with intensity, clean",
+            Coefficient,
+            None,
+        ),
+        metric("overlap", "overlap", "overlap clean/triggered (IoU)", Index, None),
+        metric("load-entropy", "load entropy", "load entropy, clean", Index, None),
+        metric("load-entropy-triggered", "load entropy triggered", "  triggered", Index, None),
+        metric("expert-similarity", "expert similarity", "similarity of experts, clean (IoU)", Index, None),
+        metric("expert-similarity-triggered", "expert similarity triggered", "  triggered", Index, None),
+    ]
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_a_name_of_its_own() {
+        for (at, metric) in METRICS.iter().enumerate() {
+            assert_eq!(METRICS.iter().position(|other| other.name == metric.name), Some(at), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn a_number_is_known_with_and_without_its_group() {
+        assert_eq!(MetricInfo::of("asr"), MetricInfo::of("fine-pruning, 0.1 pruned/asr"));
+        assert_eq!(MetricInfo::of("a/b"), None);
+        assert_eq!((group_of("a/b/asr"), group_of("asr")), ("a/b", ""));
+        assert_eq!((in_group("a", "asr"), in_group("", "asr")), ("a/asr".into(), "asr".into()));
+    }
+
+    #[test]
+    fn values_read_as_people_write_them() {
+        assert_eq!(Unit::Share.text(0.95), "95.00");
+        assert_eq!(Unit::Points.text(-0.0), "0.00");
+        assert_eq!(Unit::Images.text(20.0), "20");
+        assert_eq!(Unit::Images.text(20.5), "20.5");
+        assert_eq!(Unit::Index.text(0.5), "0.5000");
+        assert_eq!(Unit::Seconds.text(61.4), "61");
+        assert_eq!(
+            (Unit::Share.bounded(1.5), Unit::Points.bounded(-0.5), Unit::Seconds.bounded(-3.0)),
+            (1.0, -0.5, 0.0)
+        );
+    }
+}

@@ -1,0 +1,125 @@
+use patchdoor_metrics::Estimate;
+
+use crate::{DefenseStanding, Measurements, Ratings, RoutingMeasurements, RoutingNumbers};
+
+/// A number of a seed: its name in [`METRICS`](crate::METRICS), and where it stands in what was measured.
+pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
+
+/// The numbers of the attack itself.
+pub const SEED_NUMBERS: [SeedNumber; 7] = [
+    ("clean-accuracy", |m| Some(m.clean_accuracy)),
+    ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
+    ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
+    ("asr", |m| m.asr),
+    ("asr-all-classes", |m| m.asr_all_classes),
+    ("clean-twin-asr", |m| m.clean_twin.as_ref().and_then(|twin| twin.asr)),
+    ("robust-accuracy", |m| m.robust_accuracy),
+];
+
+/// A number that defenses are judged by: its name, and where it stands in what was measured after one.
+type DefenseNumber = (&'static str, fn(&DefenseStanding, &Ratings) -> Option<f64>);
+
+/// The numbers of a defense, besides its time.
+pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 5] = [
+    ("clean-accuracy", |after, _| Some(after.clean_accuracy)),
+    ("asr", |after, _| after.asr),
+    ("robust-accuracy", |after, _| after.robust_accuracy),
+    ("defense-effectiveness", |_, ratings| ratings.defense_effectiveness),
+    ("robust-improvement", |_, ratings| ratings.robust_improvement),
+];
+
+/// The time of a defense.
+pub(crate) const SECONDS: &str = "seconds";
+
+/// A number of what routers select: its name, where it stands, and what it would be without any relation.
+pub type RoutingNumber = (&'static str, fn(&RoutingNumbers) -> Option<f64>, fn(&RoutingMeasurements) -> Option<f64>);
+
+fn value(estimate: Option<Estimate>) -> Option<f64> {
+    estimate.map(|estimate| estimate.value)
+}
+
+/// The numbers of the routing table, in its order.
+pub const ROUTING_NUMBERS: [RoutingNumber; 19] = [
+    ("trigger-capture", |n| value(n.trigger_capture), |m| Some(m.chance_capture)),
+    ("trigger-capture-untouched", |n| value(n.trigger_capture_untouched), |m| Some(m.chance_capture)),
+    ("trigger-capture-receptive-field", |n| value(n.trigger_capture_receptive_field), |m| Some(m.chance_capture)),
+    ("trigger-capture-any", |n| value(n.trigger_capture_any), |m| Some(m.chance_capture_any)),
+    ("auc-intensity", |n| value(n.clean.intensity.auc), |_| Some(0.5)),
+    ("auc-intensity-adjusted", |n| value(n.clean.intensity.auc_adjusted), |_| Some(0.5)),
+    ("auc-intensity-triggered", |n| value(n.triggered.intensity.auc), |_| Some(0.5)),
+    ("auc-variance", |n| value(n.clean.variance.auc), |_| Some(0.5)),
+    ("auc-variance-adjusted", |n| value(n.clean.variance.auc_adjusted), |_| Some(0.5)),
+    ("auc-variance-triggered", |n| value(n.triggered.variance.auc), |_| Some(0.5)),
+    ("auc-gradient", |n| value(n.clean.gradient.auc), |_| Some(0.5)),
+    ("auc-gradient-adjusted", |n| value(n.clean.gradient.auc_adjusted), |_| Some(0.5)),
+    ("auc-gradient-triggered", |n| value(n.triggered.gradient.auc), |_| Some(0.5)),
+    ("correlation-intensity", |n| value(n.clean.intensity.correlation), |_| Some(0.0)),
+    ("overlap", |n| value(n.overlap), |m| Some(m.chance_overlap)),
+    ("load-entropy", |n| n.clean.load_entropy, |_| Some(1.0)),
+    ("load-entropy-triggered", |n| n.triggered.load_entropy, |_| Some(1.0)),
+    ("expert-similarity", |n| value(n.clean.expert_similarity), |m| Some(m.chance_overlap)),
+    ("expert-similarity-triggered", |n| value(n.triggered.expert_similarity), |m| Some(m.chance_overlap)),
+];
+
+/// Numbers whose chance is a column of its own in tables of sweeps, because it depends on the experiment.
+const CHANCES: [&str; 3] = ["trigger-capture", "trigger-capture-any", "overlap"];
+
+/// Every number of a seed by its name in tables of sweeps, in their order; `group/name` for what belongs together.
+pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
+    let own = SEED_NUMBERS.iter().filter_map(|(name, of)| Some(((*name).to_owned(), of(measurements)?)));
+    let mut numbers = own.collect::<Vec<_>>();
+    let mut titles: Vec<&str> = Vec::new();
+    for defense in &measurements.defenses {
+        // Two defenses may be called the same.
+        let same = titles.iter().filter(|title| **title == defense.title).count();
+        let title = if same == 0 { defense.title.clone() } else { format!("{} ({})", defense.title, same + 1) };
+        titles.push(&defense.title);
+        let Some(measured) = defense.measurements() else { continue };
+        numbers.extend(of_defense(&title, &measured.after, &measured.ratings));
+        numbers.push((format!("{title}/{SECONDS}"), measured.seconds));
+        for row in &measured.series {
+            numbers.extend(of_defense(&format!("{title}, {} pruned", row.pruned_fraction), &row.after, &row.ratings));
+        }
+    }
+    numbers.extend(measurements.routing.iter().flat_map(|routing| of_routing(routing)));
+    numbers
+}
+
+fn of_defense(title: &str, after: &DefenseStanding, ratings: &Ratings) -> Vec<(String, f64)> {
+    let numbers = DEFENSE_NUMBERS.iter();
+    numbers.filter_map(|(name, of)| Some((format!("{title}/{name}"), of(after, ratings)?))).collect()
+}
+
+fn of_routing(measured: &RoutingMeasurements) -> Vec<(String, f64)> {
+    let of = |group: &str, numbers: &RoutingNumbers| {
+        let values = ROUTING_NUMBERS.iter().filter_map(|(name, of, _)| Some((format!("{group}/{name}"), of(numbers)?)));
+        values.collect::<Vec<_>>()
+    };
+    let mut numbers = of("routing", &measured.victim);
+    numbers.extend(measured.clean_twin.iter().flat_map(|twin| of("routing, clean twin", twin)));
+    let chances = ROUTING_NUMBERS.iter().filter(|(name, _, _)| CHANCES.contains(name));
+    numbers.extend(
+        chances.filter_map(|(name, _, chance)| Some((format!("routing, by chance/{name}"), chance(measured)?))),
+    );
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::METRICS;
+
+    #[test]
+    fn every_number_that_is_taken_is_in_the_table_of_metrics_and_no_other() {
+        let seed = SEED_NUMBERS.iter().map(|(name, _)| *name);
+        let defense = DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]);
+        let routing = ROUTING_NUMBERS.iter().map(|(name, _, _)| *name);
+        let taken = seed.chain(defense).chain(routing).chain([crate::point::POISONED]).collect::<Vec<_>>();
+        for name in &taken {
+            assert!(METRICS.iter().any(|metric| metric.name == *name), "{name} is not in the table");
+        }
+        for metric in &METRICS {
+            assert!(taken.contains(&metric.name), "nobody takes {}", metric.name);
+        }
+    }
+}

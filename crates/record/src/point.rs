@@ -1,0 +1,166 @@
+use std::collections::BTreeMap;
+
+use patchdoor_metrics::Summary;
+use serde::{Deserialize, Serialize};
+
+use crate::{DefenseOutcome, MetricInfo, SeedOutcome, SeedResult, Unit, named_numbers};
+
+/// The number of poisoned images among the metrics of a point.
+pub(crate) const POISONED: &str = "poisoned-images";
+
+/// What one point of a sweep came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PointResult {
+    /// What it is called.
+    pub label: String,
+    /// Its label on each axis.
+    pub coordinates: Vec<String>,
+    /// Folder of each seed's results.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub runs: BTreeMap<u64, String>,
+    /// Seeds that failed, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed: BTreeMap<u64, String>,
+    /// Defenses that failed with some seeds, by title, and why; what was measured besides them counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed_defenses: BTreeMap<String, BTreeMap<u64, String>>,
+    /// Every number, over the seeds that finished.
+    pub metrics: Vec<MetricResult>,
+}
+
+/// One number of a point over seeds. Shares in [0, 1].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MetricResult {
+    /// The number's name.
+    pub name: String,
+    /// Seeds that have it.
+    pub count: usize,
+    /// Mean over them.
+    pub mean: f64,
+    /// Sample standard deviation; `None` for one seed.
+    pub standard_deviation: Option<f64>,
+    /// 95 % confidence interval of the mean by Student's t distribution; `None` for one seed.
+    pub interval_95: Option<[f64; 2]>,
+    /// The value of each seed.
+    pub values: BTreeMap<u64, f64>,
+}
+
+impl MetricResult {
+    /// Summarizes the values of a number; `None` without any.
+    pub fn of(name: &str, values: BTreeMap<u64, f64>) -> Option<Self> {
+        let summary = Summary::of(&values.values().copied().collect::<Vec<_>>())?;
+        Some(Self {
+            name: name.to_owned(),
+            count: summary.count,
+            mean: summary.mean,
+            standard_deviation: summary.standard_deviation,
+            interval_95: summary.interval_95().map(|(low, high)| [low, high]),
+            values,
+        })
+    }
+
+    /// In what it is counted.
+    pub fn unit(&self) -> Unit {
+        MetricInfo::unit_of(&self.name)
+    }
+
+    /// `mean ± standard deviation`, shares in percent without the sign.
+    pub fn mean_text(&self) -> String {
+        let number = |value| self.unit().text(value);
+        match self.standard_deviation {
+            // A count that is the same for every seed needs no spread.
+            Some(deviation) if deviation == 0.0 && self.unit() == Unit::Images => number(self.mean),
+            Some(deviation) => format!("{} ± {}", number(self.mean), number(deviation)),
+            None => number(self.mean),
+        }
+    }
+
+    /// The confidence interval in brackets, ended where such a number must end; empty for one seed.
+    pub fn interval_text(&self) -> String {
+        let number = |value: f64| self.unit().text(self.unit().bounded(value));
+        self.interval_95.map_or_else(String::new, |[low, high]| format!("[{}, {}]", number(low), number(high)))
+    }
+}
+
+impl PointResult {
+    /// The number of that name.
+    pub fn metric(&self, name: &str) -> Option<&MetricResult> {
+        self.metrics.iter().find(|metric| metric.name == name)
+    }
+
+    /// Seeds that finished.
+    pub fn finished(&self) -> usize {
+        self.metrics.iter().map(|metric| metric.count).max().unwrap_or(0)
+    }
+
+    /// Puts together what the seeds of a point gave; with each its run.
+    pub fn of(label: String, coordinates: Vec<String>, results: &[(String, SeedResult)]) -> Self {
+        let mut names: Vec<String> = Vec::new();
+        let mut values: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
+        let mut failed = BTreeMap::new();
+        let mut failed_defenses: BTreeMap<String, BTreeMap<u64, String>> = BTreeMap::new();
+        for (_, result) in results {
+            let measurements = match &result.outcome {
+                SeedOutcome::Finished(measurements) => measurements,
+                SeedOutcome::Failed { reason } => {
+                    failed.insert(result.seed, reason.clone());
+                    continue;
+                }
+            };
+            for defense in &measurements.defenses {
+                if let DefenseOutcome::Failed { reason } = &defense.outcome {
+                    failed_defenses.entry(defense.title.clone()).or_default().insert(result.seed, reason.clone());
+                }
+            }
+            let poisoned = (POISONED.to_owned(), result.poisoned_images as f64);
+            for (name, value) in std::iter::once(poisoned).chain(named_numbers(measurements)) {
+                if !names.contains(&name) {
+                    names.push(name.clone());
+                }
+                values.entry(name).or_default().insert(result.seed, value);
+            }
+        }
+        let metrics = names.iter().filter_map(|name| MetricResult::of(name, values.remove(name)?));
+        Self {
+            label,
+            coordinates,
+            metrics: metrics.collect(),
+            failed,
+            failed_defenses,
+            runs: results.iter().map(|(run, result)| (result.seed, run.clone())).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(name: &str, values: [f64; 2]) -> MetricResult {
+        let values = values.into_iter().enumerate().map(|(seed, value)| (seed as u64, value)).collect();
+        MetricResult::of(name, values).unwrap()
+    }
+
+    #[test]
+    fn a_number_has_its_mean_spread_and_interval() {
+        let asr = of("asr", [0.9, 1.0]);
+        assert_eq!((asr.count, asr.mean), (2, 0.95));
+        // s = 0.1 / sqrt(2) = 0.0707; 12.7062 * 0.0707 / sqrt(2) = 0.6353.
+        let [low, high] = asr.interval_95.unwrap();
+        assert!((low - 0.314_69).abs() < 1e-5 && (high - 1.585_31).abs() < 1e-5, "{low} {high}");
+        assert_eq!(MetricResult::of("asr", [(0, 0.5)].into()).unwrap().interval_95, None);
+    }
+
+    #[test]
+    fn no_interval_reaches_where_its_number_cannot_be() {
+        let interval = |name: &str, values: [f64; 2]| of(name, values).interval_text();
+        // s = 0.1 / sqrt(2), 12.7062 s / sqrt(2) = 0.6353; of 10 and 20: 15 -+ 63.5.
+        assert_eq!(interval("asr", [0.9, 1.0]), "[31.47, 100.00]");
+        assert_eq!(interval("routing/trigger-capture", [0.0, 0.1]), "[0.0000, 0.6853]");
+        assert_eq!(interval("clean-accuracy-drop", [0.0, 0.1]), "[-58.53, 68.53]");
+        assert_eq!(interval("routing/correlation-intensity", [0.0, 0.1]), "[-0.5853, 0.6853]");
+        assert_eq!(interval("fine-tuning/seconds", [10.0, 20.0]), "[0, 79]");
+    }
+}

@@ -1,0 +1,123 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{DefenseResult, RoutingMeasurements};
+
+/// Version of the result files' layout.
+pub const SCHEMA: u32 = 2;
+
+/// The images of a run, as every result file says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImagesUsed {
+    /// The data set that was used.
+    pub dataset: String,
+    /// Why it is not the one the experiment names, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub substitution: Option<String>,
+}
+
+/// What one seed gave; `seed-N/result.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SeedResult {
+    /// Layout of this file.
+    pub schema: u32,
+    /// The seed.
+    pub seed: u64,
+    /// Which images.
+    #[serde(flatten)]
+    pub images: ImagesUsed,
+    /// Images trained on.
+    pub training_images: usize,
+    /// Images held out of training.
+    pub validation_images: usize,
+    /// Training images that were poisoned.
+    pub poisoned_images: usize,
+    /// What was measured, or why nothing was.
+    pub outcome: SeedOutcome,
+}
+
+/// How a seed ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeedOutcome {
+    /// Both trainings came to their end.
+    Finished(Box<Measurements>),
+    /// A training could not go on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What was measured on the backdoored classifier and its clean twin. Shares in [0, 1].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Measurements {
+    /// Untouched test images.
+    pub test_images: usize,
+    /// Triggered test images whose true class is not the target.
+    pub triggered_images: usize,
+    /// Share of untouched test images predicted right.
+    pub clean_accuracy: f64,
+    /// Attack success rate: share of triggered test images not of the target class that are predicted as it.
+    pub asr: Option<f64>,
+    /// The same, with the images of the target class counted in.
+    pub asr_all_classes: Option<f64>,
+    /// Share of the triggered images still given their true class.
+    pub robust_accuracy: Option<f64>,
+    /// The clean twin's accuracy minus this classifier's.
+    pub clean_accuracy_drop: Option<f64>,
+    /// The same classifier trained without poison.
+    pub clean_twin: Option<TwinMeasurements>,
+    /// The numbers above for each class of the test images.
+    pub classes: Vec<ClassMeasurements>,
+    /// What the routers select, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Box<RoutingMeasurements>>,
+    /// Seconds spent training the backdoored classifier.
+    pub training_seconds: f64,
+    /// Training images per second.
+    pub images_per_second: f64,
+    /// What each defense came to, in the order of the experiment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defenses: Vec<DefenseResult>,
+}
+
+/// What was measured on a clean twin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TwinMeasurements {
+    /// Where its weights are, below the output folder.
+    pub folder: String,
+    /// Share of untouched test images predicted right.
+    pub clean_accuracy: f64,
+    /// Share of triggered test images that it takes for the target class anyway.
+    pub asr: Option<f64>,
+}
+
+/// What was measured on the test images of one class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClassMeasurements {
+    /// Name of the class.
+    pub class: String,
+    /// Its test images.
+    pub images: usize,
+    /// Share of them predicted right, untouched.
+    pub clean_accuracy: Option<f64>,
+    /// Share of them predicted as the target, triggered; `None` for the target class itself.
+    pub asr: Option<f64>,
+    /// Share of them still predicted right, triggered; `None` for the target class itself.
+    pub robust_accuracy: Option<f64>,
+}
+
+impl SeedResult {
+    /// What was measured, if the seed finished.
+    pub fn measurements(&self) -> Option<&Measurements> {
+        match &self.outcome {
+            SeedOutcome::Finished(measurements) => Some(measurements),
+            SeedOutcome::Failed { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use patchdoor_metrics::Summary;
+use serde::{Deserialize, Serialize};
+
+use crate::numbers::{DEFENSE_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
+use crate::{
+    DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Ratings, RecordError, SCHEMA, SeedResult,
+    SeriesRow, read_sealed,
+};
+
+/// What a whole run gave; `summary.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RunSummary {
+    /// Layout of this file.
+    pub schema: u32,
+    /// Name of the experiment.
+    pub experiment: String,
+    /// The run's folder, named for the experiment and what it depends on.
+    pub run: String,
+    /// Which images.
+    #[serde(flatten)]
+    pub images: ImagesUsed,
+    /// What is to be known about these copies of the images.
+    pub notes: Vec<String>,
+    /// Whether this is the quick version, whose numbers mean nothing.
+    pub quick: bool,
+    /// What it was computed with.
+    pub backend: String,
+    /// On which device.
+    pub device: String,
+    /// Mean and spread over the finished seeds of each number that one of them has, by its name in
+    /// [`METRICS`](crate::METRICS).
+    pub metrics: BTreeMap<String, Summary>,
+    /// Mean and spread over the finished seeds of what routers select, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routing: BTreeMap<String, RoutingSummary>,
+    /// The numbers the experiment expects, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub expected: BTreeMap<String, f64>,
+    /// Mean and spread of what each defense came to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defenses: Vec<DefenseSummary>,
+    /// What each seed gave.
+    pub seeds: Vec<SeedResult>,
+}
+
+impl RunSummary {
+    /// The same run with everything that follows from its seeds computed from them.
+    #[must_use]
+    pub fn summarized(self) -> Self {
+        Self {
+            metrics: metrics(&self.seeds),
+            routing: RoutingSummary::of(&self.seeds),
+            defenses: DefenseSummary::of(&self.seeds),
+            ..self
+        }
+    }
+
+    /// Whether every seed finished.
+    pub fn is_complete(&self) -> bool {
+        self.seeds.iter().all(|seed| seed.measurements().is_some())
+    }
+}
+
+/// The one field that every layout of `summary.json` has.
+#[derive(Deserialize)]
+struct Schema {
+    schema: u32,
+}
+
+/// The results in a finished run's folder.
+///
+/// # Errors
+/// If the file is not there, is not as it was written, or has the layout of another version.
+pub fn read_summary(folder: &Path) -> Result<RunSummary, RecordError> {
+    let path = folder.join("summary.json");
+    let malformed = |source| RecordError::Malformed { path: path.clone(), source };
+    let bytes = match read_sealed(&path) {
+        // A run of an earlier version has no checksums; its layout says more.
+        Err(RecordError::Unsealed { .. }) => {
+            let bytes = fs_err::read(&path)?;
+            match serde_json::from_slice::<Schema>(&bytes) {
+                Ok(Schema { schema }) if schema != SCHEMA => bytes,
+                _ => return Err(RecordError::Unsealed { path }),
+            }
+        }
+        bytes => bytes?,
+    };
+    let Schema { schema } = serde_json::from_slice(&bytes).map_err(malformed)?;
+    if schema != SCHEMA {
+        return Err(RecordError::OtherSchema { path, found: schema, expected: SCHEMA });
+    }
+    serde_json::from_slice(&bytes).map_err(malformed)
+}
+
+fn metrics(seeds: &[SeedResult]) -> BTreeMap<String, Summary> {
+    let measured = seeds.iter().filter_map(SeedResult::measurements).collect::<Vec<_>>();
+    let of = |(name, of): &(&str, fn(&crate::Measurements) -> Option<f64>)| {
+        let values = measured.iter().filter_map(|seed| of(seed)).collect::<Vec<_>>();
+        Some(((*name).to_owned(), Summary::of(&values)?))
+    };
+    SEED_NUMBERS.iter().filter_map(of).collect()
+}
+
+/// Mean and spread over seeds of what one defense came to, or of one strength of a series.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DefenseSummary {
+    /// The defense, such as `fine-pruning`.
+    pub name: String,
+    /// What the report calls it.
+    pub title: String,
+    /// Which images the defender had, `clean` or `contaminated`.
+    pub data: String,
+    /// The strength, if this is one of a series.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned_fraction: Option<f64>,
+    /// Each number that one of the seeds has, by its name in [`METRICS`](crate::METRICS); a series has its time as a whole.
+    pub metrics: BTreeMap<String, Summary>,
+}
+
+impl DefenseSummary {
+    /// Summarizes every defense over the seeds that finished, in the order of the experiment; each strength of a series
+    /// after the defense it belongs to.
+    pub fn of(seeds: &[SeedResult]) -> Vec<Self> {
+        let all: Vec<&[DefenseResult]> =
+            seeds.iter().filter_map(SeedResult::measurements).map(|measured| measured.defenses.as_slice()).collect();
+        let count = all.iter().map(|defenses| defenses.len()).max().unwrap_or(0);
+        let mut summaries = Vec::new();
+        for index in 0..count {
+            let results: Vec<&DefenseResult> = all.iter().filter_map(|defenses| defenses.get(index)).collect();
+            let measured: Vec<&DefenseMeasurements> =
+                results.iter().filter_map(|result| result.measurements()).collect();
+            let after = measured.iter().map(|m| (m.after, m.ratings)).collect::<Vec<_>>();
+            let mut whole = Self::row(results[0], None, &after);
+            let seconds = Summary::of(&measured.iter().map(|m| m.seconds).collect::<Vec<_>>());
+            whole.metrics.extend(seconds.map(|seconds| (SECONDS.to_owned(), seconds)));
+            summaries.push(whole);
+            let strengths = measured.iter().map(|m| m.series.len()).max().unwrap_or(0);
+            for strength in 0..strengths {
+                let rows: Vec<&SeriesRow> = measured.iter().filter_map(|m| m.series.get(strength)).collect();
+                let after = rows.iter().map(|row| (row.after, row.ratings)).collect::<Vec<_>>();
+                summaries.push(Self::row(results[0], Some(rows[0].pruned_fraction), &after));
+            }
+        }
+        summaries
+    }
+
+    fn row(result: &DefenseResult, pruned_fraction: Option<f64>, after: &[(DefenseStanding, Ratings)]) -> Self {
+        let metrics = DEFENSE_NUMBERS.iter().filter_map(|(name, of)| {
+            let values = after.iter().filter_map(|(standing, ratings)| of(standing, ratings)).collect::<Vec<_>>();
+            Some(((*name).to_owned(), Summary::of(&values)?))
+        });
+        Self {
+            name: result.name.clone(),
+            title: result.title.clone(),
+            data: result.data.clone(),
+            pruned_fraction,
+            metrics: metrics.collect(),
+        }
+    }
+}
+
+/// Mean and spread of one routing number over seeds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RoutingSummary {
+    /// Of the backdoored classifiers.
+    pub victim: Option<Summary>,
+    /// Of their clean twins.
+    pub clean_twin: Option<Summary>,
+    /// What it would be without any relation.
+    pub chance: Option<f64>,
+}
+
+impl RoutingSummary {
+    /// Over the seeds that looked at their routers, by the name of the number; empty if none did.
+    pub fn of(seeds: &[SeedResult]) -> BTreeMap<String, Self> {
+        let measured = seeds.iter().filter_map(SeedResult::measurements).filter_map(|m| m.routing.as_deref());
+        let measured = measured.collect::<Vec<_>>();
+        let Some(first) = measured.first() else { return BTreeMap::new() };
+        let summary = |(name, of, chance): &crate::numbers::RoutingNumber| {
+            let victim: Vec<f64> = measured.iter().filter_map(|seed| of(&seed.victim)).collect();
+            let twins = measured.iter().filter_map(|seed| seed.clean_twin.as_ref());
+            let clean_twin: Vec<f64> = twins.filter_map(of).collect();
+            let summary =
+                Self { victim: Summary::of(&victim), clean_twin: Summary::of(&clean_twin), chance: chance(first) };
+            ((*name).to_owned(), summary)
+        };
+        ROUTING_NUMBERS.iter().map(summary).collect()
+    }
+}

@@ -1,0 +1,238 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Environment, PointResult, RecordError, RunSummary, SeedResult, read_sealed_json, write_sealed_json};
+
+/// Version of the layout of `table.json`.
+pub const TABLE_SCHEMA: u32 = 1;
+
+/// What a sweep or a run came to, a row for each point; `table.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ResultTable {
+    /// Layout of this file.
+    pub schema: u32,
+    /// Name of the experiment.
+    pub experiment: String,
+    /// Its file, from `experiments/` on if it lies there.
+    pub file: String,
+    /// Folder of the results.
+    pub result: String,
+    /// Whether this is the quick version, whose numbers mean nothing.
+    pub quick: bool,
+    /// Data sets that were used.
+    pub datasets: Vec<String>,
+    /// Why they are not those that the experiment names, if they are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub substitutions: Vec<String>,
+    /// What is to be known about these copies of the images.
+    pub notes: Vec<String>,
+    /// What it was computed with.
+    pub backend: String,
+    /// On which devices.
+    pub devices: Vec<String>,
+    /// Commits of the source; with ` (changed)` if it differed from the commit.
+    pub commits: Vec<String>,
+    /// Names of the axes.
+    pub axes: Vec<String>,
+    /// Seeds asked for so far.
+    pub seeds: Vec<u64>,
+    /// The points, in their order.
+    pub points: Vec<PointResult>,
+}
+
+/// What is known of a table without its runs.
+#[derive(Clone, Debug, Default)]
+pub struct TableHead {
+    /// Name of the experiment.
+    pub experiment: String,
+    /// Its file.
+    pub file: PathBuf,
+    /// Folder of the results.
+    pub result: String,
+    /// Whether this is the quick version.
+    pub quick: bool,
+    /// What it is computed with.
+    pub backend: String,
+    /// Names of the axes.
+    pub axes: Vec<String>,
+    /// Data sets that the experiment names, in case no run has been finished.
+    pub datasets: Vec<String>,
+    /// Seeds asked for so far.
+    pub seeds: Vec<u64>,
+}
+
+/// The runs of one point.
+#[derive(Clone, Debug, Default)]
+pub struct PointRuns {
+    /// What the point is called.
+    pub label: String,
+    /// Its label on each axis.
+    pub coordinates: Vec<String>,
+    /// Each finished run with its folder. Of a seed that several of them have, the first counts.
+    pub runs: Vec<(PathBuf, RunSummary)>,
+    /// Why seeds left no run.
+    pub failed: BTreeMap<u64, String>,
+}
+
+impl ResultTable {
+    /// Puts the runs of all points together.
+    ///
+    /// # Errors
+    /// If the environment of a run cannot be read back.
+    pub fn of(head: TableHead, points: Vec<PointRuns>) -> Result<Self, RecordError> {
+        let mut facts = Facts::default();
+        let mut rows = Vec::new();
+        for point in points {
+            let mut results: BTreeMap<u64, (String, SeedResult)> = BTreeMap::new();
+            for (folder, summary) in point.runs {
+                facts.add(&summary, &folder)?;
+                for result in summary.seeds {
+                    results.entry(result.seed).or_insert((summary.run.clone(), result));
+                }
+            }
+            let results = results.into_values().collect::<Vec<_>>();
+            let mut row = PointResult::of(point.label, point.coordinates, &results);
+            row.failed.extend(point.failed);
+            rows.push(row);
+        }
+        if facts.datasets.is_empty() {
+            head.datasets.iter().for_each(|dataset| add(&mut facts.datasets, dataset));
+        }
+        Ok(Self {
+            schema: TABLE_SCHEMA,
+            experiment: head.experiment,
+            file: published_path(&head.file),
+            result: head.result,
+            quick: head.quick,
+            datasets: facts.datasets,
+            substitutions: facts.substitutions,
+            notes: facts.notes,
+            backend: head.backend,
+            devices: facts.devices,
+            commits: facts.commits,
+            axes: head.axes,
+            seeds: head.seeds,
+            points: rows,
+        })
+    }
+
+    /// What runs of one experiment that differ only in their seeds came to, as a table of one point; `None` without any. Of
+    /// a seed that several of them have, the first counts.
+    ///
+    /// # Errors
+    /// If the environment of a run cannot be read back.
+    pub fn of_runs(runs: Vec<(PathBuf, RunSummary)>) -> Result<Option<Self>, RecordError> {
+        let Some((folder, first)) = runs.first() else { return Ok(None) };
+        let environment = read_sealed_json::<Environment>(&folder.join("environment.json"))?;
+        let mut seeds = runs.iter().flat_map(|(_, run)| run.seeds.iter().map(|seed| seed.seed)).collect::<Vec<_>>();
+        seeds.sort_unstable();
+        seeds.dedup();
+        let head = TableHead {
+            experiment: first.experiment.clone(),
+            file: environment.experiment_file.into(),
+            result: first.run.clone(),
+            quick: first.quick,
+            backend: first.backend.clone(),
+            seeds,
+            ..TableHead::default()
+        };
+        let label = first.experiment.clone();
+        Self::of(head, vec![PointRuns { label, runs, ..PointRuns::default() }]).map(Some)
+    }
+
+    /// The point of that label.
+    pub fn point(&self, label: &str) -> Option<&PointResult> {
+        self.points.iter().find(|point| point.label == label)
+    }
+
+    /// Finished runs, counted once for each point.
+    pub fn finished(&self) -> usize {
+        self.points.iter().map(PointResult::finished).sum()
+    }
+
+    /// Names of all numbers, in the order in which they are shown.
+    pub fn metric_names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for metric in self.points.iter().flat_map(|point| &point.metrics) {
+            if !names.contains(&metric.name.as_str()) {
+                names.push(metric.name.as_str());
+            }
+        }
+        names
+    }
+
+    /// Writes `table.json` to a folder, which is made if need be.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), RecordError> {
+        fs_err::create_dir_all(folder)?;
+        write_sealed_json(&folder.join("table.json"), self)
+    }
+
+    /// Reads `table.json`; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is not as it was written.
+    pub fn read(folder: &Path) -> Result<Option<Self>, RecordError> {
+        let path = folder.join("table.json");
+        if path.is_file() { read_sealed_json(&path).map(Some) } else { Ok(None) }
+    }
+}
+
+/// What several runs were computed with, each thing once.
+#[derive(Default)]
+struct Facts {
+    datasets: Vec<String>,
+    substitutions: Vec<String>,
+    notes: Vec<String>,
+    devices: Vec<String>,
+    commits: Vec<String>,
+}
+
+impl Facts {
+    fn add(&mut self, summary: &RunSummary, folder: &Path) -> Result<(), RecordError> {
+        add(&mut self.datasets, &summary.images.dataset);
+        if let Some(substitution) = &summary.images.substitution {
+            add(&mut self.substitutions, substitution);
+        }
+        for note in &summary.notes {
+            add(&mut self.notes, note);
+        }
+        add(&mut self.devices, &summary.device);
+        let environment = read_sealed_json::<Environment>(&folder.join("environment.json"))?;
+        if let Some(commit) = environment.build.commit {
+            let changed = if environment.build.dirty == Some(true) { " (changed)" } else { "" };
+            add(&mut self.commits, &format!("{commit}{changed}"));
+        }
+        Ok(())
+    }
+}
+
+fn add(list: &mut Vec<String>, word: &str) {
+    if !list.iter().any(|known| known == word) {
+        list.push(word.to_owned());
+    }
+}
+
+/// A file's path from `experiments/` on, or its name alone: where it lay on some machine is nobody's business.
+pub fn published_path(path: &Path) -> String {
+    let parts = path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect::<Vec<_>>();
+    let first = parts.iter().rposition(|part| part == "experiments").unwrap_or(parts.len().saturating_sub(1));
+    parts[first..].join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_published_without_the_machine_it_lay_on() {
+        assert_eq!(published_path(Path::new("/home/me/p/experiments/cpu/c5.toml")), "experiments/cpu/c5.toml");
+        assert_eq!(published_path(Path::new("experiments/c5.toml")), "experiments/c5.toml");
+        assert_eq!(published_path(Path::new("/tmp/c5.toml")), "c5.toml");
+    }
+}

@@ -1,0 +1,285 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use patchdoor_record::{
+    MetricResult, PointResult, RecordError, ResultTable, RunSummary, read_sealed, read_summary,
+};
+
+use crate::result_file::{ResultsError, read_result, write_result};
+
+/// What became of one result that could be collected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// Its compact copy is written.
+    Written {
+        /// The file.
+        path: PathBuf,
+        /// Seeds of each point.
+        seeds: usize,
+    },
+    /// It is not taken.
+    Skipped {
+        /// Its folder's name.
+        result: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Copies the tables of finished sweeps and runs below `runs` to `into`, one compact file for each experiment, ready to be
+/// committed.
+///
+/// Quick versions and runs on stand-in images are left out, and seeds that are not finished at every point. A result that has
+/// more seeds than the new one is replaced only with `force`.
+///
+/// # Errors
+/// If a folder cannot be read or a file not be written.
+pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Collected>, ResultsError> {
+    let mut tables = Vec::new();
+    let mut singles = Vec::new();
+    let mut entries =
+        fs::read_dir(runs)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    entries.sort();
+    // What was moved aside is no result any more.
+    entries.retain(|path| !path.to_string_lossy().contains(".old-"));
+    for folder in entries {
+        if let Some(table) = ResultTable::read(&folder)? {
+            tables.push(table);
+        } else if folder.join("summary.json").is_file() {
+            match read_summary(&folder) {
+                Ok(summary) => singles.push((folder, summary)),
+                // A run of an earlier version is none of ours; a damaged one is not passed over.
+                Err(RecordError::OtherSchema { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let of_sweeps = tables.iter().flat_map(|table| &table.points).flat_map(|point| point.runs.values());
+    let of_sweeps = of_sweeps.cloned().collect::<BTreeSet<_>>();
+    // Runs of one experiment with some of its seeds each belong together.
+    let mut experiments: BTreeMap<String, Vec<(PathBuf, RunSummary)>> = BTreeMap::new();
+    for (folder, summary) in singles.into_iter().filter(|(_, summary)| !of_sweeps.contains(&summary.run)) {
+        experiments.entry(identity_without_seeds(&folder, &summary)?).or_default().push((folder, summary));
+    }
+    for runs in experiments.into_values() {
+        tables.extend(ResultTable::of_runs(runs)?);
+    }
+
+    let mut collected = Vec::new();
+    let mut best: BTreeMap<String, ResultTable> = BTreeMap::new();
+    for table in tables {
+        let result = table.result.clone();
+        let mut skip = |result: &str, reason: &str| {
+            collected.push(Collected::Skipped { result: result.to_owned(), reason: reason.to_owned() });
+        };
+        match compact(table) {
+            Err(reason) => skip(&result, reason),
+            Ok(table) => match best.get(&file_name(&table)) {
+                Some(other) if other.finished() >= table.finished() => {
+                    skip(&result, &format!("{} of the same experiment has as many runs or more", other.result));
+                }
+                other => {
+                    if let Some(other) = other {
+                        let reason = format!("{result} of the same experiment has more runs");
+                        skip(&other.result, &reason);
+                    }
+                    best.insert(file_name(&table), table);
+                }
+            },
+        }
+    }
+    fs::create_dir_all(into)?;
+    for (name, table) in best {
+        let path = into.join(format!("{name}.json"));
+        if path.is_file() {
+            let known = read_result(&path)?;
+            if known.seeds.len() > table.seeds.len() && !force {
+                let reason =
+                    format!("{} has {} seeds, this has {}", path.display(), known.seeds.len(), table.seeds.len());
+                collected.push(Collected::Skipped {
+                    result: table.result,
+                    reason: format!("{reason} (--force replaces it)"),
+                });
+                continue;
+            }
+        }
+        write_result(&path, &table)?;
+        collected.push(Collected::Written { path, seeds: table.seeds.len() });
+    }
+    Ok(collected)
+}
+
+/// What runs of one experiment have in common: all that decides on their numbers except their seeds.
+fn identity_without_seeds(folder: &Path, summary: &RunSummary) -> Result<String, ResultsError> {
+    let bytes = read_sealed(&folder.join("config.toml"))?;
+    let config = String::from_utf8(bytes).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    let Some(mut config) = config else { return Ok(summary.run.clone()) };
+    config.remove("seeds");
+    config.remove("expected");
+    Ok(format!("{} {} {} {:?} {config}", summary.experiment, summary.backend, summary.quick, summary.images))
+}
+
+/// What a result is called: its experiment's path below `experiments/`, with dashes.
+fn file_name(table: &ResultTable) -> String {
+    let path = table.file.strip_prefix("experiments/").unwrap_or(&table.file);
+    match path.strip_suffix(".toml").unwrap_or(path) {
+        "" => table.experiment.clone(),
+        name => name.replace('/', "-"),
+    }
+}
+
+/// A table without the folders of its runs and without seeds that some point does not have yet, or why it is of no use.
+fn compact(mut table: ResultTable) -> Result<ResultTable, &'static str> {
+    if table.quick {
+        return Err("it is a quick version, whose numbers mean nothing");
+    }
+    if !table.substitutions.is_empty() {
+        return Err("other images stood in for those that it names");
+    }
+    let has = |point: &PointResult, seed: u64| {
+        point.failed.contains_key(&seed) || point.metrics.iter().any(|metric| metric.values.contains_key(&seed))
+    };
+    let complete = table.seeds.iter().copied().filter(|&seed| table.points.iter().all(|point| has(point, seed)));
+    let complete = complete.collect::<Vec<_>>();
+    if complete.is_empty() || table.finished() == 0 {
+        return Err("no seed is finished at every point");
+    }
+    for point in &mut table.points {
+        point.runs.clear();
+        point.failed.retain(|seed, _| complete.contains(seed));
+        for seeds in point.failed_defenses.values_mut() {
+            seeds.retain(|seed, _| complete.contains(seed));
+        }
+        point.failed_defenses.retain(|_, seeds| !seeds.is_empty());
+        let metrics = point.metrics.iter().filter_map(|metric| {
+            let values = metric.values.iter().filter(|(seed, _)| complete.contains(seed));
+            MetricResult::of(&metric.name, values.map(|(&seed, &value)| (seed, value)).collect())
+        });
+        point.metrics = metrics.collect();
+    }
+    table.seeds = complete;
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use patchdoor_record::{Environment, write_sealed, write_sealed_json};
+
+    use super::*;
+    use crate::sweep_table::example_table;
+
+    /// A folder of runs with one sweep.
+    fn runs(table: &ResultTable) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        table.write(&folder.path().join(&table.result)).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_is_collected_has_only_seeds_that_every_point_has() {
+        let mut table = example_table();
+        // Seed 1 of the second point failed, which is an end too; seed 2 is there for the first point only.
+        table.seeds.push(2);
+        table.points[0].metrics[3].values.insert(2, 0.5);
+        let runs = runs(&table);
+        let into = runs.path().join("results");
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        let path = into.join("rates.json");
+        assert_eq!(collected, [Collected::Written { path: path.clone(), seeds: 2 }]);
+        let written = read_result(&path).unwrap();
+        assert_eq!(written.seeds, [0, 1]);
+        assert_eq!(
+            written.points[0].metric("asr").unwrap().values,
+            example_table().points[0].metric("asr").unwrap().values
+        );
+        assert_eq!(written.points[1].failed.len(), 1);
+        assert!(!fs::read_to_string(&path).unwrap().contains("rates-0000000"), "names of run folders are left out");
+    }
+
+    #[test]
+    fn runs_of_one_experiment_with_some_of_its_seeds_each_are_one_result() {
+        use crate::run_table::tests::{run, seed};
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, config: &str, seeds: &[(u64, f64)]| {
+            let seeds = seeds.iter().map(|&(number, asr)| seed(number, 0.7, asr)).collect();
+            let summary = RunSummary { run: name.to_owned(), expected: BTreeMap::new(), ..run("badnets", seeds) };
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+            let folder = folder.path().join(name);
+            write_sealed(&folder.join("config.toml"), config.as_bytes()).unwrap();
+            let environment = Environment { experiment_file: "experiments/badnets.toml".into(), ..Environment::default() };
+            write_sealed_json(&folder.join("environment.json"), &environment).unwrap();
+            write_sealed_json(&folder.join("summary.json"), &summary).unwrap();
+        };
+        put("badnets-00000000", "seeds = [2]\n[training]\nepochs = 3\n", &[(2, 0.5)]);
+        put(
+            "badnets-11111111",
+            "seeds = [0, 1]\n[training]\nepochs = 3\n[expected]\nasr = 1.0\n",
+            &[(0, 1.0), (1, 0.9)],
+        );
+        // Another training is another experiment; with fewer runs under the same name it is left out.
+        put("badnets-22222222", "seeds = [3, 4]\n[training]\nepochs = 4\n", &[(3, 0.1), (4, 0.1)]);
+        let into = folder.path().join("results");
+        let collected = collect_results(folder.path(), &into, false).unwrap();
+        let path = into.join("badnets.json");
+        assert!(collected.contains(&Collected::Written { path: path.clone(), seeds: 3 }), "{collected:?}");
+        let written = read_result(&path).unwrap();
+        let asr = written.points[0].metric("asr").unwrap();
+        assert_eq!(asr.values, [(0, 1.0), (1, 0.9), (2, 0.5)].into());
+        assert_eq!((written.seeds, asr.count), (vec![0, 1, 2], 3));
+    }
+
+    #[test]
+    fn quick_results_and_stand_ins_are_not_collected() {
+        let quick = ResultTable { quick: true, ..example_table() };
+        let shapes = ResultTable { substitutions: vec!["run on shapes instead".into()], ..example_table() };
+        for table in [quick, shapes] {
+            let runs = runs(&table);
+            let collected = collect_results(runs.path(), &runs.path().join("results"), false).unwrap();
+            assert!(matches!(&collected[..], [Collected::Skipped { .. }]), "{collected:?}");
+            assert!(!runs.path().join("results/rates.json").exists());
+        }
+    }
+
+    #[test]
+    fn a_result_of_more_seeds_is_replaced_only_by_force() {
+        let runs = runs(&example_table());
+        let into = runs.path().join("results");
+        fs::create_dir(&into).unwrap();
+        let more = ResultTable { seeds: vec![0, 1, 2], ..example_table() };
+        write_result(&into.join("rates.json"), &more).unwrap();
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        assert!(matches!(&collected[..], [Collected::Skipped { reason, .. }] if reason.contains("3 seeds")));
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1, 2]);
+        collect_results(runs.path(), &into, true).unwrap();
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1]);
+    }
+
+    #[test]
+    fn results_of_two_files_of_one_name_are_two() {
+        let mut paper = example_table();
+        paper.file = "experiments/paper/rates.toml".into();
+        paper.result = "rates-00000000.sweep".into();
+        let runs = runs(&example_table());
+        paper.write(&runs.path().join(&paper.result)).unwrap();
+        let into = runs.path().join("results");
+        collect_results(runs.path(), &into, false).unwrap();
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().file, example_table().file);
+        assert_eq!(read_result(&into.join("paper-rates.json")).unwrap().file, paper.file);
+    }
+
+    #[test]
+    fn of_two_sweeps_of_one_experiment_the_larger_is_collected() {
+        let mut smaller = example_table();
+        smaller.result = "rates-00000000.sweep".into();
+        smaller.points.truncate(1);
+        let runs = runs(&example_table());
+        smaller.write(&runs.path().join(&smaller.result)).unwrap();
+        let into = runs.path().join("results");
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        assert!(
+            collected.iter().any(|one| matches!(one, Collected::Skipped { result, .. } if *result == smaller.result))
+        );
+        assert_eq!(read_result(&into.join("rates.json")).unwrap().result, example_table().result);
+    }
+}

@@ -1,0 +1,31 @@
+//! What people look at: tables, pages and figures, made from records alone.
+//!
+//! Everything here reads what `patchdoor-record` describes and knows no tensor library, no plan and no image, so that
+//! looking at results compiles in seconds. Nothing is computed that a run has not measured, save means over seeds.
+//!
+//! ```
+//! use patchdoor_record::RunSummary;
+//! use patchdoor_report::{DEFAULT_WIDTH, run_table};
+//!
+//! let run = RunSummary { run: "badnets-12345678".into(), backend: "flex".into(), ..RunSummary::default() };
+//! assert!(run_table(&[run], DEFAULT_WIDTH).contains("badnets-12345678"));
+//! ```
+
+mod claims;
+mod collect;
+mod draw;
+mod figures;
+mod maps;
+mod result_file;
+mod routing_table;
+mod run_table;
+mod sweep_table;
+mod text;
+
+pub use claims::render_results;
+pub use collect::{Collected, collect_results};
+pub use draw::draw_run;
+pub use result_file::ResultsError;
+pub use run_table::run_table;
+pub use sweep_table::{table_csv, table_markdown, table_text, write_table};
+pub use text::DEFAULT_WIDTH;

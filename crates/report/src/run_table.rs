@@ -1,0 +1,221 @@
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use patchdoor_metrics::Summary;
+use patchdoor_record::{DefenseOutcome, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit};
+
+use crate::routing_table::routing_table;
+use crate::text::{Row, align};
+
+/// Seeds beyond this number have no column of their own.
+const SEED_COLUMNS: usize = 5;
+
+/// The numbers that the table of defenses shows.
+const DEFENSE_COLUMNS: [&str; 6] =
+    ["clean-accuracy", "asr", "robust-accuracy", "defense-effectiveness", "robust-improvement", "seconds"];
+
+/// The results of several runs as one aligned table, in percent, beside the numbers they expect.
+///
+/// No line is wider than `width`, the columns of the terminal.
+pub fn run_table(runs: &[RunSummary], width: usize) -> String {
+    let seeds = runs.iter().flat_map(|run| run.seeds.iter().map(|seed| seed.seed));
+    let mut columns = seeds.collect::<Vec<_>>();
+    columns.sort_unstable();
+    columns.dedup();
+    let wide = columns.len() > SEED_COLUMNS || columns.len() == 1;
+    if wide {
+        columns.clear();
+    }
+    let expects = runs.iter().any(|run| !run.expected.is_empty());
+
+    let mut header = vec!["in percent".to_owned()];
+    header.extend(columns.iter().map(|seed| format!("seed {seed}")));
+    header.push("mean ± sd".into());
+    if expects {
+        header.push("expected".into());
+    }
+    let mut rows = Vec::new();
+    for (number, run) in runs.iter().enumerate() {
+        let gap = if number == 0 { "" } else { "\n" };
+        rows.push(Row::Title(format!("{gap}{}", title(run))));
+        for (name, of) in SEED_NUMBERS {
+            let (Some(summary), Some(metric)) = (run.metrics.get(name), MetricInfo::of(name)) else { continue };
+            let mut cells = vec![metric.label.to_owned()];
+            cells.extend(columns.iter().map(|&seed| seed_cell(run, seed, metric, of)));
+            cells.push(spread(Some(summary), metric));
+            if expects {
+                let expected = run.expected.get(name);
+                cells.push(expected.map(|&expected| metric.unit.text(expected)).unwrap_or_default());
+            }
+            rows.push(Row::Cells(cells));
+        }
+        for seed in &run.seeds {
+            if let SeedOutcome::Failed { reason } = &seed.outcome {
+                rows.push(Row::Title(format!("seed {} failed: {reason}", seed.seed)));
+            }
+        }
+    }
+    let mut text = align(&header, &rows, width);
+    if runs.iter().any(|run| !run.defenses.is_empty()) {
+        text.push('\n');
+        text.push_str(&defense_table(runs, width));
+    }
+    text + &routing_table(runs, width)
+}
+
+/// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
+fn defense_table(runs: &[RunSummary], width: usize) -> String {
+    let numbers = DEFENSE_COLUMNS.map(|name| MetricInfo::of(name).expect("the columns are known numbers"));
+    let header = std::iter::once("defenses, in percent").chain(numbers.iter().map(|number| number.heading));
+    let header = header.map(str::to_owned).collect::<Vec<_>>();
+    let mut rows = Vec::new();
+    let defended = runs.iter().filter(|run| !run.defenses.is_empty());
+    for (number, run) in defended.enumerate() {
+        let gap = if number == 0 { "" } else { "\n" };
+        rows.push(Row::Title(format!("{gap}{}", run.run)));
+        let cells = |name: String, metrics: &BTreeMap<String, Summary>| {
+            let cells = numbers.iter().map(|number| spread(metrics.get(number.name), number));
+            Row::Cells(std::iter::once(name).chain(cells).collect())
+        };
+        rows.push(cells("none".to_owned(), &run.metrics));
+        for defense in &run.defenses {
+            let name = defense.pruned_fraction.map_or_else(
+                || defense.title.clone(),
+                |share| format!("  {} pruned", Unit::Share.text(share)),
+            );
+            rows.push(cells(name, &defense.metrics));
+        }
+        for seed in &run.seeds {
+            for defense in seed.measurements().map_or(&[][..], |measured| measured.defenses.as_slice()) {
+                if let DefenseOutcome::Failed { reason } = &defense.outcome {
+                    rows.push(Row::Title(format!("{} of seed {} failed: {reason}", defense.title, seed.seed)));
+                }
+            }
+        }
+    }
+    align(&header, &rows, width)
+}
+
+/// A mean with its spread; nothing where there is none.
+fn spread(summary: Option<&Summary>, metric: &MetricInfo) -> String {
+    summary.map_or_else(String::new, |summary| match summary.standard_deviation {
+        Some(deviation) => format!("{} ± {}", metric.unit.text(summary.mean), metric.unit.text(deviation)),
+        None => metric.unit.text(summary.mean),
+    })
+}
+
+/// One line about a run: what, on what, how much of it poisoned.
+fn title(run: &RunSummary) -> String {
+    let mut title = format!("{} on {}", run.run, run.images.dataset);
+    if let Some(seed) = run.seeds.first() {
+        let share = 100.0 * seed.poisoned_images as f64 / (seed.training_images as f64).max(1.0);
+        let finished = run.seeds.iter().filter(|seed| seed.measurements().is_some()).count();
+        let _ = write!(
+            title,
+            ": {} of {} training images poisoned ({share:.2} %), n = {finished} {}",
+            seed.poisoned_images,
+            seed.training_images,
+            if finished == 1 { "seed" } else { "seeds" },
+        );
+    }
+    let _ = write!(title, ", {}", run.backend);
+    if run.quick {
+        title.push_str(", QUICK: these numbers mean nothing");
+    }
+    if let Some(substitution) = &run.images.substitution {
+        let _ = write!(title, "\nNOTE: {substitution}");
+    }
+    for note in &run.notes {
+        let _ = write!(title, "\nnote: {note}");
+    }
+    title
+}
+
+fn seed_cell(
+    run: &RunSummary,
+    seed: u64,
+    metric: &MetricInfo,
+    of: fn(&Measurements) -> Option<f64>,
+) -> String {
+    match run.seeds.iter().find(|result| result.seed == seed) {
+        None => String::new(),
+        Some(result) => match result.measurements() {
+            None => "failed".into(),
+            Some(measurements) => of(measurements).map_or_else(|| "-".into(), |value| metric.unit.text(value)),
+        },
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use patchdoor_record::{ImagesUsed, SCHEMA, SeedResult, TwinMeasurements};
+
+    use crate::text::DEFAULT_WIDTH;
+
+    pub(crate) fn seed(seed: u64, clean: f64, asr: f64) -> SeedResult {
+        let outcome = SeedOutcome::Finished(Box::new(Measurements {
+            test_images: 10_000,
+            triggered_images: 9_000,
+            clean_accuracy: clean,
+            asr: Some(asr),
+            asr_all_classes: Some(asr),
+            robust_accuracy: Some(0.01),
+            clean_accuracy_drop: Some(0.7 - clean),
+            clean_twin: Some(TwinMeasurements {
+                folder: "twins/12345678/seed-0".into(),
+                clean_accuracy: 0.7,
+                asr: Some(0.02),
+            }),
+            classes: Vec::new(),
+            routing: None,
+            training_seconds: 1.0,
+            images_per_second: 400.0,
+            defenses: Vec::new(),
+        }));
+        SeedResult { seed, outcome, ..failed(seed, "") }
+    }
+
+    fn failed(seed: u64, reason: &str) -> SeedResult {
+        SeedResult {
+            schema: SCHEMA,
+            seed,
+            images: ImagesUsed { dataset: "cifar10".into(), substitution: None },
+            training_images: 8_000,
+            validation_images: 800,
+            poisoned_images: 160,
+            outcome: SeedOutcome::Failed { reason: reason.into() },
+        }
+    }
+
+    pub(crate) fn run(experiment: &str, seeds: Vec<SeedResult>) -> RunSummary {
+        RunSummary {
+            schema: SCHEMA,
+            experiment: experiment.into(),
+            run: format!("{experiment}-12345678"),
+            images: seeds[0].images.clone(),
+            notes: vec!["CIFAR-10 (reconstructed; 104 images JPEG-decoded)".into()],
+            quick: false,
+            backend: "flex".into(),
+            device: "a processor".into(),
+            expected: [("clean-accuracy".to_owned(), 0.92), ("asr".to_owned(), 1.0)].into(),
+            seeds,
+            ..RunSummary::default()
+        }
+        .summarized()
+    }
+
+    #[test]
+    fn one_table_holds_several_runs_their_seeds_and_what_they_expect() {
+        let first = run("badnets", vec![seed(0, 0.69, 0.991), seed(1, 0.701, 0.985)]);
+        let mut second = run("blended", vec![seed(0, 0.5, 0.1), failed(1, "loss became NaN in epoch 0, step 3")]);
+        second.images.substitution = Some("cifar10 was not found; run on shapes instead".into());
+        second.images.dataset = "shapes".into();
+        insta::assert_snapshot!(run_table(&[first, second], DEFAULT_WIDTH));
+    }
+
+    #[test]
+    fn a_run_without_a_finished_seed_says_why() {
+        insta::assert_snapshot!(run_table(&[run("badnets", vec![failed(0, "loss became NaN in epoch 0, step 3")])], DEFAULT_WIDTH));
+    }
+}
