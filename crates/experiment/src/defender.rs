@@ -1,12 +1,13 @@
 use std::fmt;
 
-use patchdoor_defenses::{DefenseConfig, DefenseError};
+use patchdoor_defenses::{DefendedClassifier, DefenseConfig, DefenseError, DefenseName, Need};
 use patchdoor_model::ClassifierConfig;
 use serde::de::{self, MapAccess};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ExperimentConfig;
 use crate::checks::Problem;
+use crate::facts::choice_name;
 use crate::plan::{ImageCounts, share_of};
 
 /// One `[[defenses]]` table: what the defender does, and with which images.
@@ -71,21 +72,51 @@ impl CleanAmount {
     }
 }
 
-/// The keys of a `[[defenses]]` table.
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "kebab-case")]
+/// A key of a `[[defenses]]` table.
 enum Key {
     Label,
     Data,
     CleanFraction,
     CleanImages,
-    FineTuning,
-    FinePruning,
-    StepwiseFinePruning,
-    PruningSeries,
-    ExpertPruning,
-    RouterRetraining,
-    ExpertFineTuning,
+    Defense(DefenseName),
+}
+
+/// The names of all keys, those of the defenses last.
+const KEYS: [&str; 4 + DefenseConfig::NAMES.len()] = {
+    let mut keys = [""; 4 + DefenseConfig::NAMES.len()];
+    [keys[0], keys[1], keys[2], keys[3]] = ["label", "data", "clean-fraction", "clean-images"];
+    let mut index = 0;
+    while index < DefenseConfig::NAMES.len() {
+        keys[4 + index] = DefenseConfig::NAMES[index];
+        index += 1;
+    }
+    keys
+};
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_identifier(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl de::Visitor<'_> for KeyVisitor {
+    type Value = Key;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<Key, E> {
+        Ok(match key {
+            "label" => Key::Label,
+            "data" => Key::Data,
+            "clean-fraction" => Key::CleanFraction,
+            "clean-images" => Key::CleanImages,
+            name => Key::Defense(DefenseName::of(name).ok_or_else(|| E::unknown_field(name, &KEYS))?),
+        })
+    }
 }
 
 /// Written by hand because with `flatten` an error would point at the whole table instead of the key.
@@ -113,13 +144,7 @@ impl<'de> de::Visitor<'de> for Visitor {
                 Key::Data => data = map.next_value()?,
                 Key::CleanFraction => fraction = Some(map.next_value()?),
                 Key::CleanImages => images = Some(map.next_value()?),
-                Key::FineTuning => found.push(DefenseConfig::FineTuning(map.next_value()?)),
-                Key::FinePruning => found.push(DefenseConfig::FinePruning(map.next_value()?)),
-                Key::StepwiseFinePruning => found.push(DefenseConfig::StepwiseFinePruning(map.next_value()?)),
-                Key::PruningSeries => found.push(DefenseConfig::PruningSeries(map.next_value()?)),
-                Key::ExpertPruning => found.push(DefenseConfig::ExpertPruning(map.next_value()?)),
-                Key::RouterRetraining => found.push(DefenseConfig::RouterRetraining(map.next_value()?)),
-                Key::ExpertFineTuning => found.push(DefenseConfig::ExpertFineTuning(map.next_value()?)),
+                Key::Defense(name) => found.push(map.next_value_seed(name)?),
             }
         }
         if found.len() > 1 {
@@ -136,7 +161,7 @@ impl<'de> de::Visitor<'de> for Visitor {
             }
             (None, Some(images)) => CleanAmount::CleanImages(images),
             (Some(fraction), None) => CleanAmount::CleanFraction(fraction),
-            (None, None) => CleanAmount::CleanFraction(defense.default_clean_fraction()),
+            (None, None) => CleanAmount::CleanFraction(defense.as_defense().default_clean_fraction()),
         };
         Ok(DefenderConfig { label, data, amount, defense })
     }
@@ -156,13 +181,7 @@ impl DefenderConfig {
         if let CleanAmount::CleanImages(images) = &mut self.amount {
             *images = (*images).min(200);
         }
-        if let Some(training) = self.defense.training_mut() {
-            training.epochs = training.epochs.min(1);
-            training.batch_size = training.batch_size.min(64);
-        }
-        if let DefenseConfig::StepwiseFinePruning(defense) = &mut self.defense {
-            defense.step_fraction = defense.step_fraction.max(0.2);
-        }
+        self.defense.make_quick();
     }
 }
 
@@ -172,11 +191,12 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         ClassifierConfig::PatchMoe(model) => Some(model.experts),
         ClassifierConfig::WideResnet(_) => None,
     };
+    let classifier = DefendedClassifier { name: &choice_name(&config.model), experts, has_batch_norm: true };
     let mut problems = Vec::new();
     for (index, defender) in config.defenses.iter().enumerate() {
         let table = format!("defenses.{index}");
         let own = format!("{table}.{}", defender.defense.name());
-        problems.extend(defender.defense.validate(experts).into_iter().map(|error| match error {
+        problems.extend(defender.defense.validate(&classifier).into_iter().map(|error| match error {
             DefenseError::InvalidField { field, found, allowed } => {
                 let field = if field.is_empty() { own.clone() } else { format!("{own}.{field}") };
                 Problem { field, found, allowed }
@@ -204,7 +224,7 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         }
         let none_held_out =
             config.data.validation_fraction == 0.0 || counts.and_then(|counts| counts.validation) == Some(0);
-        if defender.defense.needs_validation() && none_held_out {
+        if defender.defense.needs(Need::ValidationImages) && none_held_out {
             problems.push(Problem {
                 field: "data.validation-fraction".into(),
                 found: config.data.validation_fraction.to_string(),

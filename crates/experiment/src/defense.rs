@@ -7,7 +7,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, PoisoningPlan, Trigger, stratified_subset, stream};
-use patchdoor_defenses::{DefenderData, DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired};
+use patchdoor_defenses::{DefenderData, DefenseAction, DefenseError, RepairDetails, RepairWork, Repaired};
 use patchdoor_kernels::{Kernels, TrainingBackend};
 use patchdoor_metrics::{Standing, Summary, accuracy, defense_effectiveness_rating, robust_improvement_rating};
 use patchdoor_model::{Classifier, load_weights, save_weights};
@@ -284,7 +284,8 @@ impl Victim<'_> {
             observer: &mut observer,
         };
         let start = Instant::now();
-        let outcome = defender.defense.repair(classifier, &mut work, device);
+        let DefenseAction::Repair(defense) = defender.defense.action::<B>();
+        let outcome = defense.repair(classifier, &mut work, device);
         let seconds = start.elapsed() + Duration::from_secs_f64(observer.before);
         if let Some(error) = observer.progress.log_error.take() {
             return Err(error.into());
