@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use patchdoor_benches::{SHAPE, images};
 use patchdoor_data::{PoisoningConfig, PoisoningPlan, stream, trigger_test_images};
 use patchdoor_triggers::{
-    Anchor, BlendConfig, BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells, TriggerConfig,
+    Anchor, BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells, TriggerConfig,
 };
 
 const IMAGES: usize = 5000;
