@@ -148,11 +148,8 @@ mod tests {
             assert!(quick.validate(&EXPERTS).is_empty(), "{quick:?}");
             assert_eq!(quick.epochs(), before.epochs().min(1), "{quick:?}");
             assert!(quick.as_defense().training().is_none_or(|training| training.batch_size <= 64), "{quick:?}");
-            let again = {
-                let mut again = quick.clone();
-                again.make_quick();
-                again
-            };
+            let mut again = quick.clone();
+            again.make_quick();
             assert_eq!(again, quick);
         }
         let mut stepwise = DefenseConfig::StepwiseFinePruning(StepwiseFinePruning::default());

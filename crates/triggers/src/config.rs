@@ -222,11 +222,10 @@ mod tests {
                 let placed = config.build_placed(shape, &placement, seed).unwrap();
                 let mask = config.mask(shape).unwrap();
                 let most = config.placed_pixel_budget(shape, &placement).unwrap();
-                let draw = || stream(seed, "trigger/test/0");
                 for cover in [false, true] {
-                    let of = |trigger: &dyn Trigger| match cover {
-                        true => trigger.cover(&image, class, &mut draw()),
-                        false => trigger.stamp_for_class(&image, class, &mut draw()),
+                    let of = |trigger: &dyn Trigger| {
+                        let rng = &mut stream(seed, "trigger/test/0");
+                        if cover { trigger.cover(&image, class, rng) } else { trigger.stamp_for_class(&image, class, rng) }
                     };
                     let stamped = of(whole.as_ref());
                     prop_assert_eq!(stamped.shape(), shape);
