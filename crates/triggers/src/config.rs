@@ -202,7 +202,11 @@ mod tests {
             for (height, width, channels) in (0..200).map(|i| (i / 20 + 1, i / 2 % 10 + 1, [1, 3][i % 2])) {
                 let shape = ImageShape { height, width, channels };
                 let is_valid = config.validate(shape).is_empty();
-                assert_eq!(config.build_seeded(shape, 1).is_ok(), is_valid, "{config:?} in {shape} images");
+                let built = config.build_seeded(shape, 1);
+                assert_eq!(built.is_ok(), is_valid, "{config:?} in {shape} images");
+                let black = Image::new(shape, vec![0; shape.size()]).unwrap();
+                // What is valid can also be stamped.
+                assert!(built.is_err() || built.unwrap().stamp(&black, &mut stream(0, "")).shape() == shape);
                 assert_eq!(config.mask(shape).is_ok(), is_valid, "{config:?} in {shape} images");
             }
         }
