@@ -7,23 +7,10 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use patchdoor_benches::{SHAPE, images};
 use patchdoor_data::{PoisoningConfig, PoisoningPlan, stream, trigger_test_images};
 use patchdoor_triggers::{
-    Anchor, ArtPatternConfig, BlendConfig, BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells,
-    SigConfig, SquareConfig, TriggerConfig, WanetConfig, WarpConfig,
+    Anchor, BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells, TriggerConfig,
 };
 
 const IMAGES: usize = 5000;
-
-/// Every kind of trigger in its default form; a new variant gets an entry.
-fn triggers() -> Vec<TriggerConfig> {
-    vec![
-        TriggerConfig::Square(SquareConfig::default()),
-        TriggerConfig::Blend(BlendConfig::default()),
-        TriggerConfig::Warp(WarpConfig::default()),
-        TriggerConfig::Wanet(WanetConfig::default()),
-        TriggerConfig::Sig(SigConfig::default()),
-        TriggerConfig::ArtPattern(ArtPatternConfig::default()),
-    ]
-}
 
 /// Every way to pick cells; a new one gets an entry.
 fn placements() -> Vec<(&'static str, PlacementConfig)> {
@@ -58,7 +45,7 @@ fn stamping(criterion: &mut Criterion) {
         let set = images(IMAGES);
         bencher.iter(|| black_box(PoisoningPlan::draw(&poisoning(), &set, 7).expect("enough images")));
     });
-    for config in triggers() {
+    for config in TriggerConfig::defaults() {
         let trigger = || config.build(SHAPE).expect("the default fits CIFAR's images");
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::new("one image", config.name()), |bencher| {

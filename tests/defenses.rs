@@ -11,7 +11,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// Every defense there is, each as short as can be.
+/// Defenses that prune, that train and that do both, each as short as can be.
 const ALL: &str = r#"
 [[defenses]]
 fine-tuning = { training = { epochs = 1, batch-size = 32 } }

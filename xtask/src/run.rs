@@ -7,24 +7,9 @@ use anyhow::{Context, bail};
 
 /// Help texts of the runner, as its tests keep them, so that asking for help compiles nothing.
 const HELP: [(&str, &str); 3] = [
-    (
-        "run",
-        include_str!(
-            "../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap"
-        ),
-    ),
-    (
-        "check",
-        include_str!(
-            "../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap"
-        ),
-    ),
-    (
-        "data",
-        include_str!(
-            "../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap"
-        ),
-    ),
+    ("run", include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap")),
+    ("check", include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap")),
+    ("data", include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap")),
 ];
 
 /// Builds the runner and becomes it.

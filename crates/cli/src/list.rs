@@ -17,7 +17,6 @@ pub struct ListArguments {
     pub out: PathBuf,
 }
 
-
 /// Lists the experiments there are, with the first line of each, and the runs of them, with their main numbers.
 ///
 /// # Errors

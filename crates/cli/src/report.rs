@@ -67,7 +67,8 @@ fn is_run(folder: &Path) -> bool {
 /// Every finished run and sweep below a folder, sorted; what was moved aside is none.
 fn all_below(out: &Path) -> Result<Vec<PathBuf>, Stop> {
     let entries = fs_err::read_dir(out).map_err(Stop::unusable)?;
-    let mut folders = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(Stop::unusable)?;
+    let mut folders =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(Stop::unusable)?;
     folders.retain(|folder| {
         let is_aside = folder.file_name().is_some_and(|name| name.to_string_lossy().contains(".old-"));
         !is_aside && (is_run(folder) || folder.join("table.json").is_file())

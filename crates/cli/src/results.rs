@@ -39,7 +39,6 @@ pub struct ResultsArguments {
     pub page: PathBuf,
 }
 
-
 /// Collects results if asked to, then writes the page about them, or checks that it is written.
 ///
 /// # Errors

@@ -1,173 +1,218 @@
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::Classifier;
-use patchdoor_train::TrainingConfig;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeSeed;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::error::invalid;
+use crate::registry::defenses;
 use crate::{
-    DefenseError, ExpertFineTuning, ExpertPruning, FinePruning, FineTuning, ModelRepair, PruningSeries, RepairWork,
-    Repaired, RouterRetraining, StepwiseFinePruning,
+    DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FinePruning, FineTuning,
+    Need, PruningSeries, RouterRetraining, StepwiseFinePruning,
 };
 
-/// What a defender does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DefenseConfig {
-    /// Goes on training all weights.
-    FineTuning(FineTuning),
-    /// Prunes a share of every expert's filters, then trains: the protocol of Chan et al.
-    FinePruning(FinePruning),
-    /// Prunes until the validation accuracy drops, then trains what is left: the protocol of the field.
-    StepwiseFinePruning(StepwiseFinePruning),
-    /// Prunes at several fractions, without training.
-    PruningSeries(PruningSeries),
-    /// Takes away the experts whose routing looks least at what an image shows.
-    ExpertPruning(ExpertPruning),
-    /// Draws the routers anew and trains nothing else.
-    RouterRetraining(RouterRetraining),
-    /// Trains the experts and nothing else.
-    ExpertFineTuning(ExpertFineTuning),
+defenses! {
+    /// What a defender does.
+    ///
+    /// This list is all there is to registering a defense: its names, the keys of `[[defenses]]` tables, defaults and
+    /// tests follow from it.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub enum DefenseConfig {
+        /// Goes on training all weights.
+        FineTuning(FineTuning): Repair = "fine-tuning",
+        /// Prunes a share of every expert's filters, then trains: the protocol of Chan et al.
+        FinePruning(FinePruning): Repair = "fine-pruning",
+        /// Prunes until the validation accuracy drops, then trains what is left: the protocol of the field.
+        StepwiseFinePruning(StepwiseFinePruning): Repair = "stepwise-fine-pruning",
+        /// Prunes at several fractions, without training.
+        PruningSeries(PruningSeries): Repair = "pruning-series",
+        /// Takes away the experts whose routing looks least at what an image shows.
+        ExpertPruning(ExpertPruning): Repair = "expert-pruning",
+        /// Draws the routers anew and trains nothing else.
+        RouterRetraining(RouterRetraining): Repair = "router-retraining",
+        /// Trains the experts and nothing else.
+        ExpertFineTuning(ExpertFineTuning): Repair = "expert-fine-tuning",
+    }
 }
 
 impl DefenseConfig {
-    /// The names of all defenses, as a configuration writes them.
-    pub const NAMES: [&str; 7] = [
-        "fine-tuning",
-        "fine-pruning",
-        "stepwise-fine-pruning",
-        "pruning-series",
-        "expert-pruning",
-        "router-retraining",
-        "expert-fine-tuning",
-    ];
-
-    /// The defense's name, as a configuration writes it.
-    pub fn name(&self) -> &'static str {
-        Self::NAMES[match self {
-            Self::FineTuning(_) => 0,
-            Self::FinePruning(_) => 1,
-            Self::StepwiseFinePruning(_) => 2,
-            Self::PruningSeries(_) => 3,
-            Self::ExpertPruning(_) => 4,
-            Self::RouterRetraining(_) => 5,
-            Self::ExpertFineTuning(_) => 6,
-        }]
-    }
-
-    /// Checks every field against a classifier with this many experts (`None` for the dense baseline) and returns all
-    /// problems at once; `field` is the dotted path below the defense's table, empty for the defense as a whole.
-    pub fn validate(&self, experts: Option<usize>) -> Vec<DefenseError> {
-        let mut problems = match self {
-            Self::FineTuning(defense) => defense.validate(),
-            Self::FinePruning(defense) => defense.validate(),
-            Self::StepwiseFinePruning(defense) => defense.validate(),
-            Self::PruningSeries(defense) => defense.validate(),
-            Self::ExpertPruning(defense) => defense.validate(experts),
-            Self::RouterRetraining(defense) => defense.validate(),
-            Self::ExpertFineTuning(defense) => defense.validate(),
-        };
-        if self.needs_experts() && experts.is_none() {
-            problems.push(DefenseError::InvalidField {
-                field: String::new(),
-                found: "for a classifier without experts".into(),
-                allowed: "one of fine-tuning, fine-pruning, stepwise-fine-pruning, pruning-series".into(),
-            });
+    /// Checks every field against the classifier that it shall defend, and that this has what the defense needs, and
+    /// returns all problems at once; `field` is the dotted path below the defense's table, empty for the defense as a
+    /// whole.
+    pub fn validate(&self, classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
+        let mut problems = self.as_defense().validate(classifier);
+        let lacking = |need: &&Need| !need.is_met_by(classifier);
+        for need in self.as_defense().needs().iter().filter(lacking) {
+            let able =
+                Self::defaults().into_iter().filter(|other| !other.as_defense().needs().iter().any(|n| lacking(&n)));
+            let names = able.map(|defense| defense.name()).collect::<Vec<_>>().join(", ");
+            let found = format!("in need of {need}, and {} has none", classifier.name);
+            problems.push(invalid("", found, &format!("one of {names}")));
         }
         problems
     }
 
-    /// Whether it works on routers or experts, which the dense baseline does not have.
-    pub fn needs_experts(&self) -> bool {
-        matches!(self, Self::ExpertPruning(_) | Self::RouterRetraining(_) | Self::ExpertFineTuning(_))
-    }
-
-    /// Whether it chooses on a validation split.
-    pub fn needs_validation(&self) -> bool {
-        matches!(self, Self::StepwiseFinePruning(_))
-    }
-
-    /// The share of the training images that the defender has, if nothing else is said: all of them, as Chan et al.
-    /// (2025, arXiv:2505.01811) have it, and 5 % for the field's protocol (`BackdoorBench`, Wu et al. 2022,
-    /// arXiv:2206.12654).
-    pub fn default_clean_fraction(&self) -> f64 {
-        match self {
-            Self::StepwiseFinePruning(_) => 0.05,
-            _ => 1.0,
-        }
-    }
-
-    /// How it trains; `None` if it never does.
-    pub fn training(&self) -> Option<&TrainingConfig> {
-        match self {
-            Self::FineTuning(defense) => Some(&defense.training),
-            Self::FinePruning(defense) => Some(&defense.training),
-            Self::StepwiseFinePruning(defense) => Some(&defense.training),
-            Self::PruningSeries(_) => None,
-            Self::ExpertPruning(defense) => Some(&defense.training),
-            Self::RouterRetraining(defense) => Some(&defense.training),
-            Self::ExpertFineTuning(defense) => Some(&defense.training),
-        }
-    }
-
-    /// Like [`Self::training`], to change it.
-    pub fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        match self {
-            Self::FineTuning(defense) => Some(&mut defense.training),
-            Self::FinePruning(defense) => Some(&mut defense.training),
-            Self::StepwiseFinePruning(defense) => Some(&mut defense.training),
-            Self::PruningSeries(_) => None,
-            Self::ExpertPruning(defense) => Some(&mut defense.training),
-            Self::RouterRetraining(defense) => Some(&mut defense.training),
-            Self::ExpertFineTuning(defense) => Some(&mut defense.training),
-        }
+    /// Whether it cannot do without.
+    pub fn needs(&self, need: Need) -> bool {
+        self.as_defense().needs().contains(&need)
     }
 
     /// Epochs of training it takes.
     pub fn epochs(&self) -> usize {
-        self.training().map_or(0, |training| training.epochs)
+        self.as_defense().training().map_or(0, |training| training.epochs)
     }
-}
 
-impl<B: TrainingBackend> ModelRepair<B> for DefenseConfig {
-    fn repair(
-        &self,
-        classifier: Classifier<B>,
-        work: &mut RepairWork<'_>,
-        device: &B::Device,
-    ) -> Result<Repaired<B>, DefenseError> {
-        match self {
-            Self::FineTuning(defense) => defense.repair(classifier, work, device),
-            Self::FinePruning(defense) => defense.repair(classifier, work, device),
-            Self::StepwiseFinePruning(defense) => defense.repair(classifier, work, device),
-            Self::PruningSeries(defense) => defense.repair(classifier, work, device),
-            Self::ExpertPruning(defense) => defense.repair(classifier, work, device),
-            Self::RouterRetraining(defense) => defense.repair(classifier, work, device),
-            Self::ExpertFineTuning(defense) => defense.repair(classifier, work, device),
+    /// Shortens it to a second, keeping every code path it takes: one epoch of small batches, and what the defense says.
+    pub fn make_quick(&mut self) {
+        let defense = self.as_defense_mut();
+        if let Some(training) = defense.training_mut() {
+            training.epochs = training.epochs.min(1);
+            training.batch_size = training.batch_size.min(64);
         }
+        defense.make_quick();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use burn_flex::FlexDevice;
+    use patchdoor_data::{ImageSet, stream};
+    use patchdoor_model::{Classifier, ClassifierConfig, InputShape, WideResNetConfig};
+    use patchdoor_train::TrainingConfig;
 
-    fn all() -> [DefenseConfig; 7] {
-        [
-            DefenseConfig::FineTuning(FineTuning::default()),
-            DefenseConfig::FinePruning(FinePruning::default()),
-            DefenseConfig::StepwiseFinePruning(StepwiseFinePruning::default()),
-            DefenseConfig::PruningSeries(PruningSeries::default()),
-            DefenseConfig::ExpertPruning(ExpertPruning::default()),
-            DefenseConfig::RouterRetraining(RouterRetraining::default()),
-            DefenseConfig::ExpertFineTuning(ExpertFineTuning::default()),
-        ]
+    use super::*;
+    use crate::testing::{Learner, ascending_filters, bits, shapes};
+    use crate::{DefenderData, RepairWork, Repaired};
+
+    const EXPERTS: DefendedClassifier<'_> =
+        DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+    const DENSE: DefendedClassifier<'_> =
+        DefendedClassifier { name: "wide-resnet", experts: None, has_batch_norm: true };
+
+    #[test]
+    fn every_defense_is_known_by_the_name_that_serde_reads_and_an_empty_table_is_its_default() {
+        assert_eq!(DefenseConfig::defaults().len(), DefenseConfig::NAMES.len());
+        for (defense, &name) in DefenseConfig::defaults().iter().zip(DefenseConfig::NAMES) {
+            assert_eq!(defense.name(), name);
+            assert_eq!(&toml::from_str::<DefenseConfig>(&format!("[{name}]")).unwrap(), defense);
+            assert_eq!(&toml::from_str::<DefenseConfig>(&toml::to_string(defense).unwrap()).unwrap(), defense);
+            let read = DefenseName::of(name).unwrap().deserialize(toml::Deserializer::parse("").unwrap()).unwrap();
+            assert_eq!(&read, defense);
+        }
+        assert_eq!(DefenseName::of("none"), None);
     }
 
     #[test]
-    fn every_default_is_valid_for_four_experts_and_only_some_for_none() {
-        for (defense, name) in all().iter().zip(DefenseConfig::NAMES) {
-            assert_eq!(defense.name(), name);
-            assert!(defense.validate(Some(4)).is_empty(), "{defense:?}");
-            assert_eq!(defense.validate(None).len(), usize::from(defense.needs_experts()), "{defense:?}");
+    fn every_defense_has_a_name_in_kebab_case_a_section_in_the_documents_and_an_experiment() {
+        let documents = include_str!("../../../docs/defenses.md");
+        let experiment: toml::Table = include_str!("../../../experiments/defenses.toml").parse().unwrap();
+        let tried = experiment["defenses"].as_array().unwrap();
+        for name in DefenseConfig::NAMES {
+            assert!(name.split('-').all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase())));
+            assert!(documents.contains(&format!("\n## `{name}`\n")), "docs/defenses.md has no section `{name}`");
+            assert!(tried.iter().any(|table| table.get(name).is_some()), "experiments/defenses.toml has no {name}");
+        }
+    }
+
+    #[test]
+    fn every_default_is_valid_for_four_experts_and_without_them_if_it_needs_none() {
+        for defense in DefenseConfig::defaults() {
+            assert!(defense.validate(&EXPERTS).is_empty(), "{defense:?}");
+            assert_eq!(defense.validate(&DENSE).len(), usize::from(defense.needs(Need::Experts)), "{defense:?}");
+            let fraction = defense.as_defense().default_clean_fraction();
+            assert!(fraction > 0.0 && fraction <= 1.0, "{defense:?}");
+        }
+    }
+
+    #[test]
+    fn a_classifier_that_lacks_what_a_defense_needs_is_refused_with_what_does_without() {
+        let defense = DefenseConfig::RouterRetraining(RouterRetraining { gate_init_std: -1.0, ..Default::default() });
+        let said = defense.validate(&DENSE).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let able = DefenseConfig::defaults().into_iter().filter(|defense| !defense.needs(Need::Experts));
+        let names = able.map(|defense| defense.name()).collect::<Vec<_>>().join(", ");
+        assert!(names.contains("fine-tuning") && !names.contains("router-retraining"), "{names}");
+        assert_eq!(
+            said,
+            [
+                "gate-init-std is -1, expected a number in [0, 10]".to_owned(),
+                format!(" is in need of experts, and wide-resnet has none, expected one of {names}"),
+            ]
+        );
+        let plain = DefendedClassifier { has_batch_norm: false, ..EXPERTS };
+        assert!(!Need::BatchNorm.is_met_by(&plain) && Need::BatchNorm.is_met_by(&EXPERTS));
+    }
+
+    #[test]
+    fn a_quick_defense_is_a_valid_one_of_one_epoch_at_most_in_small_batches() {
+        for before in DefenseConfig::defaults() {
+            let mut quick = before.clone();
+            quick.make_quick();
+            assert!(quick.validate(&EXPERTS).is_empty(), "{quick:?}");
+            assert_eq!(quick.epochs(), before.epochs().min(1), "{quick:?}");
+            assert!(quick.as_defense().training().is_none_or(|training| training.batch_size <= 64), "{quick:?}");
+            let mut again = quick.clone();
+            again.make_quick();
+            assert_eq!(again, quick);
+        }
+        let mut stepwise = DefenseConfig::StepwiseFinePruning(StepwiseFinePruning::default());
+        stepwise.make_quick();
+        assert!(matches!(&stepwise, DefenseConfig::StepwiseFinePruning(quick) if quick.step_fraction >= 0.2));
+    }
+
+    /// What a defense makes of a classifier of four experts or none, given validation images or not.
+    fn act(
+        defense: &DefenseConfig,
+        classifier: Classifier<Learner>,
+        validation: Option<&ImageSet>,
+    ) -> Result<Repaired<Learner>, DefenseError> {
+        let clean = shapes(40);
+        let mut work = RepairWork {
+            data: DefenderData { clean: &clean, validation },
+            seed: 0,
+            checkpoints: None,
+            observer: &mut (),
+        };
+        match defense.action::<Learner>() {
+            DefenseAction::Repair(repair) => repair.repair(classifier, &mut work, &FlexDevice),
+        }
+    }
+
+    #[test]
+    fn every_defense_does_the_same_again_to_the_last_bit() {
+        let validation = shapes(20);
+        for mut defense in DefenseConfig::defaults() {
+            defense.make_quick();
+            let [first, second] = [0, 1].map(|_| {
+                let repaired = act(&defense, ascending_filters(), Some(&validation)).unwrap();
+                assert_eq!(repaired.history.len(), defense.epochs(), "{}", defense.name());
+                (bits(&repaired.classifier), repaired.details)
+            });
+            assert!(first == second, "{}", defense.name());
+            assert!(first.0.values().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{}", defense.name());
+        }
+    }
+
+    #[test]
+    fn every_defense_says_what_it_lacks_and_lacks_nothing_that_it_does_not_say() {
+        let input = InputShape { height: 32, width: 32, channels: 3 };
+        let config = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+        let dense = || config.init::<Learner>(input, 10, &mut stream(0, "weights"), &FlexDevice).unwrap();
+        for mut defense in DefenseConfig::defaults() {
+            defense.make_quick();
+            let refused = act(&defense, dense(), Some(&shapes(20)));
+            assert_eq!(
+                matches!(refused, Err(DefenseError::NoExperts { defense: name }) if name == defense.name()),
+                defense.needs(Need::Experts),
+                "{} without experts",
+                defense.name()
+            );
+            assert_eq!(refused.is_ok(), !defense.needs(Need::Experts), "{} without experts", defense.name());
+            let refused = act(&defense, ascending_filters(), None);
+            assert_eq!(
+                matches!(refused, Err(DefenseError::NoValidation { defense: name }) if name == defense.name()),
+                defense.needs(Need::ValidationImages),
+                "{} without validation images",
+                defense.name()
+            );
+            assert_eq!(refused.is_ok(), !defense.needs(Need::ValidationImages), "{} without any", defense.name());
         }
     }
 
@@ -177,7 +222,7 @@ mod tests {
         let defense =
             FinePruning { pruned_fraction: 1.0, scored_images: 0, training: training.clone(), ..Default::default() };
         let said =
-            |defense: DefenseConfig| defense.validate(Some(4)).iter().map(ToString::to_string).collect::<Vec<_>>();
+            |defense: DefenseConfig| defense.validate(&EXPERTS).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             said(DefenseConfig::FinePruning(defense)),
             [

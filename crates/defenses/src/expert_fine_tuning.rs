@@ -4,7 +4,7 @@ use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::tuning::{tune, validate_training};
-use crate::{DefenseError, ModelRepair, RepairWork, Repaired};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
 
 /// Trains the experts on clean images, and nothing else unless asked to.
 ///
@@ -27,10 +27,21 @@ impl Default for ExpertFineTuning {
     }
 }
 
-impl ExpertFineTuning {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<DefenseError> {
+impl Defense for ExpertFineTuning {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         validate_training(&self.training, false)
+    }
+
+    fn needs(&self) -> &'static [Need] {
+        &[Need::Experts]
+    }
+
+    fn training(&self) -> Option<&TrainingConfig> {
+        Some(&self.training)
+    }
+
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        Some(&mut self.training)
     }
 }
 

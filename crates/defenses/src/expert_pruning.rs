@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::invalid;
 use crate::filter_scores::{pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
-use crate::{DefenseError, ExpertSuspicion, ModelRepair, RepairDetails, RepairWork, Repaired};
+use crate::{
+    DefendedClassifier, Defense, DefenseError, ExpertSuspicion, ModelRepair, Need, RepairDetails, RepairWork, Repaired,
+};
 
 /// Images looked at together; what is measured does not depend on it.
 const BATCH: usize = 256;
@@ -58,10 +60,10 @@ impl Default for ExpertPruning {
     }
 }
 
-impl ExpertPruning {
-    /// Checks every field against a classifier with this many experts and returns all problems at once.
-    pub fn validate(&self, experts: Option<usize>) -> Vec<DefenseError> {
+impl Defense for ExpertPruning {
+    fn validate(&self, classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
+        let experts = classifier.experts;
         let most = experts.map_or(usize::MAX, |experts| experts.saturating_sub(1));
         if experts == Some(1) {
             problems.push(invalid("experts", self.experts, "a classifier with more than one expert"));
@@ -77,6 +79,18 @@ impl ExpertPruning {
         }
         problems.extend(validate_training(&self.training, true));
         problems
+    }
+
+    fn needs(&self) -> &'static [Need] {
+        &[Need::Experts]
+    }
+
+    fn training(&self) -> Option<&TrainingConfig> {
+        Some(&self.training)
+    }
+
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        Some(&mut self.training)
     }
 }
 
@@ -239,7 +253,8 @@ mod tests {
 
     #[test]
     fn the_last_expert_cannot_be_removed() {
-        let problems = ExpertPruning { experts: 4, ..Default::default() }.validate(Some(4));
+        let classifier = DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+        let problems = ExpertPruning { experts: 4, ..Default::default() }.validate(&classifier);
         let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(said, ["experts is 4, expected 1 to 3, so that one of 4 experts is left"]);
     }

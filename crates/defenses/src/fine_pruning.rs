@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::invalid;
 use crate::filter_scores::{FilterScore, filter_scores, lowest_of_each, pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
-use crate::{DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired};
 
 /// Prunes the lowest share of every expert's filters, then trains all weights.
 ///
@@ -45,9 +45,8 @@ impl Default for FinePruning {
     }
 }
 
-impl FinePruning {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<DefenseError> {
+impl Defense for FinePruning {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         if !(0.0..1.0).contains(&self.pruned_fraction) {
             problems.push(invalid("pruned-fraction", self.pruned_fraction, "a fraction in [0, 1)"));
@@ -57,6 +56,14 @@ impl FinePruning {
         }
         problems.extend(validate_training(&self.training, true));
         problems
+    }
+
+    fn training(&self) -> Option<&TrainingConfig> {
+        Some(&self.training)
+    }
+
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        Some(&mut self.training)
     }
 }
 

@@ -4,7 +4,7 @@ use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::tuning::{tune, validate_training};
-use crate::{DefenseError, ModelRepair, RepairWork, Repaired};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Goes on training all weights on clean images.
 ///
@@ -24,10 +24,17 @@ impl Default for FineTuning {
     }
 }
 
-impl FineTuning {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<DefenseError> {
+impl Defense for FineTuning {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         validate_training(&self.training, false)
+    }
+
+    fn training(&self) -> Option<&TrainingConfig> {
+        Some(&self.training)
+    }
+
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        Some(&mut self.training)
     }
 }
 

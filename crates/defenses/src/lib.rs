@@ -4,16 +4,21 @@
 //! [`ModelRepair`], [`InputDetector`]. None of them can see the trigger, the poisoning plan or a test
 //! image: this crate does not depend on `patchdoor-triggers`, and [`DefenderData`] is all it gets.
 //!
+//! A new defense is a new file, whose configuration implements [`Defense`] and one of the four, and a new line of
+//! [`DefenseConfig`].
+//!
 //! ```
-//! use patchdoor_defenses::{DefenseConfig, FinePruning};
+//! use patchdoor_defenses::{DefendedClassifier, DefenseConfig, FinePruning};
 //!
 //! // 16 of 160 filters of each expert, then five epochs on clean images, as the paper does.
 //! let defense = FinePruning::default();
 //! assert_eq!((defense.pruned_fraction, defense.training.epochs), (0.1, 5));
-//! assert!(DefenseConfig::FinePruning(defense).validate(Some(4)).is_empty());
+//! let classifier = DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+//! assert!(DefenseConfig::FinePruning(defense).validate(&classifier).is_empty());
 //! ```
 
 mod config;
+mod defense;
 mod error;
 mod expert_fine_tuning;
 mod expert_pruning;
@@ -21,6 +26,7 @@ mod filter_scores;
 mod fine_pruning;
 mod fine_tuning;
 mod pruning_series;
+mod registry;
 mod router_retraining;
 mod stepwise_fine_pruning;
 #[cfg(test)]
@@ -29,14 +35,15 @@ mod traits;
 mod tuning;
 mod view;
 
-pub use config::DefenseConfig;
-pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
+pub use config::{DefenseConfig, DefenseName};
+pub use defense::{DefendedClassifier, Defense, DefenseAction, Need};
 pub use error::DefenseError;
 pub use expert_fine_tuning::ExpertFineTuning;
 pub use expert_pruning::{ExpertPruning, SuspicionMeasure};
 pub use filter_scores::FilterScore;
 pub use fine_pruning::FinePruning;
 pub use fine_tuning::FineTuning;
+pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use pruning_series::PruningSeries;
 pub use router_retraining::RouterRetraining;
 pub use stepwise_fine_pruning::StepwiseFinePruning;

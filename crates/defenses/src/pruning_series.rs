@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
 use crate::filter_scores::{FilterScore, filter_scores, lowest_of_each, pruned_filters, scored_images};
-use crate::{DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired, SeriesPoint};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired, SeriesPoint};
 
 /// Prunes at several fractions, each time from the same model and without training.
 ///
@@ -34,9 +34,8 @@ impl Default for PruningSeries {
     }
 }
 
-impl PruningSeries {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<DefenseError> {
+impl Defense for PruningSeries {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         if self.fractions.is_empty() || self.fractions.iter().any(|fraction| !(0.0..=1.0).contains(fraction)) {
             let found = format!("{:?}", self.fractions);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
 use crate::tuning::{tune, validate_training};
-use crate::{DefenseError, ModelRepair, RepairWork, Repaired};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
 
 /// Draws the routers' kernels anew and trains them on clean images, and nothing else.
 ///
@@ -30,15 +30,26 @@ impl Default for RouterRetraining {
     }
 }
 
-impl RouterRetraining {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<DefenseError> {
+impl Defense for RouterRetraining {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         if !(0.0..=10.0).contains(&self.gate_init_std) {
             problems.push(invalid("gate-init-std", self.gate_init_std, "a number in [0, 10]"));
         }
         problems.extend(validate_training(&self.training, true));
         problems
+    }
+
+    fn needs(&self) -> &'static [Need] {
+        &[Need::Experts]
+    }
+
+    fn training(&self) -> Option<&TrainingConfig> {
+        Some(&self.training)
+    }
+
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        Some(&mut self.training)
     }
 }
 

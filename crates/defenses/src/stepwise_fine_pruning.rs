@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::invalid;
 use crate::filter_scores::{FilterScore, filter_scores, lowest_first, pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
-use crate::{DefenseError, ModelRepair, PruningStep, RepairDetails, RepairWork, Repaired};
+use crate::{
+    DefendedClassifier, Defense, DefenseError, ModelRepair, Need, PruningStep, RepairDetails, RepairWork, Repaired,
+};
 
 /// Prunes the least active filters step by step until the validation accuracy drops, then trains the rest.
 ///
@@ -52,9 +54,8 @@ impl Default for StepwiseFinePruning {
     }
 }
 
-impl StepwiseFinePruning {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<DefenseError> {
+impl Defense for StepwiseFinePruning {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         if !(0.0..1.0).contains(&self.max_accuracy_drop) {
             problems.push(invalid("max-accuracy-drop", self.max_accuracy_drop, "a fraction in [0, 1)"));
@@ -67,6 +68,27 @@ impl StepwiseFinePruning {
         }
         problems.extend(validate_training(&self.training, true));
         problems
+    }
+
+    fn needs(&self) -> &'static [Need] {
+        &[Need::ValidationImages]
+    }
+
+    /// The 5 % of `BackdoorBench` (Wu et al. 2022, arXiv:2206.12654).
+    fn default_clean_fraction(&self) -> f64 {
+        0.05
+    }
+
+    fn make_quick(&mut self) {
+        self.step_fraction = self.step_fraction.max(0.2);
+    }
+
+    fn training(&self) -> Option<&TrainingConfig> {
+        Some(&self.training)
+    }
+
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        Some(&mut self.training)
     }
 }
 

@@ -126,9 +126,7 @@ impl Backend {
                 task.run::<burn::backend::Autodiff<burn_ndarray::NdArray>>(&burn_ndarray::NdArrayDevice::Cpu)
             }
             #[cfg(feature = "cuda")]
-            Kind::Cuda => {
-                task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(&burn_cuda::CudaDevice { index: 0 })
-            }
+            Kind::Cuda => task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(&burn_cuda::CudaDevice { index: 0 }),
         }
     }
 }

@@ -8,9 +8,7 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 use patchdoor_plan::Plan;
-use patchdoor_record::{
-    ImagesUsed, SCHEMA, lock, read_sealed_json, write_sealed, write_sealed_json,
-};
+use patchdoor_record::{ImagesUsed, SCHEMA, lock, read_sealed_json, write_sealed, write_sealed_json};
 use patchdoor_train::predict;
 use serde::{Deserialize, Serialize};
 

@@ -45,7 +45,15 @@ macro_rules! halt_from {
     };
 }
 
-halt_from!(std::io::Error, csv::Error, ModelError, RecordError, RunDirectoryError, TriggerError, patchdoor_data::DataError);
+halt_from!(
+    std::io::Error,
+    csv::Error,
+    ModelError,
+    RecordError,
+    RunDirectoryError,
+    TriggerError,
+    patchdoor_data::DataError
+);
 
 impl From<TrainError> for Halt {
     fn from(error: TrainError) -> Self {

@@ -57,11 +57,8 @@ pub(crate) fn acquire(
     let (plan, dataset, substitution) = match load(&plan.config().dataset, roots) {
         Ok(dataset) => (plan.clone(), dataset, None),
         Err(missing @ DataError::Missing { .. }) => {
-            let fetched = if offline {
-                Err("not tried (--offline)".to_owned())
-            } else {
-                fetch_missing(name, roots, watch)
-            };
+            let fetched =
+                if offline { Err("not tried (--offline)".to_owned()) } else { fetch_missing(name, roots, watch) };
             if watch.is_stopped() {
                 return Err(ImagesError::Interrupted);
             }

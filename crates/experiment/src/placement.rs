@@ -44,10 +44,8 @@ pub(crate) fn choose_placement<B: TrainingBackend>(
     let seed = seed.wrapping_add(surrogate.seed_offset);
     let images = SeedImages::draw(surrogate_plan.config(), train, seed);
     let model = models.find_or_train::<B>((&surrogate_plan, Role::Surrogate), seed, &images, test, device)?;
-    let choice =
-        surrogate.choose_cells(&model.classifier, &config.model, placement, &images.training, seed, device)?;
-    let record =
-        SurrogateRecord { folder: &model.folder, clean_accuracy: model.clean_accuracy, choice: &choice };
+    let choice = surrogate.choose_cells(&model.classifier, &config.model, placement, &images.training, seed, device)?;
+    let record = SurrogateRecord { folder: &model.folder, clean_accuracy: model.clean_accuracy, choice: &choice };
     write_sealed_json(&folder.join("surrogate.json"), &record)?;
     Ok(Some(choice.placement))
 }

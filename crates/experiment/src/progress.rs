@@ -27,12 +27,7 @@ pub(crate) struct TrainingProgress<'a> {
 }
 
 impl<'a> TrainingProgress<'a> {
-    pub(crate) fn new(
-        watch: Watch<'a>,
-        label: String,
-        log: &'a HistoryFile<'a>,
-        epochs: usize,
-    ) -> Self {
+    pub(crate) fn new(watch: Watch<'a>, label: String, log: &'a HistoryFile<'a>, epochs: usize) -> Self {
         Self {
             watch,
             label,

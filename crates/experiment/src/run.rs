@@ -133,8 +133,7 @@ pub(crate) fn execute_on(
     let folder = directory.path();
     write_preamble(acquired, backend, settings.build, folder)?;
     tracing::info!(run = name, images = used.dataset, backend = backend.name(), "run begins");
-    let models =
-        CleanModels { out: settings.out, backend: backend.name(), fingerprint, used, watch: settings.watch() };
+    let models = CleanModels { out: settings.out, backend: backend.name(), fingerprint, used, watch: settings.watch() };
     let seeds = match backend.run(Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
         Ok(seeds) => seeds,
         Err(Halt::Interrupted) => return Ok(Execution::Interrupted { folder: folder.to_owned() }),
@@ -299,9 +298,8 @@ impl Seeds<'_> {
 
         let mut epochs = EpochRouting::new(config, &attack, test, folder, device);
         let poisoned = attack.poison(&images.training);
-        let victim =
-            OneTraining::of(config, seed, (images, &poisoned), used, folder, format!("{label}, backdoored"))
-                .run::<B>(*watch, epochs.as_mut(), device)?;
+        let victim = OneTraining::of(config, seed, (images, &poisoned), used, folder, format!("{label}, backdoored"))
+            .run::<B>(*watch, epochs.as_mut(), device)?;
         drop(poisoned);
 
         let exam = Exam::new(&attack, test);
@@ -315,7 +313,8 @@ impl Seeds<'_> {
 
         let (clean, triggered) = (&answers.clean.classes, &answers.triggered.classes);
         let before = exam.standing_of(clean, triggered);
-        let defenses = Victim { config, seed, label, folder, images, used, before }.defend::<B>(&exam, *watch, device)?;
+        let defenses =
+            Victim { config, seed, label, folder, images, used, before }.defend::<B>(&exam, *watch, device)?;
 
         let attacked = exam.outcome(triggered);
         let seconds = victim.history.iter().map(|epoch| epoch.seconds).sum::<f64>();

@@ -133,6 +133,8 @@ fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
     }
     problems.extend(check_surrogate(config, input, classes));
     problems.extend(from_trigger(&format!("trigger.{}", choice_name(&config.trigger)), config.trigger.validate(shape)));
+    let used = config.trigger.validate_use(facts.shape, config.poisoning.label_rule, config.placement.as_ref());
+    problems.extend(from_trigger("", used));
     problems
 }
 
@@ -159,11 +161,12 @@ fn check_surrogate(config: &ExperimentConfig, input: InputShape, classes: usize)
     problems
 }
 
-/// The problems a table of the triggers crate finds with itself, with the table's path in front.
+/// The problems a table of the triggers crate finds with itself, with the table's path in front if there is one.
 fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
     errors.into_iter().map(move |error| match error {
         TriggerError::InvalidField { field, found, allowed } => {
-            Problem { field: format!("{table}.{field}"), found, allowed }
+            let field = if table.is_empty() { field.to_owned() } else { format!("{table}.{field}") };
+            Problem { field, found, allowed }
         }
         other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
     })

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use patchdoor_defenses::DefenseConfig;
+use patchdoor_defenses::{DefenseConfig, DefenseName};
 use serde::de::{self, MapAccess};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -48,21 +48,51 @@ impl DefenderSet {
     }
 }
 
-/// The keys of a `[[defenses]]` table.
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "kebab-case")]
+/// A key of a `[[defenses]]` table.
 enum Key {
     Label,
     Data,
     CleanFraction,
     CleanImages,
-    FineTuning,
-    FinePruning,
-    StepwiseFinePruning,
-    PruningSeries,
-    ExpertPruning,
-    RouterRetraining,
-    ExpertFineTuning,
+    Defense(DefenseName),
+}
+
+/// The names of all keys, those of the defenses last.
+const KEYS: [&str; 4 + DefenseConfig::NAMES.len()] = {
+    let mut keys = [""; 4 + DefenseConfig::NAMES.len()];
+    [keys[0], keys[1], keys[2], keys[3]] = ["label", "data", "clean-fraction", "clean-images"];
+    let mut index = 0;
+    while index < DefenseConfig::NAMES.len() {
+        keys[4 + index] = DefenseConfig::NAMES[index];
+        index += 1;
+    }
+    keys
+};
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_identifier(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl de::Visitor<'_> for KeyVisitor {
+    type Value = Key;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<Key, E> {
+        Ok(match key {
+            "label" => Key::Label,
+            "data" => Key::Data,
+            "clean-fraction" => Key::CleanFraction,
+            "clean-images" => Key::CleanImages,
+            name => Key::Defense(DefenseName::of(name).ok_or_else(|| E::unknown_field(name, &KEYS))?),
+        })
+    }
 }
 
 /// Written by hand because with `flatten` an error would point at the whole table instead of the key.
@@ -90,13 +120,7 @@ impl<'de> de::Visitor<'de> for Visitor {
                 Key::Data => data = map.next_value()?,
                 Key::CleanFraction => fraction = Some(map.next_value()?),
                 Key::CleanImages => images = Some(map.next_value()?),
-                Key::FineTuning => found.push(DefenseConfig::FineTuning(map.next_value()?)),
-                Key::FinePruning => found.push(DefenseConfig::FinePruning(map.next_value()?)),
-                Key::StepwiseFinePruning => found.push(DefenseConfig::StepwiseFinePruning(map.next_value()?)),
-                Key::PruningSeries => found.push(DefenseConfig::PruningSeries(map.next_value()?)),
-                Key::ExpertPruning => found.push(DefenseConfig::ExpertPruning(map.next_value()?)),
-                Key::RouterRetraining => found.push(DefenseConfig::RouterRetraining(map.next_value()?)),
-                Key::ExpertFineTuning => found.push(DefenseConfig::ExpertFineTuning(map.next_value()?)),
+                Key::Defense(name) => found.push(map.next_value_seed(name)?),
             }
         }
         if found.len() > 1 {
@@ -113,7 +137,7 @@ impl<'de> de::Visitor<'de> for Visitor {
             }
             (None, Some(images)) => CleanAmount::CleanImages(images),
             (Some(fraction), None) => CleanAmount::CleanFraction(fraction),
-            (None, None) => CleanAmount::CleanFraction(defense.default_clean_fraction()),
+            (None, None) => CleanAmount::CleanFraction(defense.as_defense().default_clean_fraction()),
         };
         Ok(DefenderConfig { label, data, amount, defense })
     }
@@ -133,12 +157,6 @@ impl DefenderConfig {
         if let CleanAmount::CleanImages(images) = &mut self.amount {
             *images = (*images).min(200).min(training);
         }
-        if let Some(training) = self.defense.training_mut() {
-            training.epochs = training.epochs.min(1);
-            training.batch_size = training.batch_size.min(64);
-        }
-        if let DefenseConfig::StepwiseFinePruning(defense) = &mut self.defense {
-            defense.step_fraction = defense.step_fraction.max(0.2);
-        }
+        self.defense.make_quick();
     }
 }

@@ -1,9 +1,10 @@
-use patchdoor_defenses::DefenseError;
+use patchdoor_defenses::{DefendedClassifier, DefenseError, Need};
 use patchdoor_model::ClassifierConfig;
 
 use crate::amount::CleanAmount;
 use crate::config::ExperimentConfig;
 use crate::counts::ImageCounts;
+use crate::facts::choice_name;
 use crate::problem::Problem;
 
 /// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
@@ -12,11 +13,12 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         ClassifierConfig::PatchMoe(model) => Some(model.experts),
         ClassifierConfig::WideResnet(_) => None,
     };
+    let classifier = DefendedClassifier { name: &choice_name(&config.model), experts, has_batch_norm: true };
     let mut problems = Vec::new();
     for (index, defender) in config.defenses.iter().enumerate() {
         let table = format!("defenses.{index}");
         let own = format!("{table}.{}", defender.defense.name());
-        problems.extend(defender.defense.validate(experts).into_iter().map(|error| match error {
+        problems.extend(defender.defense.validate(&classifier).into_iter().map(|error| match error {
             DefenseError::InvalidField { field, found, allowed } => {
                 let field = if field.is_empty() { own.clone() } else { format!("{own}.{field}") };
                 Problem { field, found, allowed }
@@ -44,7 +46,7 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         }
         let none_held_out =
             config.data.validation_fraction == 0.0 || counts.and_then(|counts| counts.validation) == Some(0);
-        if defender.defense.needs_validation() && none_held_out {
+        if defender.defense.needs(Need::ValidationImages) && none_held_out {
             problems.push(Problem {
                 field: "data.validation-fraction".into(),
                 found: config.data.validation_fraction.to_string(),

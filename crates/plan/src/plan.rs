@@ -416,6 +416,15 @@ asr = 97
     }
 
     #[test]
+    fn a_trigger_that_reaches_none_of_its_cells_is_a_problem() {
+        let placed = |fit: &str| format!("{GOOD}[placement]\nfit = \"{fit}\"\ncells.list = [[7, 7]]\n");
+        let message =
+            "placement.cells is where the square changes no pixel, expected at least one cell that it reaches";
+        assert!(problems(&placed("image")).contains(&format!("error: {message}\n --> a.toml:6:")));
+        assert!(plan(&placed("cell")).is_ok());
+    }
+
+    #[test]
     fn overrides_and_seeds_change_the_plan_and_are_recorded() {
         let options = PlanOptions {
             overrides: vec!["poisoning.rate=0.5".into(), "data.validation-fraction=0".into()],

@@ -2,9 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use patchdoor_record::{
-    MetricResult, PointResult, RecordError, ResultTable, RunSummary, read_sealed, read_summary,
-};
+use patchdoor_record::{MetricResult, PointResult, RecordError, ResultTable, RunSummary, read_sealed, read_summary};
 
 use crate::result_file::{ResultsError, read_result, write_result};
 
@@ -207,7 +205,8 @@ mod tests {
             fs::create_dir_all(folder.path().join(name)).unwrap();
             let folder = folder.path().join(name);
             write_sealed(&folder.join("config.toml"), config.as_bytes()).unwrap();
-            let environment = Environment { experiment_file: "experiments/badnets.toml".into(), ..Environment::default() };
+            let environment =
+                Environment { experiment_file: "experiments/badnets.toml".into(), ..Environment::default() };
             write_sealed_json(&folder.join("environment.json"), &environment).unwrap();
             write_sealed_json(&folder.join("summary.json"), &summary).unwrap();
         };

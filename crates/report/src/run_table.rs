@@ -79,10 +79,9 @@ fn defense_table(runs: &[RunSummary], width: usize) -> String {
         };
         rows.push(cells("none".to_owned(), &run.metrics));
         for defense in &run.defenses {
-            let name = defense.pruned_fraction.map_or_else(
-                || defense.title.clone(),
-                |share| format!("  {} pruned", Unit::Share.text(share)),
-            );
+            let name = defense
+                .pruned_fraction
+                .map_or_else(|| defense.title.clone(), |share| format!("  {} pruned", Unit::Share.text(share)));
             rows.push(cells(name, &defense.metrics));
         }
         for seed in &run.seeds {
@@ -131,12 +130,7 @@ fn title(run: &RunSummary) -> String {
     title
 }
 
-fn seed_cell(
-    run: &RunSummary,
-    seed: u64,
-    metric: &MetricInfo,
-    of: fn(&Measurements) -> Option<f64>,
-) -> String {
+fn seed_cell(run: &RunSummary, seed: u64, metric: &MetricInfo, of: fn(&Measurements) -> Option<f64>) -> String {
     match run.seeds.iter().find(|result| result.seed == seed) {
         None => String::new(),
         Some(result) => match result.measurements() {
@@ -216,6 +210,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_run_without_a_finished_seed_says_why() {
-        insta::assert_snapshot!(run_table(&[run("badnets", vec![failed(0, "loss became NaN in epoch 0, step 3")])], DEFAULT_WIDTH));
+        insta::assert_snapshot!(run_table(
+            &[run("badnets", vec![failed(0, "loss became NaN in epoch 0, step 3")])],
+            DEFAULT_WIDTH
+        ));
     }
 }

@@ -88,7 +88,11 @@ fn fitted(header: &[String], rows: &[Row], width: usize) -> String {
     let (turned_header, turned_rows) = transposed(header, rows);
     let turned = align(&turned_header, &turned_rows, width);
     // One line of the plain table is its rule, and so one block is as many lines as rows and two more.
-    if plain.lines().count() <= rows.len() + 2 || plain.lines().count() <= turned.lines().count() { plain } else { turned }
+    if plain.lines().count() <= rows.len() + 2 || plain.lines().count() <= turned.lines().count() {
+        plain
+    } else {
+        turned
+    }
 }
 
 /// The same for a document, as Markdown.

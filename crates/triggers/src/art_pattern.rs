@@ -1,8 +1,8 @@
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
-use crate::TriggerError;
 use crate::error::invalid;
+use crate::{TriggerError, TriggerKind};
 
 /// The Adversarial Robustness Toolbox's `add_pattern_bd` and `add_single_bd`: four pixels, or one, near the lower right
 /// corner (the pattern of Gu et al. 2017, arXiv:1708.06733).
@@ -35,10 +35,9 @@ impl Default for ArtPatternConfig {
     }
 }
 
-impl ArtPatternConfig {
-    /// Checks every field against the images and returns all problems at once.
-    pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
-        let most = shape.height.min(shape.width).saturating_sub(self.reach());
+impl TriggerKind for ArtPatternConfig {
+    fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
+        let most = shape.height.min(shape.width).saturating_sub(self.form.reach());
         if (1..=most).contains(&self.distance) {
             return Vec::new();
         }
@@ -49,29 +48,22 @@ impl ArtPatternConfig {
         vec![invalid("distance", self.distance, allowed)]
     }
 
-    /// How far the pattern extends above and left of its lower right pixel.
-    fn reach(&self) -> usize {
-        match self.form {
-            ArtForm::Pattern => 2,
-            ArtForm::SinglePixel => 0,
-        }
+    fn build(&self, shape: ImageShape, _seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
+        Ok(Box::new(ArtPattern::new(self, shape)))
     }
 
-    /// Builds the trigger for images of `shape`.
-    ///
-    /// # Errors
-    ///
-    /// The first of the problems that [`validate`](Self::validate) finds.
-    pub fn build(&self, shape: ImageShape) -> Result<ArtPattern, TriggerError> {
-        if let Some(problem) = self.validate(shape).into_iter().next() {
-            return Err(problem);
+    fn mask(&self, shape: ImageShape) -> Vec<bool> {
+        ArtPattern::new(self, shape).mask()
+    }
+}
+
+impl ArtForm {
+    /// How far the pattern extends above and left of its lower right pixel.
+    fn reach(self) -> usize {
+        match self {
+            Self::Pattern => 2,
+            Self::SinglePixel => 0,
         }
-        let (row, column) = (shape.height - self.distance, shape.width - self.distance);
-        let pixels = match self.form {
-            ArtForm::Pattern => vec![(row - 2, column), (row - 1, column - 1), (row, column - 2), (row, column)],
-            ArtForm::SinglePixel => vec![(row, column)],
-        };
-        Ok(ArtPattern { shape, pixels, value: self.value })
     }
 }
 
@@ -84,8 +76,16 @@ pub struct ArtPattern {
 }
 
 impl ArtPattern {
-    /// Which pixels are written, row by row.
-    pub(crate) fn mask(&self) -> Vec<bool> {
+    fn new(config: &ArtPatternConfig, shape: ImageShape) -> Self {
+        let (row, column) = (shape.height - config.distance, shape.width - config.distance);
+        let pixels = match config.form {
+            ArtForm::Pattern => vec![(row - 2, column), (row - 1, column - 1), (row, column - 2), (row, column)],
+            ArtForm::SinglePixel => vec![(row, column)],
+        };
+        Self { shape, pixels, value: config.value }
+    }
+
+    fn mask(&self) -> Vec<bool> {
         let ImageShape { height, width, .. } = self.shape;
         (0..height * width).map(|index| self.pixels.contains(&(index / width, index % width))).collect()
     }
@@ -112,10 +112,10 @@ mod tests {
     #[test]
     fn the_pixels_are_the_published_ones() {
         let shape = ImageShape::RGB_32;
-        let pattern = ArtPatternConfig::default().build(shape).unwrap();
+        let pattern = ArtPattern::new(&ArtPatternConfig::default(), shape);
         assert_eq!(pattern.pixels, [(28, 30), (29, 29), (30, 28), (30, 30)]);
         let single = ArtPatternConfig { form: ArtForm::SinglePixel, ..ArtPatternConfig::default() };
-        assert_eq!(single.build(shape).unwrap().pixels, [(30, 30)]);
+        assert_eq!(ArtPattern::new(&single, shape).pixels, [(30, 30)]);
         let image = Image::new(shape, vec![7; shape.size()]).unwrap();
         let stamped = pattern.stamp(&image, &mut patchdoor_data::stream(0, ""));
         assert_eq!(stamped.pixel(30, 30), [255; 3]);

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
 use crate::pattern::Pattern;
-use crate::{PatternConfig, TriggerError};
+use crate::{PatternConfig, TriggerError, TriggerKind};
 
 /// A picture mixed into the whole image (Blended, Chen et al. 2017, arXiv:1712.05526).
 ///
@@ -26,9 +26,8 @@ impl Default for BlendConfig {
     }
 }
 
-impl BlendConfig {
-    /// Checks every field against the images and returns all problems at once.
-    pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
+impl TriggerKind for BlendConfig {
+    fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
         let mut problems = Vec::new();
         if !(0.0..=1.0).contains(&self.alpha) {
             problems.push(invalid("alpha", self.alpha, "a share in [0, 1]"));
@@ -37,17 +36,9 @@ impl BlendConfig {
         problems
     }
 
-    /// Builds the trigger for images of `shape`; a noise pattern without a seed of its own is drawn from `seed`.
-    ///
-    /// # Errors
-    ///
-    /// The first of the problems that [`validate`](Self::validate) finds, or [`TriggerError::Picture`] if a file cannot
-    /// be decoded.
-    pub fn build(&self, shape: ImageShape, seed: u64) -> Result<Blend, TriggerError> {
-        if let Some(problem) = self.validate(shape).into_iter().next() {
-            return Err(problem);
-        }
-        Ok(Blend { alpha: self.alpha, pattern: self.pattern.draw(shape, seed)? })
+    /// A noise pattern without a seed of its own is drawn from `seed`.
+    fn build(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
+        Ok(Box::new(Blend::new(self, shape, seed)?))
     }
 }
 
@@ -59,6 +50,10 @@ pub struct Blend {
 }
 
 impl Blend {
+    fn new(config: &BlendConfig, shape: ImageShape, seed: u64) -> Result<Self, TriggerError> {
+        Ok(Self { alpha: config.alpha, pattern: config.pattern.draw(shape, seed)? })
+    }
+
     /// The channels of every pixel in 0..=255, before fractions are cut off.
     fn mix(&self, image: &Image, pattern: &Image) -> impl Iterator<Item = f64> {
         assert_eq!(image.shape(), pattern.shape(), "a pattern is mixed into images of its shape");
@@ -143,7 +138,7 @@ mod tests {
         ) {
             let before = image.clone();
             let config = BlendConfig { alpha, ..BlendConfig::default() };
-            let blend = config.build(image.shape(), 0).unwrap();
+            let blend = Blend::new(&config, image.shape(), 0).unwrap();
             let stamped = blend.stamp(&image, &mut stream(0, ""));
             prop_assert_eq!(&image, &before);
             let pattern = blend.pattern.picture(&mut stream(0, "")).into_owned();

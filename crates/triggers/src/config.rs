@@ -1,28 +1,34 @@
-use patchdoor_data::{ImageShape, Trigger};
+use patchdoor_data::{ImageShape, LabelRule, Trigger};
 use serde::{Deserialize, Serialize};
 
+use crate::error::invalid;
 use crate::placement::{Placed, Placement};
+use crate::registry::triggers;
 use crate::{
-    ArtPatternConfig, BlendConfig, PlacementConfig, SigConfig, SquareConfig, TriggerError, WanetConfig, WarpConfig,
+    ArtPatternConfig, BlendConfig, PlacementConfig, SigConfig, SquareConfig, TriggerError, TriggerKind, WanetConfig,
+    WarpConfig,
 };
 
-/// Which trigger an attacker uses; in TOML the table `[trigger.square]`, and so on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum TriggerConfig {
-    /// A square that overwrites what it covers.
-    Square(SquareConfig),
-    /// A picture mixed into the image.
-    Blend(BlendConfig),
-    /// The pMoE authors' warp by whole pixels.
-    Warp(WarpConfig),
-    /// `WaNet`'s warp, with noise-mode images.
-    Wanet(WanetConfig),
-    /// A sinusoid added to the image.
-    Sig(SigConfig),
-    /// The Adversarial Robustness Toolbox's four pixels, or one.
-    ArtPattern(ArtPatternConfig),
+triggers! {
+    /// Which trigger an attacker uses; in TOML the table `[trigger.square]`, and so on.
+    ///
+    /// This list is all there is to registering a trigger: its names, defaults and tests follow from it.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[non_exhaustive]
+    pub enum TriggerConfig {
+        /// A square that overwrites what it covers.
+        Square(SquareConfig) = "square",
+        /// A picture mixed into the image.
+        Blend(BlendConfig) = "blend",
+        /// The pMoE authors' warp by whole pixels.
+        Warp(WarpConfig) = "warp",
+        /// `WaNet`'s warp, with noise-mode images.
+        Wanet(WanetConfig) = "wanet",
+        /// A sinusoid added to the image.
+        Sig(SigConfig) = "sig",
+        /// The Adversarial Robustness Toolbox's four pixels, or one.
+        ArtPattern(ArtPatternConfig) = "art-pattern",
+    }
 }
 
 impl Default for TriggerConfig {
@@ -32,29 +38,26 @@ impl Default for TriggerConfig {
 }
 
 impl TriggerConfig {
-    /// The trigger's name, as in a configuration.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Square(_) => "square",
-            Self::Blend(_) => "blend",
-            Self::Warp(_) => "warp",
-            Self::Wanet(_) => "wanet",
-            Self::Sig(_) => "sig",
-            Self::ArtPattern(_) => "art-pattern",
-        }
-    }
-
     /// Checks every field against the images and returns all problems at once; fields are those of the trigger's own
     /// table. With a placement, the images are those of [`PlacementConfig::trigger_shape`].
     pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
-        match self {
-            Self::Square(config) => config.validate(shape),
-            Self::Blend(config) => config.validate(shape),
-            Self::Warp(config) => config.validate(shape),
-            Self::Wanet(config) => config.validate(shape),
-            Self::Sig(config) => config.validate(),
-            Self::ArtPattern(config) => config.validate(shape),
+        self.kind().validate(shape)
+    }
+
+    /// Checks that the trigger makes sense with the label rule and the placement, which are valid for images of `shape`,
+    /// and returns all problems at once; fields are paths from the root of the experiment, such as `placement.cells`.
+    pub fn validate_use(
+        &self,
+        shape: ImageShape,
+        rule: LabelRule,
+        placement: Option<&PlacementConfig>,
+    ) -> Vec<TriggerError> {
+        let mut problems = self.kind().refuse(rule, placement);
+        if placement.is_some_and(|placement| matches!(self.placed_pixel_budget(shape, placement), Ok(0))) {
+            let found = format!("where the {} changes no pixel", self.name());
+            problems.push(invalid("placement.cells", found, "at least one cell that it reaches"));
         }
+        problems
     }
 
     /// Builds the trigger for images of `shape`, with seed 0 for what it draws once for all images.
@@ -73,14 +76,8 @@ impl TriggerConfig {
     ///
     /// The first of the problems that [`validate`](Self::validate) finds, or [`TriggerError::Picture`].
     pub fn build_seeded(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
-        Ok(match self {
-            Self::Square(config) => Box::new(config.build(shape)?),
-            Self::Blend(config) => Box::new(config.build(shape, seed)?),
-            Self::Warp(config) => Box::new(config.build(shape, seed)?),
-            Self::Wanet(config) => Box::new(config.build(shape, seed)?),
-            Self::Sig(config) => Box::new(config.build(shape)?),
-            Self::ArtPattern(config) => Box::new(config.build(shape)?),
-        })
+        self.expect_valid(shape)?;
+        self.kind().build(shape, seed)
     }
 
     /// Builds the trigger for the cells of `placement` in images of `shape`. Cells drawn once for all images come from
@@ -109,14 +106,12 @@ impl TriggerConfig {
     ///
     /// The first of the problems that [`validate`](Self::validate) finds.
     pub fn mask(&self, shape: ImageShape) -> Result<Vec<bool>, TriggerError> {
-        if let Some(problem) = self.validate(shape).into_iter().next() {
-            return Err(problem);
-        }
-        Ok(match self {
-            Self::Square(config) => config.build(shape)?.mask(),
-            Self::ArtPattern(config) => config.build(shape)?.mask(),
-            Self::Blend(_) | Self::Warp(_) | Self::Wanet(_) | Self::Sig(_) => vec![true; shape.height * shape.width],
-        })
+        self.expect_valid(shape)?;
+        Ok(self.kind().mask(shape))
+    }
+
+    fn expect_valid(&self, shape: ImageShape) -> Result<(), TriggerError> {
+        self.validate(shape).into_iter().next().map_or(Ok(()), Err)
     }
 
     /// How many pixels of one image the trigger may change; attacks of equal budget can be compared.
@@ -156,8 +151,14 @@ impl TriggerConfig {
 
 #[cfg(test)]
 mod tests {
+    use patchdoor_data::{Image, stream};
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::{CheckerPattern, NoisePattern, PatternConfig, PicturePattern};
+    use crate::testing::image_of;
+    use crate::{
+        Anchor, BlockCells, CellsConfig, CheckerPattern, Fit, NoisePattern, PatternConfig, PicturePattern, RandomCells,
+    };
 
     #[test]
     fn the_default_survives_toml() {
@@ -168,21 +169,104 @@ mod tests {
     }
 
     #[test]
-    fn every_trigger_has_defaults_that_survive_toml_and_fit_32x32() {
-        let all = [
-            ("[square]", TriggerConfig::Square(SquareConfig::default())),
-            ("[blend]", TriggerConfig::Blend(BlendConfig::default())),
-            ("[warp]", TriggerConfig::Warp(WarpConfig::default())),
-            ("[wanet]", TriggerConfig::Wanet(WanetConfig::default())),
-            ("[sig]", TriggerConfig::Sig(SigConfig::default())),
-            ("[art-pattern]", TriggerConfig::ArtPattern(ArtPatternConfig::default())),
-        ];
-        for (text, config) in all {
-            assert_eq!(toml::from_str::<TriggerConfig>(text).unwrap(), config);
-            assert_eq!(text, format!("[{}]", config.name()));
-            assert_eq!(toml::from_str::<TriggerConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
-            assert!(config.build(ImageShape::RGB_32).is_ok());
+    fn every_trigger_is_known_by_the_name_that_serde_reads_and_an_empty_table_is_its_default() {
+        assert_eq!(TriggerConfig::defaults().len(), TriggerConfig::NAMES.len());
+        for (config, &name) in TriggerConfig::defaults().iter().zip(TriggerConfig::NAMES) {
+            assert_eq!(config.name(), name);
+            assert_eq!(&toml::from_str::<TriggerConfig>(&format!("[{name}]")).unwrap(), config);
+            assert_eq!(&toml::from_str::<TriggerConfig>(&toml::to_string(config).unwrap()).unwrap(), config);
         }
+        let error = toml::from_str::<TriggerConfig>("[none]").unwrap_err().to_string();
+        let names = TriggerConfig::NAMES.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>();
+        assert!(error.contains(&format!("expected one of {}", names.join(", "))), "{error}");
+    }
+
+    #[test]
+    fn every_trigger_has_a_name_in_kebab_case_and_a_section_in_the_documents() {
+        let documents = include_str!("../../../docs/attacks.md");
+        let headings: Vec<&str> = documents.lines().filter(|line| line.starts_with("### ")).collect();
+        for name in TriggerConfig::NAMES {
+            assert!(name.split('-').all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase())));
+            let quoted = format!("`{name}`");
+            assert!(
+                headings.iter().any(|heading| heading.contains(&quoted)),
+                "docs/attacks.md has no section {quoted}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_trigger_is_built_for_all_images_that_it_finds_valid_and_for_no_other() {
+        for config in TriggerConfig::defaults() {
+            assert!(config.validate(ImageShape::RGB_32).is_empty(), "{config:?}");
+            for (height, width, channels) in (0..200).map(|i| (i / 20 + 1, i / 2 % 10 + 1, [1, 3][i % 2])) {
+                let shape = ImageShape { height, width, channels };
+                let is_valid = config.validate(shape).is_empty();
+                let built = config.build_seeded(shape, 1);
+                assert_eq!(built.is_ok(), is_valid, "{config:?} in {shape} images");
+                let black = Image::new(shape, vec![0; shape.size()]).unwrap();
+                // What is valid can also be stamped.
+                assert!(built.is_err() || built.unwrap().stamp(&black, &mut stream(0, "")).shape() == shape);
+                assert_eq!(config.mask(shape).is_ok(), is_valid, "{config:?} in {shape} images");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_trigger_changes_pixels_under_its_mask_alone_and_only_in_the_copy(
+            image in image_of(ImageShape { height: 12, width: 8, channels: 3 }), seed: u64, class in 0_u8..10,
+        ) {
+            let cells = CellsConfig::Random(RandomCells { count: 1, per_image: true });
+            let placement = PlacementConfig { grid: 2, cells, ..PlacementConfig::default() };
+            let before = image.clone();
+            for config in TriggerConfig::defaults() {
+                let shape = image.shape();
+                let whole = config.build_seeded(shape, seed).unwrap();
+                let placed = config.build_placed(shape, &placement, seed).unwrap();
+                let mask = config.mask(shape).unwrap();
+                let most = config.placed_pixel_budget(shape, &placement).unwrap();
+                for cover in [false, true] {
+                    let of = |trigger: &dyn Trigger| {
+                        let rng = &mut stream(seed, "trigger/test/0");
+                        if cover { trigger.cover(&image, class, rng) } else { trigger.stamp_for_class(&image, class, rng) }
+                    };
+                    let stamped = of(whole.as_ref());
+                    prop_assert_eq!(stamped.shape(), shape);
+                    let is_changed = |other: &Image, index: usize| {
+                        let (row, column) = (index / shape.width, index % shape.width);
+                        other.pixel(row, column) != image.pixel(row, column)
+                    };
+                    for (index, may_change) in mask.iter().enumerate() {
+                        prop_assert!(*may_change || !is_changed(&stamped, index), "{} at {}", config.name(), index);
+                    }
+                    let changed = (0..mask.len()).filter(|&index| is_changed(&of(placed.as_ref()), index)).count();
+                    prop_assert!(changed <= most, "{} changes {} pixels of {}", config.name(), changed, most);
+                    prop_assert_eq!(of(whole.as_ref()), stamped, "the same stream gives the same image");
+                }
+                prop_assert_eq!(&image, &before);
+            }
+        }
+    }
+
+    #[test]
+    fn a_placement_that_the_trigger_does_not_reach_is_refused() {
+        let block = BlockCells { size: 2, anchor: Anchor::LowerRight };
+        let placed = |fit| PlacementConfig { fit, cells: CellsConfig::Block(block), ..PlacementConfig::default() };
+        let said = |config: &TriggerConfig, fit| -> Vec<String> {
+            let problems = config.validate_use(ImageShape::RGB_32, LabelRule::AllToOne, Some(&placed(fit)));
+            problems.iter().map(ToString::to_string).collect()
+        };
+        // The square lies in the upper left corner of each cell, or of the image.
+        let square = TriggerConfig::default();
+        assert!(said(&square, Fit::Cell).is_empty());
+        assert_eq!(
+            said(&square, Fit::Image),
+            ["placement.cells is where the square changes no pixel, expected at least one cell that it reaches"]
+        );
+        let corner = SquareConfig { anchor: Anchor::LowerRight, ..SquareConfig::default() };
+        assert!(said(&TriggerConfig::Square(corner), Fit::Image).is_empty());
+        assert!(square.validate_use(ImageShape::RGB_32, LabelRule::AllToAll, None).is_empty());
     }
 
     #[test]

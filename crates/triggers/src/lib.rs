@@ -4,7 +4,7 @@
 //! built into a [`Trigger`](patchdoor_data::Trigger), which maps an image to a new image. The crate knows nothing of
 //! models, training or defenses, and defenses do not depend on it: a defender cannot see the trigger.
 //!
-//! A new trigger is a new file and a new variant of [`TriggerConfig`]. Any trigger can be stamped on the whole image or,
+//! A new trigger is a new file, whose configuration implements [`TriggerKind`], and a new line of [`TriggerConfig`]. Any trigger can be stamped on the whole image or,
 //! with a [`PlacementConfig`], into cells of a grid; [`ContactSheet`] shows what triggers do.
 //!
 //! ```
@@ -39,8 +39,10 @@ mod config;
 mod contact_sheet;
 mod displacement;
 mod error;
+mod kind;
 mod pattern;
 mod placement;
+mod registry;
 mod sig;
 mod square;
 #[cfg(test)]
@@ -53,6 +55,7 @@ pub use blend::{Blend, BlendConfig};
 pub use config::TriggerConfig;
 pub use contact_sheet::ContactSheet;
 pub use error::TriggerError;
+pub use kind::TriggerKind;
 pub use pattern::{CheckerPattern, NoisePattern, PatternConfig, PicturePattern};
 pub use placement::{BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells};
 pub use sig::{Sig, SigConfig};

@@ -3,8 +3,8 @@ use std::f64::consts::PI;
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
-use crate::TriggerError;
 use crate::error::invalid;
+use crate::{TriggerError, TriggerKind};
 
 /// A horizontal sinusoid added to the whole image (SIG, Barni et al. 2019, arXiv:1902.11237).
 ///
@@ -26,9 +26,8 @@ impl Default for SigConfig {
     }
 }
 
-impl SigConfig {
-    /// Checks every field and returns all problems at once.
-    pub fn validate(&self) -> Vec<TriggerError> {
+impl TriggerKind for SigConfig {
+    fn validate(&self, _shape: ImageShape) -> Vec<TriggerError> {
         let mut problems = Vec::new();
         if !(0.0..=255.0).contains(&self.amplitude) {
             problems.push(invalid("amplitude", self.amplitude, "0 to 255"));
@@ -39,17 +38,8 @@ impl SigConfig {
         problems
     }
 
-    /// Builds the trigger for images of `shape`.
-    ///
-    /// # Errors
-    ///
-    /// The first of the problems that [`validate`](Self::validate) finds.
-    pub fn build(&self, shape: ImageShape) -> Result<Sig, TriggerError> {
-        if let Some(problem) = self.validate().into_iter().next() {
-            return Err(problem);
-        }
-        let value = |column| self.amplitude * (2.0 * PI * column as f64 * self.frequency / shape.width as f64).sin();
-        Ok(Sig { shape, columns: (0..shape.width).map(value).collect() })
+    fn build(&self, shape: ImageShape, _seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
+        Ok(Box::new(Sig::new(self, shape)))
     }
 }
 
@@ -58,6 +48,14 @@ impl SigConfig {
 pub struct Sig {
     shape: ImageShape,
     columns: Vec<f64>,
+}
+
+impl Sig {
+    fn new(config: &SigConfig, shape: ImageShape) -> Self {
+        let value =
+            |column| config.amplitude * (2.0 * PI * column as f64 * config.frequency / shape.width as f64).sin();
+        Self { shape, columns: (0..shape.width).map(value).collect() }
+    }
 }
 
 impl Trigger for Sig {
@@ -91,7 +89,7 @@ mod tests {
             (40.0, 395_736, "4e0e870536a158b3", [[115, 144, 173], [71, 100, 129]]),
             (30.0, 395_703, "ea13bd85b4f4db20", [[124, 153, 182], [80, 109, 138]]),
         ] {
-            let sig = SigConfig { amplitude, frequency: 6.0 }.build(ImageShape::RGB_32).unwrap();
+            let sig = SigConfig { amplitude, frequency: 6.0 }.build(ImageShape::RGB_32, 0).unwrap();
             let stamped = sig.stamp(&reference_input(), &mut stream(0, ""));
             assert_eq!(summary(&stamped), (sum, hash.to_owned(), 2770));
             assert_eq!([stamped.pixel(5, 9), stamped.pixel(31, 31)], pixels);
@@ -100,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_columns_are_the_published_ones() {
-        let sig = SigConfig::default().build(ImageShape::RGB_32).unwrap();
+        let sig = Sig::new(&SigConfig::default(), ImageShape::RGB_32);
         let expected = [0.0, 36.9552, 28.2843, -15.3073, -40.0, -15.3073, 28.2843, 36.9552, 0.0];
         for (found, expected) in sig.columns.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
@@ -110,7 +108,7 @@ mod tests {
     #[test]
     fn a_wave_runs_along_the_columns_of_every_row() {
         let shape = ImageShape { height: 2, width: 4, channels: 1 };
-        let sig = SigConfig { frequency: 1.0, ..SigConfig::default() }.build(shape).unwrap();
+        let sig = SigConfig { frequency: 1.0, ..SigConfig::default() }.build(shape, 0).unwrap();
         let stamped = sig.stamp(&Image::new(shape, vec![100; 8]).unwrap(), &mut stream(0, ""));
         // Sines of 0, 90, 180 and 270 degrees; that of 180 is a little above 0.
         assert_eq!(stamped.pixels(), [100, 140, 100, 60, 100, 140, 100, 60]);
@@ -118,8 +116,8 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let problems: Vec<String> =
-            SigConfig { amplitude: 256.0, frequency: 0.0 }.validate().iter().map(ToString::to_string).collect();
+        let config = SigConfig { amplitude: 256.0, frequency: 0.0 };
+        let problems: Vec<String> = config.validate(ImageShape::RGB_32).iter().map(ToString::to_string).collect();
         assert_eq!(problems, ["amplitude is 256, expected 0 to 255", "frequency is 0, expected a number above 0"]);
     }
 }

@@ -1,8 +1,8 @@
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
-use crate::TriggerError;
 use crate::error::invalid;
+use crate::{TriggerError, TriggerKind};
 
 /// A square that overwrites what it covers (`BadNets`, Gu et al. 2017, arXiv:1708.06733).
 ///
@@ -103,9 +103,8 @@ impl Anchor {
     }
 }
 
-impl SquareConfig {
-    /// Checks every field against the images and returns all problems at once.
-    pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
+impl TriggerKind for SquareConfig {
+    fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
         let mut problems = Vec::new();
         let largest = shape.height.min(shape.width);
         let fits = (1..=largest).contains(&self.size);
@@ -135,22 +134,12 @@ impl SquareConfig {
         problems
     }
 
-    /// Builds the trigger for images of `shape`.
-    ///
-    /// # Errors
-    ///
-    /// The first of the problems that [`validate`](Self::validate) finds.
-    pub fn build(&self, shape: ImageShape) -> Result<Square, TriggerError> {
-        if let Some(problem) = self.validate(shape).into_iter().next() {
-            return Err(problem);
-        }
-        let (row, column) = match (self.row, self.column) {
-            (Some(row), Some(column)) => (row, column),
-            _ => self.anchor.corner(shape.height, shape.width, self.size),
-        };
-        let first = self.colour.map_or_else(|| vec![self.value; shape.channels], |colour| colour.to_vec());
-        let second = self.checker.map_or_else(|| first.clone(), |value| vec![value; shape.channels]);
-        Ok(Square { shape, row, column, size: self.size, pixels: [first, second] })
+    fn build(&self, shape: ImageShape, _seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
+        Ok(Box::new(Square::new(self, shape)))
+    }
+
+    fn mask(&self, shape: ImageShape) -> Vec<bool> {
+        Square::new(self, shape).mask()
     }
 }
 
@@ -166,8 +155,17 @@ pub struct Square {
 }
 
 impl Square {
-    /// Which pixels are written, row by row.
-    pub(crate) fn mask(&self) -> Vec<bool> {
+    fn new(config: &SquareConfig, shape: ImageShape) -> Self {
+        let (row, column) = match (config.row, config.column) {
+            (Some(row), Some(column)) => (row, column),
+            _ => config.anchor.corner(shape.height, shape.width, config.size),
+        };
+        let first = config.colour.map_or_else(|| vec![config.value; shape.channels], |colour| colour.to_vec());
+        let second = config.checker.map_or_else(|| first.clone(), |value| vec![value; shape.channels]);
+        Self { shape, row, column, size: config.size, pixels: [first, second] }
+    }
+
+    fn mask(&self) -> Vec<bool> {
         let ImageShape { height, width, .. } = self.shape;
         let is_inside = |place: usize, start: usize| (start..start + self.size).contains(&place);
         (0..height * width)
@@ -202,7 +200,7 @@ mod tests {
     use crate::testing::{Conformance, image_of, reference_input, summary};
 
     fn stamp(config: &SquareConfig, image: &Image) -> Image {
-        config.build(image.shape()).unwrap().stamp(image, &mut stream(0, "trigger"))
+        config.build(image.shape(), 0).unwrap().stamp(image, &mut stream(0, "trigger"))
     }
 
     #[test]

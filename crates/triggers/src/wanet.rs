@@ -2,10 +2,10 @@ use patchdoor_data::{Image, ImageShape, StreamRng, Trigger, stream};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::TriggerError;
 use crate::displacement::{Bicubic, Displacement, draw_coarse, position, upsample};
 use crate::error::invalid;
 use crate::warp::validate_warp;
+use crate::{TriggerError, TriggerKind};
 
 /// `WaNet` (Nguyen and Tran 2021, arXiv:2102.10369): a smooth random displacement of the image, sampled bilinearly, with
 /// noise-mode images.
@@ -37,9 +37,8 @@ impl Default for WanetConfig {
     }
 }
 
-impl WanetConfig {
-    /// Checks every field against the images and returns all problems at once.
-    pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
+impl TriggerKind for WanetConfig {
+    fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
         let mut problems = validate_warp(self.control_points, self.strength, shape);
         if !(self.noise_ratio >= 0.0 && self.noise_ratio.is_finite()) {
             problems.push(invalid("noise-ratio", self.noise_ratio, "a number that is 0 or more"));
@@ -47,19 +46,11 @@ impl WanetConfig {
         problems
     }
 
-    /// Builds the trigger for images of `shape`; the coarse noise is drawn from `stream(seed, "trigger/wanet")` unless
-    /// the configuration has a seed of its own.
-    ///
-    /// # Errors
-    ///
-    /// The first of the problems that [`validate`](Self::validate) finds.
-    pub fn build(&self, shape: ImageShape, seed: u64) -> Result<Wanet, TriggerError> {
-        if let Some(problem) = self.validate(shape).into_iter().next() {
-            return Err(problem);
-        }
+    /// The coarse noise is drawn from `stream(seed, "trigger/wanet")` unless the configuration has a seed of its own.
+    fn build(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
         let mut rng = stream(self.seed.unwrap_or(seed), "trigger/wanet");
         let coarse = draw_coarse(self.control_points, &mut rng);
-        Ok(Wanet { noise_ratio: self.noise_ratio, ..Wanet::from_coarse(&coarse, self.strength, shape) })
+        Ok(Box::new(Wanet { noise_ratio: self.noise_ratio, ..Wanet::from_coarse(&coarse, self.strength, shape) }))
     }
 }
 

@@ -1,9 +1,9 @@
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::TriggerError;
 use crate::displacement::{Bicubic, Displacement, draw_coarse, position, upsample};
 use crate::error::invalid;
+use crate::{TriggerError, TriggerKind};
 
 /// The warp as Chan et al. (2025, arXiv:2505.01811) published it: a smooth random displacement of the image, sampled by
 /// **truncating to whole pixels**.
@@ -32,24 +32,14 @@ impl Default for WarpConfig {
     }
 }
 
-impl WarpConfig {
-    /// Checks every field against the images and returns all problems at once.
-    pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
+impl TriggerKind for WarpConfig {
+    fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
         validate_warp(self.control_points, self.strength, shape)
     }
 
-    /// Builds the trigger for images of `shape`; the noise is drawn from `stream(seed, "trigger/warp")` unless the
-    /// configuration has a seed of its own.
-    ///
-    /// # Errors
-    ///
-    /// The first of the problems that [`validate`](Self::validate) finds.
-    pub fn build(&self, shape: ImageShape, seed: u64) -> Result<Warp, TriggerError> {
-        if let Some(problem) = self.validate(shape).into_iter().next() {
-            return Err(problem);
-        }
-        let mut rng = stream(self.seed.unwrap_or(seed), "trigger/warp");
-        Ok(Warp::from_coarse(&draw_coarse(self.control_points, &mut rng), self.strength, shape))
+    /// The noise is drawn from `stream(seed, "trigger/warp")` unless the configuration has a seed of its own.
+    fn build(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
+        Ok(Box::new(Warp::new(self, shape, seed)))
     }
 }
 
@@ -75,6 +65,11 @@ pub struct Warp {
 }
 
 impl Warp {
+    fn new(config: &WarpConfig, shape: ImageShape, seed: u64) -> Self {
+        let mut rng = stream(config.seed.unwrap_or(seed), "trigger/warp");
+        Self::from_coarse(&draw_coarse(config.control_points, &mut rng), config.strength, shape)
+    }
+
     /// Builds the warp of given noise, `points x points` pairs (row, column) before the division by their mean.
     fn from_coarse(coarse: &[[f64; 2]], strength: f64, shape: ImageShape) -> Self {
         let ImageShape { height, width, .. } = shape;
@@ -149,8 +144,7 @@ mod tests {
 
     #[test]
     fn each_seed_has_its_own_warp_unless_the_configuration_has_one() {
-        let build =
-            |own, seed| WarpConfig { seed: own, ..WarpConfig::default() }.build(ImageShape::RGB_32, seed).unwrap();
+        let build = |own, seed| Warp::new(&WarpConfig { seed: own, ..WarpConfig::default() }, ImageShape::RGB_32, seed);
         assert_eq!(build(None, 1), build(None, 1));
         assert_ne!(build(None, 1), build(None, 2));
         assert_eq!(build(Some(1), 2), build(None, 1));
@@ -159,7 +153,7 @@ mod tests {
     #[test]
     fn pixels_move_by_one_at_most_at_the_published_strength() {
         for seed in 0..20 {
-            let warp = WarpConfig::default().build(ImageShape::RGB_32, seed).unwrap();
+            let warp = Warp::new(&WarpConfig::default(), ImageShape::RGB_32, seed);
             for (index, &[row, column]) in warp.sources.iter().enumerate() {
                 let (here, there) = (index / 32, index % 32);
                 assert!((row == here || row + 1 == here) && (column == there || column + 1 == there));

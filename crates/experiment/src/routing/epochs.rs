@@ -70,8 +70,7 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
         };
         fs::create_dir_all(&self.folder)?;
         let path = self.folder.join("epochs.jsonl");
-        let mut lines: Vec<RoutingEpoch> =
-            if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
+        let mut lines: Vec<RoutingEpoch> = if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
         lines.retain(|kept| kept.epoch < record.epoch);
         lines.push(line);
         write_sealed_json_lines(&path, &lines)

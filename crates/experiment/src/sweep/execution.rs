@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use patchdoor_data::DatasetConfig;
 use patchdoor_plan::{ConfigErrors, DatasetFacts, Sweep, merged};
-use patchdoor_record::{PointRuns, RecordError, ResultTable, RunDirectory, RunDirectoryError, TableHead, lock, read_summary};
+use patchdoor_record::{
+    PointRuns, RecordError, ResultTable, RunDirectory, RunDirectoryError, TableHead, lock, read_summary,
+};
 
 use crate::backend::Backend;
 use crate::describe::describe_images;
@@ -67,13 +69,8 @@ pub fn execute_sweep(
     for line in forecast.describe(&sweep, backend, settings.out) {
         console.say(line);
     }
-    let mut tables = Tables {
-        sweep: &sweep,
-        backend,
-        out: settings.out,
-        reporter: settings.reporter,
-        failures: BTreeMap::new(),
-    };
+    let mut tables =
+        Tables { sweep: &sweep, backend, out: settings.out, reporter: settings.reporter, failures: BTreeMap::new() };
     let mut elsewhere = 0;
     let mut interrupted = false;
     let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
@@ -105,7 +102,12 @@ pub fn execute_sweep(
                 continue;
             }
             // These are about the machine, and every other run would meet them too.
-            Err(error @ (RunError::Directory(_) | RunError::Io(_) | RunError::Csv(_) | RunError::Record(RecordError::Io(_)))) => return Err(error),
+            Err(
+                error @ (RunError::Directory(_)
+                | RunError::Io(_)
+                | RunError::Csv(_)
+                | RunError::Record(RecordError::Io(_))),
+            ) => return Err(error),
             Err(error) => {
                 let reason = with_causes(&error);
                 console.say(format!("{words}, seed {seed} failed: {reason}"));
@@ -212,11 +214,8 @@ impl Tables<'_> {
         seeds.sort_unstable();
         seeds.dedup();
         let points = self.sweep.points().iter().map(|point| {
-            let mut runs = PointRuns {
-                label: point.label(),
-                coordinates: point.labels().to_vec(),
-                ..PointRuns::default()
-            };
+            let mut runs =
+                PointRuns { label: point.label(), coordinates: point.labels().to_vec(), ..PointRuns::default() };
             for &seed in &seeds {
                 let run = point.plan().with_seed(seed).run_name(self.backend.name());
                 if let Some(reason) = self.failures.get(&run) {

@@ -1,0 +1,95 @@
+use std::fmt::{self, Debug};
+
+use patchdoor_kernels::TrainingBackend;
+use patchdoor_train::TrainingConfig;
+
+use crate::{DefenseError, ModelRepair};
+
+/// What the configuration of a defense answers before anything runs; each defense implements it in its own file.
+///
+/// What it then does is one of the four traits of this crate, for every backend; [`DefenseConfig`](crate::DefenseConfig)
+/// lists the defenses and says which.
+pub trait Defense: Debug {
+    /// Checks every field against the classifier that it shall defend and returns all problems at once; fields are those
+    /// of the defense's own table. That the classifier has what the defense [`needs`](Self::needs) is checked elsewhere.
+    fn validate(&self, classifier: &DefendedClassifier<'_>) -> Vec<DefenseError>;
+
+    /// What it cannot do without; nothing, unless it says otherwise.
+    fn needs(&self) -> &'static [Need] {
+        &[]
+    }
+
+    /// The share of the training images that the defender has, if nothing else is said; all of them, as Chan et al.
+    /// (2025, arXiv:2505.01811) have it, unless the defense says otherwise.
+    fn default_clean_fraction(&self) -> f64 {
+        1.0
+    }
+
+    /// How it trains; `None` if it never does.
+    fn training(&self) -> Option<&TrainingConfig> {
+        None
+    }
+
+    /// Like [`training`](Self::training), to change it.
+    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
+        None
+    }
+
+    /// Shortens what it does besides training to a second, keeping every code path; nothing, unless it says otherwise.
+    fn make_quick(&mut self) {}
+}
+
+/// Something that a defense cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Need {
+    /// Experts and their routers, which a dense classifier does not have.
+    Experts,
+    /// Batch normalization.
+    BatchNorm,
+    /// Validation images to choose on.
+    ValidationImages,
+}
+
+impl Need {
+    /// Whether the classifier leaves nothing to be desired; what is no matter of the classifier, it never lacks.
+    pub fn is_met_by(self, classifier: &DefendedClassifier<'_>) -> bool {
+        match self {
+            Self::Experts => classifier.experts.is_some(),
+            Self::BatchNorm => classifier.has_batch_norm,
+            Self::ValidationImages => true,
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Experts => "experts",
+            Self::BatchNorm => "batch normalization",
+            Self::ValidationImages => "validation images",
+        })
+    }
+}
+
+/// What is known before a run of the classifier to defend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefendedClassifier<'a> {
+    /// Its name, as a configuration writes it.
+    pub name: &'a str,
+    /// How many experts it has; `None` for one without, such as the dense baseline.
+    pub experts: Option<usize>,
+    /// Whether it has batch normalization.
+    pub has_batch_norm: bool,
+}
+
+/// A defense ready to act on classifiers of one backend, by what it acts on.
+///
+/// Defenses of the three other kinds of this crate, [`DatasetFilter`](crate::DatasetFilter),
+/// [`ModelInspector`](crate::ModelInspector) and [`InputDetector`](crate::InputDetector), get a variant here with the
+/// first of them, named in the defense's line of [`DefenseConfig`](crate::DefenseConfig); whoever runs defenses then has
+/// to say, or does not compile, how what they return is measured.
+pub enum DefenseAction<'a, B: TrainingBackend> {
+    /// Changes a classifier.
+    Repair(&'a dyn ModelRepair<B>),
+}

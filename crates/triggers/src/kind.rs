@@ -1,0 +1,41 @@
+use std::fmt::Debug;
+
+use patchdoor_data::{ImageShape, LabelRule, Trigger};
+
+use crate::{PlacementConfig, TriggerError};
+
+/// What the configuration of a trigger answers; each kind of trigger implements it in its own file.
+///
+/// [`TriggerConfig`](crate::TriggerConfig) lists the kinds and calls them. What a trigger does to single images is up to
+/// the [`Trigger`] that it builds: one that depends on the image or on its class, or that wants cover images, says so
+/// there.
+pub trait TriggerKind: Debug {
+    /// Checks every field against the images and returns all problems at once; fields are those of the trigger's own
+    /// table.
+    fn validate(&self, shape: ImageShape) -> Vec<TriggerError>;
+
+    /// Builds the trigger for images of `shape`, in which [`validate`](Self::validate) finds no problem. What it draws
+    /// once for all images comes from streams of `seed`.
+    ///
+    /// # Errors
+    ///
+    /// What only shows in building: [`TriggerError::Picture`] if a file cannot be decoded.
+    ///
+    /// # Panics
+    ///
+    /// Where [`validate`](Self::validate) finds problems, it may; [`TriggerConfig`](crate::TriggerConfig) asks first.
+    fn build(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError>;
+
+    /// Which pixels of an image of `shape` the trigger may change, row by row; all of them unless it says otherwise. As
+    /// in [`build`](Self::build), the shape is a valid one.
+    fn mask(&self, shape: ImageShape) -> Vec<bool> {
+        vec![true; shape.height * shape.width]
+    }
+
+    /// Says which label rules and placements make no sense with this trigger, and why; any does, unless it says
+    /// otherwise. Fields are paths from the root of the experiment, such as `poisoning.label-rule` or `placement.fit`;
+    /// what is allowed ends with the reason.
+    fn refuse(&self, _rule: LabelRule, _placement: Option<&PlacementConfig>) -> Vec<TriggerError> {
+        Vec::new()
+    }
+}
