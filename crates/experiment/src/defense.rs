@@ -326,6 +326,10 @@ struct DefenseObserver<'a> {
 }
 
 impl TrainingObserver for DefenseObserver<'_> {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        self.progress.checkpoint_refused(path, reason);
+    }
+
     fn resumed(&mut self, history: &[EpochRecord]) {
         self.before = history.iter().map(|epoch| epoch.seconds).sum();
         self.progress.resumed(history);

@@ -1,6 +1,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -96,9 +96,19 @@ impl<'a> TrainingProgress<'a> {
 }
 
 impl TrainingObserver for TrainingProgress<'_> {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        self.console.say(format!("warning: {}: checkpoint {} {reason}; it is not used", self.label, path.display()));
+    }
+
     fn resumed(&mut self, history: &[EpochRecord]) {
         self.history = history.to_vec();
-        self.console.say(format!("{}: goes on after epoch {} of {}", self.label, history.len(), self.epochs));
+        // The epochs that training repeats must not stand in the log meanwhile.
+        self.log();
+        if history.is_empty() {
+            self.console.say(format!("{}: begins again, as no checkpoint is left", self.label));
+        } else {
+            self.console.say(format!("{}: goes on after epoch {} of {}", self.label, history.len(), self.epochs));
+        }
     }
 
     fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {

@@ -232,6 +232,10 @@ struct Watch<'a, 'p, 'e, B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> TrainingObserver for Watch<'_, '_, '_, B> {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        self.progress.checkpoint_refused(path, reason);
+    }
+
     fn resumed(&mut self, history: &[EpochRecord]) {
         self.progress.resumed(history);
     }
