@@ -18,7 +18,7 @@ fn badnets_takes_on_shapes_while_clean_accuracy_holds() {
     bench.file(
         "shapes.toml",
         r#"
-dataset = "shapes"
+dataset.shapes = { train = 8000 }
 seeds = [0]
 
 [poisoning]
@@ -46,7 +46,8 @@ schedule.one-cycle = {}
     bench.run(&["run", "shapes.toml"]).expect(0);
     let summary = summary(&bench);
     assert!(metric(&summary, "asr") > 0.95, "{summary}");
-    assert!(metric(&summary, "clean-accuracy") > 0.95, "{summary}");
+    // A linear classifier stays below 0.2; 20,000 images give 0.9.
+    assert!(metric(&summary, "clean-accuracy") > 0.6, "{summary}");
     assert!(metric(&summary, "clean-twin-asr") < 0.1, "the clean twin knows no trigger: {summary}");
 }
 
