@@ -51,7 +51,7 @@ fn draw_image(class: usize, rng: &mut StreamRng, image: &mut [u8]) {
 
 /// An image while it is drawn, in numbers that are not yet rounded.
 struct Canvas {
-    pixels: [[f64; 3]; SIDE * SIDE],
+    pixels: Vec<[f64; 3]>,
     /// The colour in the middle.
     background: [f64; 3],
 }
@@ -75,7 +75,7 @@ impl Canvas {
         let tone = [(); 3].map(|()| uniform(rng, -22.0, 22.0));
         let line = [uniform(rng, -1.0, 1.0), uniform(rng, -1.0, 1.0), uniform(rng, -8.0, 8.0)];
         let norm = length(line[0], line[1]).max(0.1);
-        let mut pixels = [[0.0; 3]; SIDE * SIDE];
+        let mut pixels = vec![[0.0; 3]; SIDE * SIDE];
         for (index, pixel) in pixels.iter_mut().enumerate() {
             let (x, y) = ((index % SIDE) as f64 - 15.5, (index / SIDE) as f64 - 15.5);
             let shade = slope[0] * x + slope[1] * y;
@@ -420,24 +420,25 @@ mod tests {
         assert_eq!(on(1), on(5));
     }
 
+    fn ends_at_its_extent(thing: &impl Thing) {
+        let ([x, y], reach) = thing.extent();
+        for degree in 0..360 {
+            let (sine, cosine) = f64::from(degree).to_radians().sin_cos();
+            // Paint is laid to a pixel beyond the extent, and covers half a pixel beyond the edge.
+            let outside = thing.distance(x + (reach + 1.0) * cosine, y + (reach + 1.0) * sine);
+            assert!(outside > 0.5, "{outside} at {degree} degrees");
+        }
+    }
+
     #[test]
     fn things_end_where_their_extent_says() {
         let rng = &mut stream(0, "extent");
         let shapes = (0..CLASSES.len()).map(|class| Shape::draw(class, [128.0; 3], rng)).collect::<Vec<_>>();
         let specks = [(); 20].map(|()| Speck::draw(rng));
         let strokes = [(); 20].map(|()| Stroke::across(&shapes[0], rng));
-        fn check(thing: &impl Thing) {
-            let ([x, y], reach) = thing.extent();
-            for degree in 0..360 {
-                let (sine, cosine) = f64::from(degree).to_radians().sin_cos();
-                // Paint is laid to a pixel beyond the extent, and covers half a pixel beyond the edge.
-                let outside = thing.distance(x + (reach + 1.0) * cosine, y + (reach + 1.0) * sine);
-                assert!(outside > 0.5, "{outside} at {degree} degrees");
-            }
-        }
-        shapes.iter().for_each(check);
-        specks.iter().for_each(check);
-        strokes.iter().for_each(check);
+        shapes.iter().for_each(ends_at_its_extent);
+        specks.iter().for_each(ends_at_its_extent);
+        strokes.iter().for_each(ends_at_its_extent);
     }
 
     #[test]
