@@ -25,11 +25,16 @@ fn uninterrupted() -> Vec<u8> {
 
 /// Starts a run and returns once the backdoored model has a checkpoint.
 fn start_until_checkpoint(bench: &Bench) -> Child {
-    bench.file("longer.toml", &longer());
+    start_until_checkpoint_of(bench, &longer(), 1)
+}
+
+/// Starts a run of `text` and returns once the backdoored model has so many checkpoints.
+fn start_until_checkpoint_of(bench: &Bench, text: &str, checkpoints: usize) -> Child {
+    bench.file("longer.toml", text);
     let mut command = bench.command(&["run", "longer.toml"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the runner starts");
     let start = Instant::now();
-    while !walk(bench.path()).iter().any(|path| is_checkpoint(path)) {
+    while walk(bench.path()).iter().filter(|path| is_checkpoint(path)).count() < checkpoints {
         assert!(child.try_wait().expect("it is ours").is_none(), "the run ended before a checkpoint was seen");
         assert!(start.elapsed() < Duration::from_mins(2), "no checkpoint appeared");
         std::thread::sleep(Duration::from_millis(2));
@@ -91,4 +96,48 @@ fn two_processes_do_not_share_a_run() {
     child.wait().expect("it ends");
     assert_ne!(second.code(), Some(0), "{}", second.err());
     assert!(second.err().contains("another"), "{}", second.err());
+}
+
+/// The newest checkpoint of the backdoored model and its epochs.
+fn newest_checkpoint(bench: &Bench) -> (usize, PathBuf) {
+    let states = walk(bench.path()).into_iter().filter(|path| is_checkpoint(path));
+    let folders = states.map(|state| state.parent().expect("it lies in a folder").to_owned());
+    let numbered =
+        folders.map(|folder| (folder.to_string_lossy().rsplit('-').next().unwrap_or_default().parse(), folder));
+    numbered.filter_map(|(epochs, folder)| Some((epochs.ok()?, folder))).max().expect("there is a checkpoint")
+}
+
+fn epochs_of(file: &Path) -> Vec<u64> {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("it is JSON"));
+    lines.map(|line| line["epoch"].as_u64().expect("a number")).collect()
+}
+
+#[test]
+fn a_run_with_a_damaged_checkpoint_warns_and_ends_with_the_same_weights_and_every_line_once() {
+    let straight = uninterrupted();
+    let bench = Bench::new();
+    let text = format!("{}\n[routing]\nper-epoch = true\nper-epoch-images = 20\nfigures = false\n", longer());
+    let mut child = start_until_checkpoint_of(&bench, &text, 2);
+    signal(&child, "-KILL");
+    child.wait().expect("it ends");
+
+    let (epochs, newest) = newest_checkpoint(&bench);
+    let weights_file = newest.join("classifier.bin");
+    let mut contents = std::fs::read(&weights_file).expect("the checkpoint is whole");
+    let middle = contents.len() / 2;
+    contents[middle] ^= 4;
+    std::fs::write(&weights_file, contents).expect("the folder is writable");
+
+    let resumed = bench.run(&["run", "longer.toml"]).expect(0);
+    let said = resumed.err();
+    assert!(said.contains("warning: longer seed 0, backdoored: checkpoint"), "{said}");
+    assert!(said.contains(&format!("epoch-{epochs:04}.refused has a damaged classifier.bin")), "{said}");
+    assert!(said.contains(&format!("goes on after epoch {} of 12", epochs - 1)), "{said}");
+    assert_eq!(weights(&bench), straight);
+    let seed = bench.run_directory().join("seed-0");
+    for file in ["metrics.jsonl", "routing/epochs.jsonl"] {
+        assert_eq!(epochs_of(&seed.join(file)), (0..12).collect::<Vec<_>>(), "{file}");
+    }
+    assert!(!seed.join("checkpoint").exists());
 }

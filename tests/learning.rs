@@ -18,7 +18,7 @@ fn badnets_takes_on_shapes_while_clean_accuracy_holds() {
     bench.file(
         "shapes.toml",
         r#"
-dataset = "shapes"
+dataset.shapes = { train = 8000 }
 seeds = [0]
 
 [poisoning]
@@ -46,7 +46,10 @@ schedule.one-cycle = {}
     bench.run(&["run", "shapes.toml"]).expect(0);
     let summary = summary(&bench);
     assert!(metric(&summary, "asr") > 0.95, "{summary}");
-    assert!(metric(&summary, "clean-accuracy") > 0.95, "{summary}");
+    // About 0.65 from so few images; 20,000 give 0.9, and a linear classifier stays below 0.2.
+    assert!(metric(&summary, "clean-accuracy") > 0.5, "{summary}");
+    let drop = metric(&summary, "clean-twin-accuracy") - metric(&summary, "clean-accuracy");
+    assert!(drop < 0.1, "the backdoor costs {drop}: {summary}");
     assert!(metric(&summary, "clean-twin-asr") < 0.1, "the clean twin knows no trigger: {summary}");
 }
 

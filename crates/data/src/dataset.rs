@@ -32,9 +32,10 @@ pub enum DatasetConfig {
 
 /// How many images of the built-in set are drawn, and from which seed.
 ///
-/// Ten classes: disk, ring, square, frame, triangle, plus, star, crescent, stripes, dots. Place, size, turn, colours,
-/// shading, specks and noise are random. As shapes are lighter than their background as often as darker, a linear
-/// classifier of the pixels stays near chance, while a small convolutional network learns the set.
+/// Ten classes: disk, ring, square, frame, triangle, plus, star, crescent, stripes, dots. Place, size, turn, colours and
+/// contrast are random; a stroke hides a part of every shape, specks and strokes lie around it, and noise of random
+/// strength over all. A linear classifier of the pixels stays below 20 % (chance is 10 %), whatever it is trained on; the
+/// smallest network of this workspace reaches about 90 % from the default number of images, and less from fewer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ShapesConfig {
@@ -48,7 +49,7 @@ pub struct ShapesConfig {
 
 impl Default for ShapesConfig {
     fn default() -> Self {
-        Self { train: 4000, test: 1000, seed: 0 }
+        Self { train: 20_000, test: 1000, seed: 0 }
     }
 }
 

@@ -29,37 +29,132 @@ fn draw_split(seed: u64, split: &str, count: usize) -> Result<ImageSet, DataErro
     ImageSet::new(ImageShape::RGB_32, pixels, labels, labels::owned(&CLASSES))
 }
 
-/// Draws one image: a shape lighter or darker than its shaded background, over specks and under noise.
+/// Draws one image: clutter, the shape, a stroke across it, noise over all.
+///
+/// Every thing has a colour of its own, lighter or darker than the background in each channel, so that no pixel and no
+/// colour tells a class. The numbers are set so that the smallest network of this workspace reaches about nine tenths
+/// from 20,000 images while a person can still name nearly every shape.
 fn draw_image(class: usize, rng: &mut StreamRng, image: &mut [u8]) {
-    // The shape's place, its size and its turn of up to 28 degrees to either side, as cosine and sine.
-    let center = [uniform(rng, 12.5, 18.5), uniform(rng, 12.5, 18.5)];
-    let radius = uniform(rng, 8.0, 11.5);
-    let half_tangent = uniform(rng, -0.25, 0.25);
-    let norm = 1.0 + half_tangent * half_tangent;
-    let turn = [(1.0 - half_tangent * half_tangent) / norm, 2.0 * half_tangent / norm];
+    let mut canvas = Canvas::shaded(rng);
+    for _ in 0..4 {
+        canvas.paint(&Speck::draw(rng));
+    }
+    for _ in 0..2 {
+        canvas.paint(&Stroke::somewhere(rng));
+    }
+    let shape = Shape::draw(class, canvas.background, rng);
+    canvas.paint(&shape);
+    canvas.paint(&Stroke::across(&shape, rng));
+    let deviation = uniform(rng, 4.0, 18.0);
+    canvas.finish(deviation, rng, image);
+}
 
-    // Lighter and darker shapes are equally frequent in every class, so no single pixel tells a class.
-    let background = [(); 3].map(|()| uniform(rng, 90.0, 165.0));
-    let sign = if rng.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 };
-    let foreground = background.map(|value| value + sign * uniform(rng, 50.0, 90.0));
-    let slope = [uniform(rng, -1.5, 1.5), uniform(rng, -1.5, 1.5)];
-    let specks = [(); 4].map(|()| Speck::draw(rng));
+/// An image while it is drawn, in numbers that are not yet rounded.
+struct Canvas {
+    pixels: Vec<[f64; 3]>,
+    /// The colour in the middle.
+    background: [f64; 3],
+}
 
-    for (index, pixel) in image.chunks_exact_mut(3).enumerate() {
-        let (x, y) = ((index % SIDE) as f64, (index / SIDE) as f64);
-        let (dx, dy) = ((x - center[0]) / radius, (y - center[1]) / radius);
-        let (u, v) = (turn[0] * dx + turn[1] * dy, turn[0] * dy - turn[1] * dx);
-        let inside = (0.5 - distance(class, u, v) * radius).clamp(0.0, 1.0);
-        let shade = slope[0] * (x - 15.5) + slope[1] * (y - 15.5);
-        let noise = noise(rng);
-        for (channel, pixel) in pixel.iter_mut().enumerate() {
-            let mut value = background[channel] + shade;
-            for speck in &specks {
-                value += speck.cover(x, y) * (speck.color[channel] - value);
-            }
-            value += inside * (foreground[channel] - value);
-            *pixel = (value + noise[channel]).clamp(0.0, 255.0) as u8;
+/// Something with an outline and one colour.
+trait Thing {
+    fn color(&self) -> [f64; 3];
+
+    /// A point, and the distance from it, in pixels, beyond which nothing of the thing lies.
+    fn extent(&self) -> ([f64; 2], f64);
+
+    /// How far a point lies outside it, in pixels; negative inside.
+    fn distance(&self, x: f64, y: f64) -> f64;
+}
+
+impl Canvas {
+    /// A background that grows lighter in some direction, on one side of a line in another tone.
+    fn shaded(rng: &mut StreamRng) -> Self {
+        let background = [(); 3].map(|()| uniform(rng, 70.0, 185.0));
+        let slope = [uniform(rng, -1.5, 1.5), uniform(rng, -1.5, 1.5)];
+        let tone = [(); 3].map(|()| uniform(rng, -22.0, 22.0));
+        let line = [uniform(rng, -1.0, 1.0), uniform(rng, -1.0, 1.0), uniform(rng, -8.0, 8.0)];
+        let norm = length(line[0], line[1]).max(0.1);
+        let mut pixels = vec![[0.0; 3]; SIDE * SIDE];
+        for (index, pixel) in pixels.iter_mut().enumerate() {
+            let (x, y) = ((index % SIDE) as f64 - 15.5, (index / SIDE) as f64 - 15.5);
+            let shade = slope[0] * x + slope[1] * y;
+            let beyond = (0.5 + (line[0] * x + line[1] * y) / norm - line[2]).clamp(0.0, 1.0);
+            *pixel = [0, 1, 2].map(|channel| background[channel] + shade + beyond * tone[channel]);
         }
+        Self { pixels, background }
+    }
+
+    /// Paints a thing, with smooth edges, over what is there.
+    fn paint(&mut self, thing: &impl Thing) {
+        let ([x, y], reach) = thing.extent();
+        let bounds = |center: f64| {
+            let low = (center - reach - 1.0).clamp(0.0, SIDE as f64) as usize;
+            low..((center + reach + 2.0).clamp(0.0, SIDE as f64) as usize).max(low)
+        };
+        let color = thing.color();
+        for row in bounds(y) {
+            for column in bounds(x) {
+                let cover = (0.5 - thing.distance(column as f64, row as f64)).clamp(0.0, 1.0);
+                let pixel = &mut self.pixels[row * SIDE + column];
+                for channel in 0..3 {
+                    pixel[channel] += cover * (color[channel] - pixel[channel]);
+                }
+            }
+        }
+    }
+
+    /// Adds noise of a standard deviation and rounds.
+    fn finish(&self, deviation: f64, rng: &mut StreamRng, image: &mut [u8]) {
+        for (pixel, rounded) in self.pixels.iter().zip(image.chunks_exact_mut(3)) {
+            let noise = noise(rng);
+            for (channel, rounded) in rounded.iter_mut().enumerate() {
+                *rounded = (pixel[channel] + deviation * noise[channel]).clamp(0.0, 255.0) as u8;
+            }
+        }
+    }
+}
+
+/// No shape of radius 1 reaches as far.
+const REACH: f64 = 1.3;
+
+/// What the label is about.
+struct Shape {
+    class: usize,
+    center: [f64; 2],
+    radius: f64,
+    /// Cosine and sine of its turn.
+    turn: [f64; 2],
+    color: [f64; 3],
+}
+
+impl Shape {
+    /// A shape of any size, anywhere, turned by any angle, more or less unlike the background.
+    fn draw(class: usize, background: [f64; 3], rng: &mut StreamRng) -> Self {
+        let radius = uniform(rng, 6.0, 11.5);
+        // The image's border may cut off the tip of a corner.
+        let center = [(); 2].map(|()| uniform(rng, 0.95 * radius, 31.0 - 0.95 * radius));
+        let half_tangent = uniform(rng, -1.0, 1.0);
+        let norm = sign(rng) * (1.0 + half_tangent * half_tangent);
+        let turn = [(1.0 - half_tangent * half_tangent) / norm, 2.0 * half_tangent / norm];
+        let color = background.map(|value| value + sign(rng) * uniform(rng, 30.0, 85.0));
+        Self { class, center, radius, turn, color }
+    }
+}
+
+impl Thing for Shape {
+    fn color(&self) -> [f64; 3] {
+        self.color
+    }
+
+    fn extent(&self) -> ([f64; 2], f64) {
+        (self.center, REACH * self.radius)
+    }
+
+    fn distance(&self, x: f64, y: f64) -> f64 {
+        let (dx, dy) = ((x - self.center[0]) / self.radius, (y - self.center[1]) / self.radius);
+        let [cosine, sine] = self.turn;
+        distance(self.class, cosine * dx + sine * dy, cosine * dy - sine * dx) * self.radius
     }
 }
 
@@ -73,15 +168,87 @@ struct Speck {
 impl Speck {
     fn draw(rng: &mut StreamRng) -> Self {
         Self {
-            center: [uniform(rng, 0.0, 31.0), uniform(rng, 0.0, 31.0)],
-            radius: uniform(rng, 0.8, 2.2),
-            color: [(); 3].map(|()| uniform(rng, 30.0, 225.0)),
+            center: [(); 2].map(|()| uniform(rng, 0.0, 31.0)),
+            radius: uniform(rng, 0.8, 2.6),
+            color: any_color(rng),
         }
     }
+}
 
-    fn cover(&self, x: f64, y: f64) -> f64 {
-        (0.5 + self.radius - length(x - self.center[0], y - self.center[1])).clamp(0.0, 1.0)
+impl Thing for Speck {
+    fn color(&self) -> [f64; 3] {
+        self.color
     }
+
+    fn extent(&self) -> ([f64; 2], f64) {
+        (self.center, self.radius)
+    }
+
+    fn distance(&self, x: f64, y: f64) -> f64 {
+        length(x - self.center[0], y - self.center[1]) - self.radius
+    }
+}
+
+/// A straight stroke of any colour.
+struct Stroke {
+    center: [f64; 2],
+    /// Cosine and sine of its direction.
+    direction: [f64; 2],
+    half_length: f64,
+    half_width: f64,
+    color: [f64; 3],
+}
+
+impl Stroke {
+    /// A short stroke.
+    fn somewhere(rng: &mut StreamRng) -> Self {
+        let center = [(); 2].map(|()| uniform(rng, 0.0, 31.0));
+        Self::at(center, [3.0, 9.0], [0.5, 1.3], rng)
+    }
+
+    /// A longer stroke that hides a part of a shape.
+    fn across(shape: &Shape, rng: &mut StreamRng) -> Self {
+        let center = shape.center.map(|center| center + shape.radius * uniform(rng, -0.7, 0.7));
+        Self::at(center, [6.0, 14.0], [0.6, 1.7], rng)
+    }
+
+    fn at(center: [f64; 2], half_lengths: [f64; 2], half_widths: [f64; 2], rng: &mut StreamRng) -> Self {
+        let half_tangent = uniform(rng, -1.0, 1.0);
+        let norm = 1.0 + half_tangent * half_tangent;
+        Self {
+            center,
+            direction: [(1.0 - half_tangent * half_tangent) / norm, 2.0 * half_tangent / norm],
+            half_length: uniform(rng, half_lengths[0], half_lengths[1]),
+            half_width: uniform(rng, half_widths[0], half_widths[1]),
+            color: any_color(rng),
+        }
+    }
+}
+
+impl Thing for Stroke {
+    fn color(&self) -> [f64; 3] {
+        self.color
+    }
+
+    fn extent(&self) -> ([f64; 2], f64) {
+        (self.center, self.half_length + self.half_width)
+    }
+
+    fn distance(&self, x: f64, y: f64) -> f64 {
+        let (dx, dy) = (x - self.center[0], y - self.center[1]);
+        let [cosine, sine] = self.direction;
+        let (along, across) = (cosine * dx + sine * dy, cosine * dy - sine * dx);
+        (along.abs() - self.half_length).max(across.abs() - self.half_width)
+    }
+}
+
+fn any_color(rng: &mut StreamRng) -> [f64; 3] {
+    [(); 3].map(|()| uniform(rng, 25.0, 230.0))
+}
+
+/// 1 or -1.
+fn sign(rng: &mut StreamRng) -> f64 {
+    if rng.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 }
 }
 
 /// How far the point (u, v) lies outside a shape of radius about 1, negative inside; v grows downwards.
@@ -129,7 +296,7 @@ fn uniform(rng: &mut StreamRng, low: f64, high: f64) -> f64 {
     low + (high - low) * (f64::from(rng.next_u32()) / 4_294_967_296.0)
 }
 
-/// Three nearly normal numbers of standard deviation 8: each the sum of four uniform ones of 5 bits, rescaled.
+/// Three nearly normal numbers of standard deviation 1: each the sum of four uniform ones of 5 bits, rescaled.
 fn noise(rng: &mut StreamRng) -> [f64; 3] {
     let mut bits = rng.next_u64();
     [(); 3].map(|()| {
@@ -139,7 +306,7 @@ fn noise(rng: &mut StreamRng) -> [f64; 3] {
             bits >>= 5;
         }
         // Mean 4 * 15.5, variance 4 * (32 * 32 - 1) / 12 = 341 = 18.466^2.
-        (sum as f64 - 62.0) * (8.0 / 18.466)
+        (sum as f64 - 62.0) / 18.466
     })
 }
 
@@ -157,8 +324,8 @@ mod tests {
     fn images_are_the_same_on_every_machine() {
         // Taken from this code; results on `shapes` rest on these bytes.
         let (train, test) = shapes(100, 20, 0);
-        assert_eq!(train.fingerprint(), "1f1af654ebe71685d957e633fdeb3914f43c633fa4253cd6738abb16d0c86911");
-        assert_eq!(test.fingerprint(), "58cd2aeec52fab7e8ae5ac8b2e980677d9c96fbd4cb31559d3606e14dc777038");
+        assert_eq!(train.fingerprint(), "4c98f7973da3ff1fc5fc50933f3f2fbdff97b722045c1d07ab64bbdf128c5eff");
+        assert_eq!(test.fingerprint(), "a8f2487128c738f25ddd682fa3162bb299554419a3ae41c953d33bfff0f05c80");
     }
 
     #[test]
@@ -235,13 +402,43 @@ mod tests {
 
     #[test]
     fn a_linear_classifier_fails_on_shapes() {
-        // With 4,000 training images and 60 epochs the same regression reaches 27 % there and 18 % on 1,000 test images.
-        let (train, test) = shapes(1000, 500, 0);
-        let [train_accuracy, test_accuracy] = train_linear_classifier(&train, &test, 6);
-        // It learns something (chance is 0.1) but stays far below the 0.7 that would make the set too easy.
-        assert!(train_accuracy > 0.15, "training accuracy {train_accuracy}: the classifier does not train");
-        assert!(test_accuracy < 0.4, "test accuracy {test_accuracy}");
+        // Trained on, with more images and for longer, it gains nothing: 18 % of the test images after 40 epochs.
+        let (train, test) = shapes(4000, 1000, 0);
+        let [train_accuracy, test_accuracy] = train_linear_classifier(&train, &test, 10);
+        // It learns something (chance is 0.1) and stays far below the 0.9 of a small network.
+        assert!(train_accuracy > 0.2, "training accuracy {train_accuracy}: the classifier does not train");
+        assert!(test_accuracy < 0.3, "test accuracy {test_accuracy}");
         assert!(test_accuracy > 0.05, "test accuracy {test_accuracy}");
+    }
+
+    #[test]
+    fn threads_change_no_image() {
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| shapes(60, 20, 3).0.fingerprint())
+        };
+        assert_eq!(on(1), on(5));
+    }
+
+    fn ends_at_its_extent(thing: &impl Thing) {
+        let ([x, y], reach) = thing.extent();
+        for degree in 0..360 {
+            let (sine, cosine) = f64::from(degree).to_radians().sin_cos();
+            // Paint is laid to a pixel beyond the extent, and covers half a pixel beyond the edge.
+            let outside = thing.distance(x + (reach + 1.0) * cosine, y + (reach + 1.0) * sine);
+            assert!(outside > 0.5, "{outside} at {degree} degrees");
+        }
+    }
+
+    #[test]
+    fn things_end_where_their_extent_says() {
+        let rng = &mut stream(0, "extent");
+        let shapes = (0..CLASSES.len()).map(|class| Shape::draw(class, [128.0; 3], rng)).collect::<Vec<_>>();
+        let specks = [(); 20].map(|()| Speck::draw(rng));
+        let strokes = [(); 20].map(|()| Stroke::across(&shapes[0], rng));
+        shapes.iter().for_each(ends_at_its_extent);
+        specks.iter().for_each(ends_at_its_extent);
+        strokes.iter().for_each(ends_at_its_extent);
     }
 
     #[test]

@@ -3,7 +3,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
-use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_defenses::{DefenderData, DefenseAction, DefenseError, RepairWork, Repaired};

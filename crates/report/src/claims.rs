@@ -270,12 +270,13 @@ fn no_number(place: &str, of: &str, number: &str, known: &[&str]) -> String {
 
 /// The word that was meant, or the words there are.
 fn instead(word: &str, known: &[&str]) -> String {
-    match known.iter().min_by_key(|known| strsim::osa_distance(word, known)) {
-        Some(near) if strsim::osa_distance(word, near) <= 1 + word.len().max(near.len()) / 4 => {
+    let near = known.iter().map(|known| (strsim::osa_distance(word, known), known)).min();
+    match near {
+        Some((distance, near)) if distance <= 1 + word.len().max(near.len()) / 4 => {
             format!("; did you mean {near:?}?")
         }
-        None if known.is_empty() => "; there are none".into(),
-        None => format!(", expected one of {}", known.join("; ")),
+        Some(_) => format!(", expected one of {}", known.join("; ")),
+        None => "; there are none".into(),
     }
 }
 

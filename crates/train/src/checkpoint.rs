@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::optimizer::Optimizer;
-use crate::{EpochRecord, TrainError, TrainingConfig};
+use crate::{EpochRecord, Manifest, ManifestError, TrainError, TrainingConfig};
 
 /// What a checkpoint belongs to; it resumes no other training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,16 +37,35 @@ struct Schema {
     schema: u32,
 }
 
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
-/// A folder with the state after the last finished epoch, `epoch-0007/`.
+/// A folder with the states after the last two finished epochs, `epoch-0006/` and `epoch-0007/`.
 ///
 /// A checkpoint is written beside its final name, flushed to the disk and renamed, so that it is
-/// there whole or not at all; only then the one before is removed. Random streams need no state:
+/// there whole or not at all; only then the one but one before is removed. A manifest in it tells
+/// whether its bytes are still those that were written. One that is damaged is moved aside to
+/// `epoch-0007.refused` and stays until its epoch is saved again. Random streams need no state:
 /// every epoch derives its own from seed and epoch.
 pub(crate) struct CheckpointDirectory {
     path: PathBuf,
     identity: Identity,
+}
+
+/// Why a checkpoint cannot be used.
+enum Unfit {
+    /// It is damaged: an older one, or the start, leads to the same weights.
+    Damaged(String),
+    /// It is whole and not this training's, or cannot be read at all.
+    Foreign(TrainError),
+}
+
+impl From<ManifestError> for Unfit {
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::Io { source, .. } => Self::Foreign(source.into()),
+            damage => Self::Damaged(damage.to_string()),
+        }
+    }
 }
 
 /// What training goes on from.
@@ -77,70 +96,117 @@ impl CheckpointDirectory {
         let recorder = BinBytesRecorder::<FullPrecisionSettings>::new();
         let weights = Recorder::<B>::record(&recorder, classifier.clone().into_record(), ())
             .map_err(|error| self.problem(&name, error))?;
-        write_durably(&partial.join("classifier.bin"), &weights)?;
         let steps = optimizer.to_bytes().map_err(|error| self.problem(&name, error))?;
-        write_durably(&partial.join("optimizer.bin"), &steps)?;
         let layout = layout_of(classifier);
         let state = State { schema: SCHEMA, layout, identity: self.identity.clone(), history: history.to_vec() };
         let state = serde_json::to_vec_pretty(&state).map_err(|error| self.problem(&name, error))?;
-        write_durably(&partial.join("state.json"), &state)?;
+        let mut manifest = Manifest::default();
+        for (file, contents) in [(CLASSIFIER, weights), (OPTIMIZER, steps), (STATE, state)] {
+            write_durably(&partial.join(file), &contents)?;
+            manifest.insert(file, &contents);
+        }
+        write_durably(&partial.join(Manifest::FILE), &manifest.to_json())?;
+        fs::File::open(&partial)?.sync_all()?;
         fs::rename(&partial, &finished)?;
-        // The rename itself must survive a loss of power before the older checkpoint goes.
+        // The rename itself must survive a loss of power before older checkpoints go.
         fs::File::open(&self.path)?.sync_all()?;
-        for (epochs, folder) in self.finished()? {
-            if epochs != history.len() {
+        for (epochs, folder) in self.folders("")? {
+            if epochs + 1 < history.len() {
+                fs::remove_dir_all(folder)?;
+            }
+        }
+        for (epochs, folder) in self.folders(REFUSED)? {
+            if epochs <= history.len() {
                 fs::remove_dir_all(folder)?;
             }
         }
         Ok(())
     }
 
-    /// Loads the newest checkpoint into a classifier and an optimiser of the same configuration.
+    /// Loads the newest undamaged checkpoint into a classifier and an optimiser of the same configuration.
+    ///
+    /// Damaged ones are moved aside; `refused` hears of each, where it lies now and what is wrong with it.
     pub(crate) fn resume<B: AutodiffBackend>(
         &self,
+        classifier: &Classifier<B>,
+        optimizer: impl Fn() -> Optimizer<B>,
+        device: &B::Device,
+        mut refused: impl FnMut(&Path, &str),
+    ) -> Result<Option<Resumed<B>>, TrainError> {
+        let mut found = self.folders("")?;
+        found.sort_unstable_by_key(|&(epochs, _)| std::cmp::Reverse(epochs));
+        for (epochs, folder) in found {
+            match self.load(epochs, &folder, classifier.clone(), optimizer(), device) {
+                Ok(resumed) => return Ok(Some(resumed)),
+                Err(Unfit::Foreign(error)) => return Err(error),
+                Err(Unfit::Damaged(reason)) => {
+                    let aside = self.path.join(format!("epoch-{epochs:04}{REFUSED}"));
+                    if aside.exists() {
+                        fs::remove_dir_all(&aside)?;
+                    }
+                    fs::rename(&folder, &aside)?;
+                    tracing::warn!(checkpoint = %aside.display(), reason, "checkpoint refused");
+                    refused(&aside, &reason);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn load<B: AutodiffBackend>(
+        &self,
+        epochs: usize,
+        folder: &Path,
         classifier: Classifier<B>,
         optimizer: Optimizer<B>,
         device: &B::Device,
-    ) -> Result<Option<Resumed<B>>, TrainError> {
-        let Some((epochs, folder)) = self.finished()?.into_iter().max_by_key(|&(epochs, _)| epochs) else {
-            return Ok(None);
-        };
+    ) -> Result<Resumed<B>, Unfit> {
         let name = format!("epoch-{epochs:04}");
-        let state = fs::read(folder.join("state.json"))?;
-        let Schema { schema } = serde_json::from_slice(&state).map_err(|error| self.problem(&name, error))?;
-        if schema != SCHEMA {
-            return Err(self.problem(&name, format!("has layout {schema}, expected {SCHEMA}; {OTHER_BUILD}")));
+        let foreign = |reason: String| Unfit::Foreign(self.problem(&name, reason));
+        let manifest = Manifest::read(folder);
+        if let Err(ManifestError::Missing { .. }) = manifest
+            && let Some(schema) = schema_of(folder).map_err(Unfit::Foreign)?
+            && schema != SCHEMA
+        {
+            // Earlier builds wrote no manifest.
+            return Err(foreign(other_schema(schema)));
         }
-        let state: State = serde_json::from_slice(&state).map_err(|error| self.problem(&name, error))?;
+        let manifest = manifest?;
+        let [weights, steps, state] = [CLASSIFIER, OPTIMIZER, STATE].map(|file| manifest.read_file(folder, file));
+        let (weights, steps, state) = (weights?, steps?, state?);
+        let Schema { schema } = serde_json::from_slice(&state).map_err(|error| foreign(error.to_string()))?;
+        if schema != SCHEMA {
+            return Err(foreign(other_schema(schema)));
+        }
+        let state: State = serde_json::from_slice(&state).map_err(|error| foreign(error.to_string()))?;
         if state.history.len() != epochs {
-            return Err(self.problem(&name, format!("has {} epochs", state.history.len())));
+            return Err(foreign(format!("has {} epochs", state.history.len())));
         }
         if state.layout != layout_of(&classifier) {
-            return Err(self.problem(&name, format!("holds a classifier of another structure; {OTHER_BUILD}")));
+            return Err(foreign(format!("holds a classifier of another structure; {OTHER_BUILD}")));
         }
         if state.identity != self.identity {
-            return Err(self.problem(&name, "belongs to another training; remove it or train elsewhere"));
+            return Err(foreign("belongs to another training; remove it or train elsewhere".into()));
         }
         let recorder = BinBytesRecorder::<FullPrecisionSettings>::new();
-        let weights = fs::read(folder.join("classifier.bin"))?;
-        let record = Recorder::<B>::load(&recorder, weights, device).map_err(|error| self.problem(&name, error))?;
-        let steps = fs::read(folder.join("optimizer.bin"))?;
-        let optimizer = optimizer.load_bytes(steps, device).map_err(|error| self.problem(&name, error))?;
-        Ok(Some(Resumed { classifier: classifier.load_record(record), optimizer, history: state.history }))
+        let record = Recorder::<B>::load(&recorder, weights, device).map_err(|error| foreign(error.to_string()))?;
+        let optimizer = optimizer.load_bytes(steps, device).map_err(|error| foreign(error.to_string()))?;
+        Ok(Resumed { classifier: classifier.load_record(record), optimizer, history: state.history })
     }
 
     /// Epochs of the newest checkpoint, 0 without any.
     pub(crate) fn epochs(&self) -> Result<usize, TrainError> {
-        Ok(self.finished()?.into_iter().map(|(epochs, _)| epochs).max().unwrap_or(0))
+        Ok(self.folders("")?.into_iter().map(|(epochs, _)| epochs).max().unwrap_or(0))
     }
 
-    fn finished(&self) -> Result<Vec<(usize, PathBuf)>, TrainError> {
+    /// The folders `epoch-0007` and so on, with this ending; the empty one for checkpoints that count.
+    fn folders(&self, ending: &str) -> Result<Vec<(usize, PathBuf)>, TrainError> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
-            let epochs = name.to_str().and_then(|name| name.strip_prefix("epoch-")).and_then(|n| n.parse().ok());
-            found.extend(epochs.map(|epochs| (epochs, entry.path())));
+            let number = name.to_str().and_then(|name| name.strip_prefix("epoch-")?.strip_suffix(ending));
+            found.extend(number.and_then(|number| number.parse().ok()).map(|epochs| (epochs, entry.path())));
         }
         Ok(found)
     }
@@ -151,8 +217,28 @@ impl CheckpointDirectory {
     }
 }
 
+const CLASSIFIER: &str = "classifier.bin";
+const OPTIMIZER: &str = "optimizer.bin";
+const STATE: &str = "state.json";
+
+/// What the name of a damaged checkpoint ends in, once it is moved aside.
+const REFUSED: &str = ".refused";
+
 /// What to do about a checkpoint that this build cannot read.
 const OTHER_BUILD: &str = "another build of this program wrote it: let that build finish the training, or remove the checkpoint to begin again";
+
+fn other_schema(found: u32) -> String {
+    format!("has layout {found}, expected {SCHEMA}; {OTHER_BUILD}")
+}
+
+/// The layout that `state.json` speaks of; `None` if it is missing or says nothing of the kind.
+fn schema_of(folder: &Path) -> Result<Option<u32>, TrainError> {
+    match fs::read(folder.join(STATE)) {
+        Ok(state) => Ok(serde_json::from_slice(&state).ok().map(|Schema { schema }| schema)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Differs between classifiers whose records differ, such as those of two builds of which one has a field more.
 fn layout_of<B: AutodiffBackend>(classifier: &Classifier<B>) -> String {

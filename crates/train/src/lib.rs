@@ -32,6 +32,7 @@ mod batches;
 mod checkpoint;
 mod config;
 mod error;
+mod manifest;
 mod observer;
 mod optimizer;
 mod prediction;
@@ -48,6 +49,7 @@ pub use config::{
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
+pub use manifest::{FileDigest, Manifest, ManifestError};
 pub use observer::{BatchProgress, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{RoutedPrediction, Selections, predict, predict_with_routing};

@@ -1,4 +1,5 @@
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use burn::tensor::backend::AutodiffBackend;
 use patchdoor_metrics::EpochRecord;
@@ -23,7 +24,13 @@ pub struct BatchProgress {
 
 /// Follows a training and may stop it.
 pub trait TrainingObserver {
-    /// Training goes on from a checkpoint with these finished epochs.
+    /// A checkpoint is damaged and not used; it was moved aside to `path`, where it stays until its epoch is saved again.
+    /// `reason` follows "checkpoint PATH". Training goes on from the checkpoint before it, or from the start, with the same
+    /// result; [`Self::resumed`] says which.
+    fn checkpoint_refused(&mut self, _path: &Path, _reason: &str) {}
+
+    /// Training goes on from a checkpoint with these finished epochs; none if every checkpoint was refused and it begins
+    /// again. Not called where there was no checkpoint.
     fn resumed(&mut self, _history: &[EpochRecord]) {}
 
     /// A step is done. `Break` stops at once; the unfinished epoch is lost.
@@ -56,6 +63,10 @@ pub trait ClassifierObserver<B: AutodiffBackend>: TrainingObserver {
 pub(crate) struct Blind<'a>(pub(crate) &'a mut dyn TrainingObserver);
 
 impl TrainingObserver for Blind<'_> {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        self.0.checkpoint_refused(path, reason);
+    }
+
     fn resumed(&mut self, history: &[EpochRecord]) {
         self.0.resumed(history);
     }

@@ -1,7 +1,7 @@
 //! Training as a whole: determinism, interruption, divergence.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -16,7 +16,7 @@ use patchdoor_model::{
 
 use crate::training::recompute_statistics;
 use crate::{
-    AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
+    AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, Manifest, OptimizerConfig, Outcome,
     ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
     predict_with_routing, train, train_restricted,
 };
@@ -163,12 +163,180 @@ fn a_checkpoint_that_another_build_wrote_is_an_error_and_not_a_panic() {
     let data = TrainingData { training: &images, validation: None, augmentation: &CROP_AND_FLIP };
     let error = train(other, &data, &recipe(), 0, Some(folder.path()), &mut (), &FlexDevice).expect_err("it differs");
     assert!(error.to_string().contains("holds a classifier of another structure"), "{error}");
+}
 
-    let state = folder.path().join("epoch-0001/state.json");
-    let text = fs_err::read_to_string(&state).expect("just written").replace("\"schema\": 2", "\"schema\": 1");
+#[test]
+fn a_checkpoint_of_a_build_that_wrote_no_manifest_is_an_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = fit(&recipe(), Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })));
+    let checkpoint = folder.path().join("epoch-0001");
+    fs_err::remove_file(checkpoint.join(Manifest::FILE)).expect("just written");
+    let state = checkpoint.join("state.json");
+    let text = fs_err::read_to_string(&state).expect("just written").replace("\"schema\": 3", "\"schema\": 2");
     fs_err::write(&state, text).expect("the folder is writable");
     let error = fit(&recipe(), Some(folder.path()), &mut ()).expect_err("the layout differs");
-    assert!(error.to_string().contains("has layout 1, expected 2; another build"), "{error}");
+    assert!(error.to_string().contains("has layout 2, expected 3; another build"), "{error}");
+    assert!(state.exists(), "it is left for the build that can read it");
+}
+
+/// What a training said of its checkpoints.
+#[derive(Default)]
+struct Heard {
+    refused: Vec<(PathBuf, String)>,
+    resumed: Option<usize>,
+}
+
+impl TrainingObserver for Heard {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        assert!(path.is_dir(), "{} is where it was moved to", path.display());
+        self.refused.push((path.to_owned(), reason.to_owned()));
+    }
+
+    fn resumed(&mut self, history: &[EpochRecord]) {
+        self.resumed = Some(history.len());
+    }
+}
+
+/// A training of two images that was stopped after its second epoch of three, and the weights it would have ended with.
+struct Stopped {
+    folder: tempfile::TempDir,
+    straight: Vec<u8>,
+}
+
+const FILES: [&str; 4] = ["classifier.bin", "optimizer.bin", "state.json", Manifest::FILE];
+
+impl Stopped {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let stopped = Self::train(Some(folder.path()), &mut StopAfter { epochs: 2, within_next: false });
+        assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 2 })));
+        Self { folder, straight: bytes(&finished(Self::train(None, &mut ())).classifier) }
+    }
+
+    fn train(checkpoints: Option<&Path>, observer: &mut dyn TrainingObserver) -> Result<Outcome<Learner>, TrainError> {
+        let images = shapes(10).subset(&[0, 1]);
+        let data = TrainingData { training: &images, validation: None, augmentation: &CROP_AND_FLIP };
+        let config = TrainingConfig { batch_size: 2, ..recipe() };
+        train(untrained(0), &data, &config, 0, checkpoints, observer, &FlexDevice)
+    }
+
+    /// Goes on from a damaged copy and checks the weights; returns what was heard.
+    fn resume_damaged(&self, damage: impl FnOnce(&Path)) -> Heard {
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        for epoch in ["epoch-0001", "epoch-0002"] {
+            fs_err::create_dir(copy.path().join(epoch)).expect("the folder is writable");
+            for file in FILES {
+                let file = Path::new(epoch).join(file);
+                fs_err::copy(self.folder.path().join(&file), copy.path().join(&file))
+                    .expect("two checkpoints are kept");
+            }
+        }
+        damage(copy.path());
+        let mut heard = Heard::default();
+        let trained = finished(Self::train(Some(copy.path()), &mut heard));
+        assert!(bytes(&trained.classifier) == self.straight, "other weights after {:?}", heard.refused);
+        assert_eq!(trained.history.iter().map(|record| record.epoch).collect::<Vec<_>>(), [0, 1, 2]);
+        let mut left: Vec<_> = fs_err::read_dir(copy.path())
+            .expect("it is there")
+            .map(|entry| entry.expect("readable").file_name().into_string().expect("our names"))
+            .collect();
+        left.sort();
+        assert_eq!(left, ["epoch-0002", "epoch-0003"], "refused ones go once their epoch is saved again");
+        heard
+    }
+}
+
+/// Changes the bytes of a file in place.
+fn damage(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut contents = fs_err::read(path).expect("it is there");
+    change(&mut contents);
+    fs_err::write(path, contents).expect("the folder is writable");
+}
+
+#[test]
+fn a_checkpoint_with_a_cut_or_missing_file_is_refused_for_the_one_before() {
+    let stopped = Stopped::new();
+    let whole = stopped.resume_damaged(|_| {});
+    assert_eq!((whole.refused.len(), whole.resumed), (0, Some(2)));
+    for file in FILES {
+        let newest = Path::new("epoch-0002").join(file);
+        let length = fs_err::read(stopped.folder.path().join(&newest)).expect("just written").len();
+        // Of zeros as a disk leaves them after a loss of power, shorter, longer, and not there at all.
+        let mut heard = vec![
+            stopped.resume_damaged(|folder| damage(&folder.join(&newest), |contents| contents.fill(0))),
+            stopped.resume_damaged(|folder| damage(&folder.join(&newest), |contents| contents.push(b'}'))),
+            stopped.resume_damaged(|folder| fs_err::remove_file(folder.join(&newest)).expect("it is there")),
+        ];
+        for kept in [0, 1, 7, length / 2, length - 9, length - 2] {
+            heard.push(
+                stopped.resume_damaged(|folder| damage(&folder.join(&newest), |contents| contents.truncate(kept))),
+            );
+        }
+        for heard in heard {
+            assert_eq!(heard.resumed, Some(1), "{file}: {:?}", heard.refused);
+            let [(path, reason)] = heard.refused.as_slice() else { panic!("{file}: {:?}", heard.refused) };
+            assert!(path.ends_with("epoch-0002.refused"), "{}", path.display());
+            assert!(reason.contains(file) || reason == "has a damaged manifest", "{file}: {reason}");
+        }
+    }
+}
+
+#[test]
+fn no_flipped_bit_of_a_checkpoint_changes_the_weights_in_the_end() {
+    let stopped = Stopped::new();
+    for file in FILES {
+        let newest = Path::new("epoch-0002").join(file);
+        let bits = 8 * fs_err::read(stopped.folder.path().join(&newest)).expect("just written").len();
+        // Both ends, where lengths and braces stand, and places in between that share no divisor with the bytes.
+        let positions =
+            [0, 1, 6, 8, 63, bits - 1, bits - 12].into_iter().chain((0..9).map(|part| bits / 10 * part + 77));
+        for bit in positions {
+            let heard = stopped.resume_damaged(|folder| {
+                damage(&folder.join(&newest), |contents| contents[bit / 8] ^= 1 << (bit % 8));
+            });
+            let refused = heard.refused.len();
+            // Between the words of the manifest a space may become another.
+            let seen = refused == 1 || file == Manifest::FILE;
+            assert!(seen, "bit {bit} of {file} goes unseen");
+            assert_eq!(heard.resumed, Some(2 - refused), "bit {bit} of {file}");
+        }
+    }
+}
+
+#[test]
+fn with_both_checkpoints_damaged_training_begins_again() {
+    let stopped = Stopped::new();
+    let empty = |folder: &Path, name: &str| damage(&folder.join(name), Vec::clear);
+    let heard = stopped.resume_damaged(|folder| {
+        empty(folder, "epoch-0001/optimizer.bin");
+        empty(folder, "epoch-0002/classifier.bin");
+    });
+    assert_eq!(heard.resumed, Some(0));
+    let names = heard.refused.iter().map(|(path, _)| path.file_name().expect("a name").to_string_lossy().into_owned());
+    assert_eq!(names.collect::<Vec<_>>(), ["epoch-0002.refused", "epoch-0001.refused"]);
+}
+
+#[test]
+fn a_refused_checkpoint_stays_until_its_epoch_is_saved_again() {
+    let stopped = Stopped::new();
+    let folder = stopped.folder.path();
+    damage(&folder.join("epoch-0002/state.json"), Vec::clear);
+    let within = Stopped::train(Some(folder), &mut StopWithin(1));
+    assert!(matches!(within, Ok(Outcome::Interrupted { epochs: 1 })));
+    assert!(folder.join("epoch-0002.refused/classifier.bin").is_file());
+    let after = Stopped::train(Some(folder), &mut StopAfter { epochs: 2, within_next: false });
+    assert!(matches!(after, Ok(Outcome::Interrupted { epochs: 2 })));
+    assert!(!folder.join("epoch-0002.refused").exists());
+}
+
+/// Stops within an epoch, counted from 0.
+struct StopWithin(usize);
+
+impl TrainingObserver for StopWithin {
+    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
+        if progress.epoch == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 #[test]

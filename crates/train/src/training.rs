@@ -60,7 +60,8 @@ pub enum Outcome<B: AutodiffBackend> {
 /// On the CPU the result is a function of classifier, data, configuration and seed, bit for bit and
 /// for any number of threads. With a checkpoint folder, every finished epoch is saved there, and a
 /// call with the same arguments goes on after the last one and ends with the same weights as a call
-/// that was never stopped.
+/// that was never stopped. A damaged checkpoint is refused: training goes on after the epoch before,
+/// or begins again, and ends with the same weights too.
 ///
 /// # Errors
 /// If the configuration is out of range, there is nothing to train on, the loss becomes NaN or
@@ -140,10 +141,15 @@ fn train_part<B: TrainingBackend>(
     let classifier = trainable.apply(classifier);
     let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
     if let Some(directory) = &checkpoints {
-        let fresh = Optimizer::new(&config.optimizer);
-        if let Some(resumed) = directory.resume(state.classifier.clone(), fresh, device)? {
-            observer.resumed(&resumed.history);
-            state = resumed;
+        let fresh = || Optimizer::new(&config.optimizer);
+        let mut refused = false;
+        let resumed = directory.resume(&state.classifier, fresh, device, |path, reason| {
+            refused = true;
+            observer.checkpoint_refused(path, reason);
+        })?;
+        if resumed.is_some() || refused {
+            state = resumed.unwrap_or(state);
+            observer.resumed(&state.history);
         }
     }
     while state.history.len() < config.epochs {
