@@ -20,7 +20,7 @@ fn a_run_directory_explains_itself() {
 
     let directory = bench.run_directory();
     let read = |name: &str| std::fs::read_to_string(directory.join(name)).expect(name);
-    assert_eq!(json(&read("summary.json"))["schema"], 1);
+    assert_eq!(json(&read("summary.json"))["schema"], 2);
     let environment = json(&read("environment.json"));
     assert_eq!(environment["backend"], "flex");
     assert!(environment["burn"].as_str().is_some_and(|version| version.starts_with("0.21")));

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{DataError, DatasetConfig, ImageSet, ShapesConfig, idx, load};
+use crate::error::DataError;
+use crate::idx;
 
 /// A data set made of files.
 #[derive(Clone, Debug)]
@@ -230,92 +231,6 @@ pub fn status(roots: &[PathBuf]) -> Vec<DatasetStatus> {
     std::iter::once(built_in).chain(from_files).collect()
 }
 
-/// What reading a whole data set has shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verification {
-    /// Where it was read; `None` if it is drawn.
-    pub location: Option<PathBuf>,
-    /// Training images of each class.
-    pub train_counts: Vec<usize>,
-    /// Test images of each class.
-    pub test_counts: Vec<usize>,
-    /// [`ImageSet::fingerprint`] of the training and of the test images.
-    pub fingerprints: [String; 2],
-    /// What a reader of results must know about these images; one sentence each.
-    pub notes: Vec<String>,
-}
-
-/// Reads a whole data set and compares it with what is published: file and record sizes, the range of the labels, and
-/// the number of images of each class.
-///
-/// # Errors
-///
-/// Those of [`load`]; [`DataError::WrongCounts`] if a class has another number of images than published, or, for GTSRB,
-/// of which there are subsets, none at all.
-pub fn verify(name: &str, roots: &[PathBuf]) -> Result<Verification, DataError> {
-    let config = match name {
-        "cifar10" => DatasetConfig::Cifar10,
-        "cifar100" => DatasetConfig::Cifar100,
-        "gtsrb" => DatasetConfig::Gtsrb,
-        "mnist" => DatasetConfig::Mnist,
-        "fashion-mnist" => DatasetConfig::FashionMnist,
-        "shapes" => DatasetConfig::Shapes(ShapesConfig::default()),
-        _ => {
-            let names: Vec<_> = status(&[]).iter().map(|status| status.name).collect();
-            return Err(crate::error::invalid("dataset", name, format!("one of {}", names.join(", "))));
-        }
-    };
-    let dataset = load(&config, roots)?;
-    let location = dataset.location.clone();
-    for (split, set, published) in [
-        ("training", &dataset.train, published_counts(&config, true)),
-        ("test", &dataset.test, published_counts(&config, false)),
-    ] {
-        check_counts(location.as_deref().unwrap_or(Path::new(name)), split, set, published.as_deref())?;
-    }
-    Ok(Verification {
-        location,
-        train_counts: dataset.train.class_counts(),
-        test_counts: dataset.test.class_counts(),
-        fingerprints: [dataset.train.fingerprint(), dataset.test.fingerprint()],
-        notes: dataset.notes,
-    })
-}
-
-/// Images of each class as published, if there is one number.
-fn published_counts(config: &DatasetConfig, train: bool) -> Option<Vec<usize>> {
-    const MNIST: [[usize; 10]; 2] = [
-        [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
-        [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
-    ];
-    Some(match (config, train) {
-        (DatasetConfig::Cifar10, true) => vec![5000; 10],
-        (DatasetConfig::Cifar10 | DatasetConfig::FashionMnist, false) => vec![1000; 10],
-        (DatasetConfig::Cifar100, true) => vec![500; 100],
-        (DatasetConfig::Cifar100, false) => vec![100; 100],
-        (DatasetConfig::FashionMnist, true) => vec![6000; 10],
-        (DatasetConfig::Mnist, true) => MNIST[0].to_vec(),
-        (DatasetConfig::Mnist, false) => MNIST[1].to_vec(),
-        (DatasetConfig::Gtsrb | DatasetConfig::Shapes(_) | DatasetConfig::Folder(_), _) => return None,
-    })
-}
-
-fn check_counts(path: &Path, split: &str, set: &ImageSet, published: Option<&[usize]>) -> Result<(), DataError> {
-    let counts = set.class_counts();
-    let wrong = counts.iter().enumerate().find_map(|(class, &found)| match published {
-        Some(published) => (found != published[class]).then(|| (class, found, published[class].to_string())),
-        None => (found == 0).then(|| (class, found, "at least one".to_owned())),
-    });
-    match wrong {
-        None => Ok(()),
-        Some((class, found, expected)) => Err(DataError::WrongCounts {
-            path: path.to_owned(),
-            found: format!("{found} {split} images of class {class} ({})", set.classes()[class]),
-            expected,
-        }),
-    }
-}
-
 fn archive(folders: &[&str], file_name: &str, size: u64, sha256: &str) -> Archive {
     Archive {
         urls: folders.iter().map(|folder| format!("{folder}/{file_name}")).collect(),
@@ -334,6 +249,7 @@ fn idx_archives(folders: &[&str], sizes_and_sums: [(u64, &str); 4]) -> Vec<Archi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{DatasetConfig, load, verify};
 
     #[test]
     fn every_sum_is_a_sha256_and_every_address_names_its_file() {

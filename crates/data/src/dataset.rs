@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cifar::{RecordLayout, read_records};
 use crate::error::invalid;
+use crate::folder::FolderConfig;
+use crate::shapes::ShapesConfig;
 use crate::{DataError, ImageSet, ImageShape, catalog, folder, gtsrb, idx, labels, shapes};
 
 /// Which images an experiment uses.
@@ -28,47 +30,6 @@ pub enum DatasetConfig {
     Shapes(ShapesConfig),
     /// A folder of PNG and JPEG files.
     Folder(FolderConfig),
-}
-
-/// How many images of the built-in set are drawn, and from which seed.
-///
-/// Ten classes: disk, ring, square, frame, triangle, plus, star, crescent, stripes, dots. Place, size, turn, colours and
-/// contrast are random; a stroke hides a part of every shape, specks and strokes lie around it, and noise of random
-/// strength over all. A linear classifier of the pixels stays below 20 % (chance is 10 %), whatever it is trained on; the
-/// smallest network of this workspace reaches about 90 % from the default number of images, and less from fewer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct ShapesConfig {
-    /// Training images; classes take turns. A smaller set is the beginning of a larger one.
-    pub train: usize,
-    /// Test images.
-    pub test: usize,
-    /// What the images are drawn from. It belongs to the data, not to a run: all runs of a comparison share it.
-    pub seed: u64,
-}
-
-impl Default for ShapesConfig {
-    fn default() -> Self {
-        Self { train: 20_000, test: 1000, seed: 0 }
-    }
-}
-
-/// Where a folder of images lies and to what size they are brought.
-///
-/// The folder holds `train/<class>/*.png` and `test/<class>/*.png` (or `.jpg`, `.jpeg`). Classes are numbered in the
-/// order of their names, images in the order of theirs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct FolderConfig {
-    /// The folder; a relative path is looked for in the data folders first, then from the working directory.
-    pub path: PathBuf,
-    /// Height and width of the images in pixels; files of another size are resized, without keeping proportions.
-    #[serde(default = "default_size")]
-    pub size: usize,
-}
-
-fn default_size() -> usize {
-    32
 }
 
 /// The names a configuration may use.
@@ -463,12 +424,12 @@ mod tests {
         assert!(held_out.iter().all(|&index| !kept.contains(&groups[index])));
         let share = held_out.len() as f64 / dataset.train.len() as f64;
         assert!((share - 0.1).abs() < 0.01, "{share}");
-        catalog::verify("gtsrb", &roots).unwrap();
+        crate::verification::verify("gtsrb", &roots).unwrap();
     }
 
     #[test]
     fn real_fashion_mnist_has_the_published_counts() {
         let Some(roots) = real("fashion-mnist") else { return };
-        catalog::verify("fashion-mnist", &roots).unwrap();
+        crate::verification::verify("fashion-mnist", &roots).unwrap();
     }
 }

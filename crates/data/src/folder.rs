@@ -4,7 +4,27 @@ use std::sync::Arc;
 use image::imageops::FilterType;
 use rayon::prelude::*;
 
-use crate::{DataError, FolderConfig, ImageSet, ImageShape};
+use serde::{Deserialize, Serialize};
+
+use crate::{DataError, ImageSet, ImageShape};
+
+/// Where a folder of images lies and to what size they are brought.
+///
+/// The folder holds `train/<class>/*.png` and `test/<class>/*.png` (or `.jpg`, `.jpeg`). Classes are numbered in the
+/// order of their names, images in the order of theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FolderConfig {
+    /// The folder; a relative path is looked for in the data folders first, then from the working directory.
+    pub path: PathBuf,
+    /// Height and width of the images in pixels; files of another size are resized, without keeping proportions.
+    #[serde(default = "default_size")]
+    pub size: usize,
+}
+
+fn default_size() -> usize {
+    32
+}
 
 /// Endings of the files that are read, in lower case; other files are passed over.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];

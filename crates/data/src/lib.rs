@@ -56,10 +56,12 @@ mod random;
 mod shapes;
 pub mod split;
 mod trigger;
+mod verification;
 
 pub use augmentation::AugmentationConfig;
-pub use dataset::{Dataset, DatasetConfig, FolderConfig, ShapesConfig, load};
+pub use dataset::{Dataset, DatasetConfig, load};
 pub use error::DataError;
+pub use folder::FolderConfig;
 pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
 pub use poisoning::{
@@ -67,5 +69,7 @@ pub use poisoning::{
     SourceSpecific, trigger_all_images, trigger_test_images,
 };
 pub use random::{StreamRng, stream};
+pub use shapes::ShapesConfig;
 pub use split::stratified_subset;
 pub use trigger::Trigger;
+pub use verification::{Verification, verify};

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::config_text::config_text;
 use crate::console::Watch;
 use crate::halt::{Halt, Step};
-use crate::images::SeedImages;
-use crate::training::{OneTraining, PREDICTION_BATCH, load, remove_checkpoint};
+use crate::images::{PREDICTION_BATCH, SeedImages};
+use crate::training::{OneTraining, load, remove_checkpoint};
 
 /// What is known of a clean model; its `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use patchdoor_record::DefenseStanding;
 use patchdoor_train::{RoutedPrediction, predict, predict_with_routing};
 
 use crate::attack::Attack;
-use crate::training::PREDICTION_BATCH;
+use crate::images::PREDICTION_BATCH;
 
 /// The test images without and with the trigger, by which classifiers are judged. It chooses nothing.
 pub(crate) struct Exam<'a> {

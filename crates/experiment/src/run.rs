@@ -22,10 +22,10 @@ use crate::describe::{describe, describe_images};
 use crate::error::RunError;
 use crate::exam::Exam;
 use crate::halt::{Halt, Step};
-use crate::images::{Acquired, SeedImages, acquire, test_images};
+use crate::images::{Acquired, PREDICTION_BATCH, SeedImages, acquire, test_images};
 use crate::placement::choose_placement;
 use crate::routing::{EpochRouting, look_at_routing};
-use crate::training::{OneTraining, PREDICTION_BATCH, remove_checkpoint};
+use crate::training::{OneTraining, remove_checkpoint};
 
 /// Where and how plans run.
 #[derive(Clone, Copy)]

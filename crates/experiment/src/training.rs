@@ -6,7 +6,7 @@ use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{AugmentationConfig, ImageSet, stream};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, load_weights, save_weights};
+use patchdoor_model::{Classifier, ClassifierConfig, load_weights, save_weights};
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{ImagesUsed, check_sealed, seal};
 use patchdoor_train::{
@@ -17,12 +17,9 @@ use patchdoor_train::{
 use crate::console::Watch;
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
-use crate::images::SeedImages;
+use crate::images::{SeedImages, input_shape};
 use crate::progress::TrainingProgress;
 use crate::routing::EpochRouting;
-
-/// Images predicted at once; the predictions do not depend on it.
-pub(crate) const PREDICTION_BATCH: usize = 256;
 
 /// Name of the file with a classifier's weights.
 pub(crate) const WEIGHTS: &str = "weights.safetensors";
@@ -138,12 +135,6 @@ pub(crate) fn load<B: patchdoor_kernels::Kernels>(
     let path = folder.join(WEIGHTS);
     check_sealed(&path)?;
     Ok(load_weights(blank(model, images, seed, device)?, &path)?)
-}
-
-/// The images' height, width and channels, as the classifier takes them.
-pub(crate) fn input_shape(images: &ImageSet) -> InputShape {
-    let shape = images.shape();
-    InputShape { height: shape.height, width: shape.width, channels: shape.channels }
 }
 
 /// Removes the checkpoint of a finished training; its weights are saved.

@@ -33,6 +33,7 @@
 //! # }
 //! ```
 
+mod anchor;
 mod art_pattern;
 mod blend;
 mod config;
@@ -50,6 +51,7 @@ mod testing;
 mod wanet;
 mod warp;
 
+pub use anchor::Anchor;
 pub use art_pattern::{ArtForm, ArtPattern, ArtPatternConfig};
 pub use blend::{Blend, BlendConfig};
 pub use config::TriggerConfig;
@@ -59,6 +61,6 @@ pub use kind::TriggerKind;
 pub use pattern::{CheckerPattern, NoisePattern, PatternConfig, PicturePattern};
 pub use placement::{BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells};
 pub use sig::{Sig, SigConfig};
-pub use square::{Anchor, Square, SquareConfig};
+pub use square::{Square, SquareConfig};
 pub use wanet::{Wanet, WanetConfig};
 pub use warp::{Warp, WarpConfig};

@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use patchdoor_cli::{Stop, print, say};
-use patchdoor_data::catalog::{CatalogEntry, DatasetState, entry, status, verify};
+use patchdoor_data::catalog::{CatalogEntry, DatasetState, entry, status};
 use patchdoor_data::fetch::FetchError;
+use patchdoor_data::verify;
 use patchdoor_experiment::{Console, ExportRequest, RunError, export_poisoned, fetch};
 use patchdoor_plan::{Plan, PlanOptions};
 

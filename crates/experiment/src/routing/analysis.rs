@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::cells::{Area, CellProperty, CellScores, cell_scores, cells, triggered_patches};
-use crate::training::input_shape;
+use crate::images::input_shape;
 
 /// The two sets of images, in the order of everything that has both.
 pub(crate) const SETS: [&str; 2] = ["clean", "triggered"];

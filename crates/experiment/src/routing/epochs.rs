@@ -12,7 +12,7 @@ use patchdoor_train::{EpochRecord, predict_with_routing};
 
 use super::analysis::{Scene, analyse};
 use crate::attack::Attack;
-use crate::training::PREDICTION_BATCH;
+use crate::images::PREDICTION_BATCH;
 
 /// Looks at what the routers of a classifier select after every epoch of its training.
 pub(crate) struct EpochRouting<'a, B: AutodiffBackend> {

@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::analysis::{Analysis, SETS, Scene, StatisticRow, analyse};
 use crate::exam::{Answers, Exam};
 use crate::halt::Step;
-use crate::training::PREDICTION_BATCH;
+use crate::images::PREDICTION_BATCH;
 
 /// Looks at what the routers of a seed's classifiers select, in the test images and in the same triggered, and leaves
 /// arrays and tables in the seed's folder; `None` if the experiment does not ask for it. `twin` is the clean twin with its
