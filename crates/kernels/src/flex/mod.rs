@@ -14,12 +14,7 @@ use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use crate::convolution::stock as stock_convolution;
-use crate::elementwise::stock as stock_elementwise;
-use crate::experts::stock as stock_experts;
-use crate::gathering::stock as stock_gathering;
-use crate::normalization::stock as stock_normalization;
-use crate::{ConvOptions, Kernels};
+use crate::{ConvOptions, Kernels, stock};
 use buffer::Buffer;
 use convolution::Geometry;
 use experts::Weighted;
@@ -107,7 +102,7 @@ impl Kernels for Flex {
         options: ConvOptions,
     ) -> FlexTensor {
         if x.dtype() != DType::F32 {
-            return stock_convolution::forward::<Self>(x, weight, bias, groups, options);
+            return stock::convolution::forward::<Self>(x, weight, bias, groups, options);
         }
         let [out, _, rows, columns] = dims(&weight);
         let geometry = geometry(dims(&x), out, [rows, columns], groups, options);
@@ -126,7 +121,7 @@ impl Kernels for Flex {
         options: ConvOptions,
     ) -> FlexTensor {
         if gradient.dtype() != DType::F32 {
-            return stock_convolution::input_gradient::<Self>(weight, gradient, size, groups, options);
+            return stock::convolution::input_gradient::<Self>(weight, gradient, size, groups, options);
         }
         let [out, channels, rows, columns] = dims(&weight);
         let shape = [dims::<4>(&gradient)[0], size[0], size[1], groups * channels];
@@ -145,7 +140,7 @@ impl Kernels for Flex {
         options: ConvOptions,
     ) -> (FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock_convolution::weight_gradients::<Self>(x, gradient, kernel, groups, options);
+            return stock::convolution::weight_gradients::<Self>(x, gradient, kernel, groups, options);
         }
         let [_, _, _, out] = dims(&gradient);
         let geometry = geometry(dims(&x), out, kernel, groups, options);
@@ -164,7 +159,7 @@ impl Kernels for Flex {
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock_normalization::batch_norm_relu::<Self>(x, gamma, beta, epsilon);
+            return stock::normalization::batch_norm_relu::<Self>(x, gamma, beta, epsilon);
         }
         let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
         let statistics = normalization::statistics(slice(&x), slice(&gamma).len());
@@ -185,7 +180,7 @@ impl Kernels for Flex {
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock_normalization::batch_norm_relu_gradients::<Self>(
+            return stock::normalization::batch_norm_relu_gradients::<Self>(
                 x, gamma, beta, mean, variance, gradient, epsilon,
             );
         }
@@ -203,7 +198,7 @@ impl Kernels for Flex {
 
     fn scale_shift_relu(x: FlexTensor, scale: FlexTensor, shift: FlexTensor) -> FlexTensor {
         if x.dtype() != DType::F32 {
-            return stock_normalization::scale_shift_relu::<Self>(x, scale, shift);
+            return stock::normalization::scale_shift_relu::<Self>(x, scale, shift);
         }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
         let output = normalization::scale_shift_relu(slice(&x), slice(&scale), slice(&shift));
@@ -218,7 +213,7 @@ impl Kernels for Flex {
         gradient: FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         if x.dtype() != DType::F32 {
-            return stock_normalization::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient);
+            return stock::normalization::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient);
         }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
         let (output, (scale, shift)) = over(gradient, |gradient| {
@@ -235,8 +230,8 @@ impl Kernels for Flex {
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         if map.dtype() != DType::F32 {
-            let seen = stock_experts::weigh::<Self>(map, weights);
-            return stock_normalization::batch_norm_relu::<Self>(seen, gamma, beta, epsilon);
+            let seen = stock::experts::weigh::<Self>(map, weights);
+            return stock::normalization::batch_norm_relu::<Self>(seen, gamma, beta, epsilon);
         }
         let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
         with_weighted(&map, &weights, |weighted| {
@@ -260,11 +255,11 @@ impl Kernels for Flex {
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
         if map.dtype() != DType::F32 {
-            let seen = stock_experts::weigh::<Self>(map.clone(), weights.clone());
-            let (gradient, gamma, beta) = stock_normalization::batch_norm_relu_gradients::<Self>(
+            let seen = stock::experts::weigh::<Self>(map.clone(), weights.clone());
+            let (gradient, gamma, beta) = stock::normalization::batch_norm_relu_gradients::<Self>(
                 seen, gamma, beta, mean, variance, gradient, epsilon,
             );
-            let (map, weights) = stock_experts::weigh_gradients::<Self>(map, weights, gradient);
+            let (map, weights) = stock::experts::weigh_gradients::<Self>(map, weights, gradient);
             return (map, weights, gamma, beta);
         }
         let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
@@ -290,8 +285,8 @@ impl Kernels for Flex {
         shift: FlexTensor,
     ) -> FlexTensor {
         if map.dtype() != DType::F32 {
-            let seen = stock_experts::weigh::<Self>(map, weights);
-            return stock_normalization::scale_shift_relu::<Self>(seen, scale, shift);
+            let seen = stock::experts::weigh::<Self>(map, weights);
+            return stock::normalization::scale_shift_relu::<Self>(seen, scale, shift);
         }
         let [map, weights, scale, shift] = [map, weights, scale, shift].map(contiguous);
         with_weighted(&map, &weights, |weighted| {
@@ -303,7 +298,7 @@ impl Kernels for Flex {
 
     fn gather_weighted(patches: FlexTensor, weights: FlexTensor, indices: FlexTensor) -> FlexTensor {
         if patches.dtype() != DType::F32 {
-            return stock_gathering::gather_weighted::<Self>(patches, weights, indices);
+            return stock::gathering::gather_weighted::<Self>(patches, weights, indices);
         }
         let [patches, weights] = [patches, weights].map(contiguous);
         let [batch, _, positions, channels] = dims(&patches);
@@ -320,7 +315,7 @@ impl Kernels for Flex {
         gradient: FlexTensor,
     ) -> (FlexTensor, FlexTensor) {
         if patches.dtype() != DType::F32 {
-            return stock_gathering::gather_weighted_gradients::<Self>(patches, weights, indices, gradient);
+            return stock::gathering::gather_weighted_gradients::<Self>(patches, weights, indices, gradient);
         }
         let [patches, weights, gradient] = [patches, weights, gradient].map(contiguous);
         let (patches_gradient, weights_gradient) =
@@ -350,7 +345,7 @@ impl Kernels for Flex {
 
     fn average_positions(map: FlexTensor) -> FlexTensor {
         if map.dtype() != DType::F32 {
-            return stock_elementwise::average_positions::<Self>(map);
+            return stock::elementwise::average_positions::<Self>(map);
         }
         let map = contiguous(map);
         let [batch, height, width, channels] = dims(&map);
@@ -361,7 +356,7 @@ impl Kernels for Flex {
 
     fn average_positions_gradient(gradient: FlexTensor, [height, width]: [usize; 2]) -> FlexTensor {
         if gradient.dtype() != DType::F32 {
-            return stock_elementwise::average_positions_gradient::<Self>(gradient, [height, width]);
+            return stock::elementwise::average_positions_gradient::<Self>(gradient, [height, width]);
         }
         let gradient = contiguous(gradient);
         let [batch, channels] = dims(&gradient);
