@@ -7,6 +7,7 @@ mod experts;
 mod gathering;
 mod normalization;
 mod panels;
+mod rows;
 mod simd;
 mod tile;
 
@@ -19,7 +20,8 @@ use buffer::Buffer;
 use convolution::Geometry;
 use experts::Weighted;
 use gathering::Gathering;
-use normalization::{Gradient, Normalization, Statistics};
+use normalization::{Gradient, InputConstants, Normalization, Statistics};
+use rows::{Plain, Rows};
 
 /// The tensor's values in order; the tensor must be contiguous.
 fn slice(tensor: &FlexTensor) -> &[f32] {
@@ -39,6 +41,54 @@ fn geometry(x: [usize; 4], out: usize, kernel: [usize; 2], groups: usize, option
 
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.shape().dims()
+}
+
+/// The rows of a contiguous tensor `[.., channel]`.
+fn plain(x: &FlexTensor) -> Plain<'_> {
+    let shape = x.shape();
+    Plain { map: slice(x), channels: shape[shape.num_dims() - 1] }
+}
+
+/// What a batch normalization was done with, from contiguous tensors.
+fn normalization_of<'a>(
+    [gamma, beta]: [&'a FlexTensor; 2],
+    [mean, variance]: [&FlexTensor; 2],
+    epsilon: f64,
+) -> Normalization<'a> {
+    let statistics = Statistics { mean: slice(mean).to_vec(), variance: slice(variance).to_vec() };
+    Normalization { gamma: slice(gamma), beta: slice(beta), statistics, epsilon }
+}
+
+/// Rows normalized by their own statistics, as a tensor of this shape, and the statistics.
+#[allow(unsafe_code, reason = "the result is made in memory that the kernel fills")]
+fn batch_norm_relu<const SUMS: usize>(
+    rows: &impl Rows<SUMS>,
+    shape: Shape,
+    gamma: &FlexTensor,
+    beta: &FlexTensor,
+    epsilon: f64,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let statistics = normalization::statistics(rows);
+    let (scale, shift) = normalization::scale_and_shift(&statistics, slice(gamma), slice(beta), epsilon);
+    let output = normalization::scale_shift_relu(rows, &scale, &shift);
+    // SAFETY: every row was written.
+    let output = unsafe { output.into_tensor(shape) };
+    (output, vector(statistics.mean), vector(statistics.variance))
+}
+
+/// Gradients of a map's rows, of the constants' making, and of two parameters.
+fn rows_gradients(
+    x: &FlexTensor,
+    gradient: FlexTensor,
+    constants: impl FnOnce(&Plain, &[f32]) -> (InputConstants, [Vec<f32>; 2]),
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let rows = plain(x);
+    let (output, [first, second]) = over(gradient, |gradient| {
+        let (constants, parameters) = constants(&rows, gradient.read());
+        normalization::input_gradient(rows, gradient, &constants);
+        parameters
+    });
+    (output, vector(first), vector(second))
 }
 
 fn vector(values: Vec<f32>) -> FlexTensor {
@@ -162,12 +212,7 @@ impl Kernels for Flex {
             return stock::normalization::batch_norm_relu::<Self>(x, gamma, beta, epsilon);
         }
         let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
-        let statistics = normalization::statistics(slice(&x), slice(&gamma).len());
-        let (scale, shift) = normalization::scale_and_shift(&statistics, slice(&gamma), slice(&beta), epsilon);
-        let output = normalization::scale_shift_relu(slice(&x), &scale, &shift);
-        // SAFETY: every row was written.
-        let output = unsafe { output.into_tensor(x.shape()) };
-        (output, vector(statistics.mean), vector(statistics.variance))
+        batch_norm_relu(&plain(&x), x.shape(), &gamma, &beta, epsilon)
     }
 
     fn batch_norm_relu_gradients(
@@ -185,15 +230,13 @@ impl Kernels for Flex {
             );
         }
         let [x, gamma, beta, mean, variance] = [x, gamma, beta, mean, variance].map(contiguous);
-        let normalization = Normalization {
-            gamma: slice(&gamma),
-            beta: slice(&beta),
-            statistics: Statistics { mean: slice(&mean).to_vec(), variance: slice(&variance).to_vec() },
-            epsilon,
-        };
-        let (output, (gamma, beta)) =
-            over(gradient, |gradient| normalization::batch_norm_relu_gradients(slice(&x), &normalization, gradient));
-        (output, vector(gamma), vector(beta))
+        rows_gradients(&x, gradient, |rows, gradient| {
+            normalization::batch_norm_constants(
+                rows,
+                gradient,
+                normalization_of([&gamma, &beta], [&mean, &variance], epsilon),
+            )
+        })
     }
 
     fn scale_shift_relu(x: FlexTensor, scale: FlexTensor, shift: FlexTensor) -> FlexTensor {
@@ -201,7 +244,7 @@ impl Kernels for Flex {
             return stock::normalization::scale_shift_relu::<Self>(x, scale, shift);
         }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
-        let output = normalization::scale_shift_relu(slice(&x), slice(&scale), slice(&shift));
+        let output = normalization::scale_shift_relu(&plain(&x), slice(&scale), slice(&shift));
         // SAFETY: every row was written.
         unsafe { output.into_tensor(x.shape()) }
     }
@@ -216,10 +259,9 @@ impl Kernels for Flex {
             return stock::normalization::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient);
         }
         let [x, scale, shift] = [x, scale, shift].map(contiguous);
-        let (output, (scale, shift)) = over(gradient, |gradient| {
-            normalization::scale_shift_relu_gradients(slice(&x), slice(&scale), slice(&shift), gradient)
-        });
-        (output, vector(scale), vector(shift))
+        rows_gradients(&x, gradient, |rows, gradient| {
+            normalization::scale_shift_constants(rows, gradient, [slice(&scale), slice(&shift)])
+        })
     }
 
     fn weighted_batch_norm_relu(
@@ -234,14 +276,8 @@ impl Kernels for Flex {
             return stock::normalization::batch_norm_relu::<Self>(seen, gamma, beta, epsilon);
         }
         let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
-        with_weighted(&map, &weights, |weighted| {
-            let statistics = weighted.statistics();
-            let (scale, shift) = normalization::scale_and_shift(&statistics, slice(&gamma), slice(&beta), epsilon);
-            let output = weighted.scale_shift_relu(&scale, &shift);
-            // SAFETY: every row was written.
-            let output = unsafe { output.into_tensor(weighted_shape(&map, &weights)) };
-            (output, vector(statistics.mean), vector(statistics.variance))
-        })
+        let shape = weighted_shape(&map, &weights);
+        with_weighted(&map, &weights, |weighted| batch_norm_relu(&weighted, shape, &gamma, &beta, epsilon))
     }
 
     fn weighted_batch_norm_relu_gradients(
@@ -264,11 +300,11 @@ impl Kernels for Flex {
         }
         let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
         let [mean, variance, gradient] = [mean, variance, gradient].map(contiguous);
-        let statistics = Statistics { mean: slice(&mean).to_vec(), variance: slice(&variance).to_vec() };
         let [batch, experts, positions] = dims(&weights);
         with_weighted(&map, &weights, |weighted| {
-            let (map_gradient, weights_gradient, gamma, beta) =
-                weighted.gradients(slice(&gradient), &statistics, [slice(&gamma), slice(&beta)], epsilon);
+            let normalization = normalization_of([&gamma, &beta], [&mean, &variance], epsilon);
+            let (map_gradient, weights_gradient, [gamma, beta]) =
+                weighted.batch_norm_relu_gradients(slice(&gradient), normalization);
             // SAFETY: every row was written.
             let map_gradient = unsafe { map_gradient.into_tensor(map.shape()) };
             let weights_gradient = experts::by_position(&weights_gradient, positions, experts);
@@ -290,7 +326,7 @@ impl Kernels for Flex {
         }
         let [map, weights, scale, shift] = [map, weights, scale, shift].map(contiguous);
         with_weighted(&map, &weights, |weighted| {
-            let output = weighted.scale_shift_relu(slice(&scale), slice(&shift));
+            let output = normalization::scale_shift_relu(&weighted, slice(&scale), slice(&shift));
             // SAFETY: every row was written.
             unsafe { output.into_tensor(weighted_shape(&map, &weights)) }
         })
