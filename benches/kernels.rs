@@ -11,7 +11,7 @@ use burn_flex::{Flex, FlexDevice};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use patchdoor_benches::{classifier, tensor};
 use patchdoor_kernels::{
-    ConvOptions, average_positions, batch_norm_relu, conv2d, grouped_conv2d, weighted_batch_norm_relu,
+    ConvOptions, average_positions, batch_norm_relu, conv2d, differentiate, grouped_conv2d, weighted_batch_norm_relu,
 };
 use patchdoor_model::{ExpertForm, PatchMoeConfig};
 
@@ -34,7 +34,7 @@ fn both_ways<const N: usize>(
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function(BenchmarkId::new(name, "forward"), |bencher| bencher.iter(|| black_box(operation(false))));
     group.bench_function(BenchmarkId::new(name, "both"), |bencher| {
-        bencher.iter(|| black_box(operation(true).backward()));
+        bencher.iter(|| black_box(differentiate(|| operation(true).backward())));
     });
 }
 
@@ -99,9 +99,11 @@ fn network(criterion: &mut Criterion) {
                 let mut optimizer = SgdConfig::new().init();
                 bencher.iter(|| {
                     let classifier = trained.take().expect("put back by the step before");
-                    let logits = classifier.forward(images.clone());
-                    let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
-                    let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+                    let gradients = differentiate(|| {
+                        let logits = classifier.forward(images.clone());
+                        let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
+                        GradientsParams::from_grads(loss.backward(), &classifier)
+                    });
                     trained = Some(optimizer.step(0.01, classifier, gradients));
                 });
             });

@@ -12,6 +12,7 @@ use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
+use patchdoor_kernels::differentiate;
 use patchdoor_model::{Classifier, ClassifierConfig, ExpertForm, InputShape, PatchMoeConfig};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -26,9 +27,11 @@ fn step(
     images: &Tensor<B, 4>,
     labels: &Tensor<B, 1, Int>,
 ) -> Classifier<B> {
-    let logits = classifier.forward(images.clone());
-    let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
-    let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+    let gradients = differentiate(|| {
+        let logits = classifier.forward(images.clone());
+        let loss = -log_softmax(logits, 1).gather(1, labels.clone().unsqueeze_dim(1)).mean();
+        GradientsParams::from_grads(loss.backward(), &classifier)
+    });
     optimizer.step(0.01, classifier, gradients)
 }
 

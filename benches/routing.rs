@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use patchdoor_benches::{classifier, tensor};
+use patchdoor_kernels::differentiate;
 use patchdoor_model::{Classifier, ExpertForm, GateOrder, PatchMoe, PatchMoeConfig};
 
 type Inner = Flex;
@@ -44,7 +45,8 @@ fn gate(criterion: &mut Criterion) {
             let patches = tensor::<Recorded, 3>("patches", [BATCH, 64, CHANNELS], &FlexDevice).require_grad();
             // Weights of a softmax over all patches sum to a constant; squares have a gradient.
             bencher.iter(|| {
-                let gradients = network.router().route(patches.clone()).weights.powi_scalar(2).sum().backward();
+                let gradients =
+                    differentiate(|| network.router().route(patches.clone()).weights.powi_scalar(2).sum().backward());
                 Recorded::sync(&FlexDevice).expect("a backend without queue");
                 gradients
             });
@@ -70,7 +72,7 @@ fn head(criterion: &mut Criterion) {
             let network = network::<Recorded>(GateOrder::default(), form);
             let map = tensor::<Recorded, 4>("map", [BATCH, 8, 8, CHANNELS], &FlexDevice).require_grad();
             bencher.iter(|| {
-                let gradients = network.forward_map(map.clone()).0.powi_scalar(2).sum().backward();
+                let gradients = differentiate(|| network.forward_map(map.clone()).0.powi_scalar(2).sum().backward());
                 Recorded::sync(&FlexDevice).expect("a backend without queue");
                 gradients
             });

@@ -1,10 +1,7 @@
-use burn::backend::Autodiff;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::convolution::{self, ConvOptions};
-use crate::{elementwise, experts, gathering, normalization};
+use crate::{ConvOptions, stock};
 
 /// A backend to train on: it keeps gradients, and has the operations of this crate with them and without.
 pub trait TrainingBackend: AutodiffBackend<InnerBackend: Kernels> + Kernels {}
@@ -34,7 +31,7 @@ pub trait Kernels: Backend {
         groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::stock::forward::<Self>(x, weight, bias, groups, options)
+        stock::convolution::forward::<Self>(x, weight, bias, groups, options)
     }
 
     /// Gradient of [`conv2d_bias`](Self::conv2d_bias) for its input, of shape `[batch, height, width, channel]`.
@@ -47,7 +44,7 @@ pub trait Kernels: Backend {
         groups: usize,
         options: ConvOptions,
     ) -> FloatTensor<Self> {
-        convolution::stock::input_gradient::<Self>(weight, gradient, size, groups, options)
+        stock::convolution::input_gradient::<Self>(weight, gradient, size, groups, options)
     }
 
     /// Gradients of [`conv2d_bias`](Self::conv2d_bias) for its weight and bias.
@@ -60,7 +57,7 @@ pub trait Kernels: Backend {
         groups: usize,
         options: ConvOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        convolution::stock::weight_gradients::<Self>(x, gradient, kernel, groups, options)
+        stock::convolution::weight_gradients::<Self>(x, gradient, kernel, groups, options)
     }
 
     /// Normalizes over all axes but the last by the batch's own statistics, scales, shifts and rectifies; gives output,
@@ -75,7 +72,7 @@ pub trait Kernels: Backend {
         beta: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        normalization::stock::batch_norm_relu::<Self>(x, gamma, beta, epsilon)
+        stock::normalization::batch_norm_relu::<Self>(x, gamma, beta, epsilon)
     }
 
     /// Gradients of [`batch_norm_relu`](Self::batch_norm_relu)'s output for `x`, `gamma` and `beta`, given the batch's
@@ -89,7 +86,7 @@ pub trait Kernels: Backend {
         gradient: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        normalization::stock::batch_norm_relu_gradients::<Self>(x, gamma, beta, mean, variance, gradient, epsilon)
+        stock::normalization::batch_norm_relu_gradients::<Self>(x, gamma, beta, mean, variance, gradient, epsilon)
     }
 
     /// Computes `max(x * scale + shift, 0)` with one scale and shift per channel; see
@@ -99,7 +96,7 @@ pub trait Kernels: Backend {
     /// - x, output: `[.., channel]`
     /// - scale, shift: `[channel]`
     fn scale_shift_relu(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
-        normalization::stock::scale_shift_relu::<Self>(x, scale, shift)
+        stock::normalization::scale_shift_relu::<Self>(x, scale, shift)
     }
 
     /// Gradients of [`scale_shift_relu`](Self::scale_shift_relu) for `x`, `scale` and `shift`.
@@ -109,7 +106,7 @@ pub trait Kernels: Backend {
         shift: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        normalization::stock::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient)
+        stock::normalization::scale_shift_relu_gradients::<Self>(x, scale, shift, gradient)
     }
 
     /// [`batch_norm_relu`](Self::batch_norm_relu) of what every expert sees; see
@@ -121,7 +118,7 @@ pub trait Kernels: Backend {
         beta: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        Self::batch_norm_relu(experts::stock::weigh::<Self>(map, weights), gamma, beta, epsilon)
+        Self::batch_norm_relu(stock::experts::weigh::<Self>(map, weights), gamma, beta, epsilon)
     }
 
     /// Gradients of [`weighted_batch_norm_relu`](Self::weighted_batch_norm_relu)'s output for map, weights, gamma and
@@ -137,10 +134,10 @@ pub trait Kernels: Backend {
         gradient: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let seen = experts::stock::weigh::<Self>(map.clone(), weights.clone());
+        let seen = stock::experts::weigh::<Self>(map.clone(), weights.clone());
         let (gradient, gamma, beta) =
             Self::batch_norm_relu_gradients(seen, gamma, beta, mean, variance, gradient, epsilon);
-        let (map, weights) = experts::stock::weigh_gradients::<Self>(map, weights, gradient);
+        let (map, weights) = stock::experts::weigh_gradients::<Self>(map, weights, gradient);
         (map, weights, gamma, beta)
     }
 
@@ -152,7 +149,7 @@ pub trait Kernels: Backend {
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::scale_shift_relu(experts::stock::weigh::<Self>(map, weights), scale, shift)
+        Self::scale_shift_relu(stock::experts::weigh::<Self>(map, weights), scale, shift)
     }
 
     /// Takes and weighs every expert's patches; see [`gather_weighted`](crate::gather_weighted).
@@ -167,7 +164,7 @@ pub trait Kernels: Backend {
         weights: FloatTensor<Self>,
         indices: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        gathering::stock::gather_weighted::<Self>(patches, weights, indices)
+        stock::gathering::gather_weighted::<Self>(patches, weights, indices)
     }
 
     /// Gradients of [`gather_weighted`](Self::gather_weighted) for patches and weights.
@@ -177,7 +174,7 @@ pub trait Kernels: Backend {
         indices: IntTensor<Self>,
         gradient: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        gathering::stock::gather_weighted_gradients::<Self>(patches, weights, indices, gradient)
+        stock::gathering::gather_weighted_gradients::<Self>(patches, weights, indices, gradient)
     }
 
     /// Adds two tensors of one shape; see [`add`](crate::add).
@@ -188,12 +185,12 @@ pub trait Kernels: Backend {
     /// Averages `[batch, height, width, channel]` to `[batch, channel]`; see
     /// [`average_positions`](crate::average_positions).
     fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {
-        elementwise::stock::average_positions::<Self>(map)
+        stock::elementwise::average_positions::<Self>(map)
     }
 
     /// Gradient of [`average_positions`](Self::average_positions) for a map of this height and width.
     fn average_positions_gradient(gradient: FloatTensor<Self>, size: [usize; 2]) -> FloatTensor<Self> {
-        elementwise::stock::average_positions_gradient::<Self>(gradient, size)
+        stock::elementwise::average_positions_gradient::<Self>(gradient, size)
     }
 }
 
@@ -202,54 +199,3 @@ impl Kernels for burn_ndarray::NdArray {}
 
 #[cfg(feature = "cuda")]
 impl Kernels for burn_cuda::Cuda {}
-
-impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
-    fn conv2d_bias(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        groups: usize,
-        options: ConvOptions,
-    ) -> FloatTensor<Self> {
-        convolution::recorded::<B, C>(x, weight, bias, groups, options)
-    }
-
-    fn batch_norm_relu(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        normalization::recorded_batch_norm_relu::<B, C>(x, gamma, beta, epsilon)
-    }
-
-    fn scale_shift_relu(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
-        normalization::recorded_scale_shift_relu::<B, C>(x, scale, shift)
-    }
-
-    fn weighted_batch_norm_relu(
-        map: FloatTensor<Self>,
-        weights: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        experts::recorded::<B, C>(map, weights, gamma, beta, epsilon)
-    }
-
-    fn gather_weighted(
-        patches: FloatTensor<Self>,
-        weights: FloatTensor<Self>,
-        indices: IntTensor<Self>,
-    ) -> FloatTensor<Self> {
-        gathering::recorded::<B, C>(patches, weights, indices)
-    }
-
-    fn add(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
-        elementwise::recorded_add::<B, C>(left, right)
-    }
-
-    fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {
-        elementwise::recorded_average_positions::<B, C>(map)
-    }
-}

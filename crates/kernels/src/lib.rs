@@ -7,6 +7,8 @@
 //! rayon's global pool, and sums in an order that does not depend on the number of threads, so results are the same
 //! bits on one thread and on many.
 //!
+//! A pass that keeps gradients runs in [`differentiate`], one at a time in the whole process.
+//!
 //! This crate knows shapes and numbers, not models, images or training. It is the only one with `unsafe`.
 //!
 //! ```
@@ -27,16 +29,23 @@
 //! ```
 
 mod backend;
+mod conv_options;
 mod convolution;
+mod differentiation;
 mod elementwise;
 mod experts;
 #[cfg(feature = "flex")]
 mod flex;
 mod gathering;
 mod normalization;
+mod primitives;
+mod recorded;
+mod stock;
 
 pub use backend::{Kernels, TrainingBackend};
-pub use convolution::{ConvOptions, conv2d, grouped_conv2d};
+pub use conv_options::ConvOptions;
+pub use convolution::{conv2d, grouped_conv2d};
+pub use differentiation::differentiate;
 pub use elementwise::{add, average_positions};
 pub use experts::{weighted_batch_norm_relu, weighted_scale_shift_relu};
 pub use gathering::gather_weighted;

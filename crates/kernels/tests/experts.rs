@@ -4,10 +4,10 @@ mod support;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_kernels::{
-    add, average_positions, batch_norm_relu, gather_weighted, scale_shift_relu, weighted_batch_norm_relu,
-    weighted_scale_shift_relu,
+    add, average_positions, batch_norm_relu, differentiate, gather_weighted, scale_shift_relu,
+    weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
-use support::{Diff, alone, assert_close, leaf, numbers, on_threads, random};
+use support::{Diff, assert_close, leaf, numbers, on_threads, random};
 
 const EPSILON: f64 = 1e-3;
 
@@ -28,91 +28,97 @@ fn gate(seed: u64, [batch, experts, positions]: [usize; 3]) -> Tensor<Diff, 3> {
 
 #[test]
 fn weighted_batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
-    let _alone = alone();
-    for ([batch, height, width, channels], experts) in
-        [([3, 4, 5, 16], 4), ([2, 3, 3, 5], 3), ([40, 8, 8, 33], 2), ([1, 2, 1, 1], 1)]
-    {
-        let map = leaf(1, [batch, height, width, channels]);
-        let weights = gate(2, [batch, experts, height * width]);
-        let [gamma, beta] = [leaf(4, [experts * channels]), leaf(5, [experts * channels])];
-        let upstream = random(6, [batch, height, width, experts * channels]);
+    differentiate(|| {
+        for ([batch, height, width, channels], experts) in
+            [([3, 4, 5, 16], 4), ([2, 3, 3, 5], 3), ([40, 8, 8, 33], 2), ([1, 2, 1, 1], 1)]
+        {
+            let map = leaf(1, [batch, height, width, channels]);
+            let weights = gate(2, [batch, experts, height * width]);
+            let [gamma, beta] = [leaf(4, [experts * channels]), leaf(5, [experts * channels])];
+            let upstream = random(6, [batch, height, width, experts * channels]);
 
-        let found = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
-        let gradients = (found.output.clone() * upstream.clone()).sum().backward();
-        let found_map = map.grad(&gradients).unwrap();
-        let found_weights = weights.grad(&gradients).unwrap();
-        let [found_gamma, found_beta] = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
+            let found = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
+            let gradients = (found.output.clone() * upstream.clone()).sum().backward();
+            let found_map = map.grad(&gradients).unwrap();
+            let found_weights = weights.grad(&gradients).unwrap();
+            let [found_gamma, found_beta] = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
 
-        let expected = batch_norm_relu(seen(&map, &weights), gamma.clone(), beta.clone(), EPSILON);
-        let gradients = (expected.output.clone() * upstream).sum().backward();
-        assert_close("output", found.output.inner(), expected.output.inner(), 1e-5);
-        assert_close("mean", found.mean.inner(), expected.mean.inner(), 1e-5);
-        assert_close("variance", found.variance.inner(), expected.variance.inner(), 1e-5);
-        assert_close("map gradient", found_map, map.grad(&gradients).unwrap(), 1e-5);
-        assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
-        assert_close("gamma gradient", found_gamma, gamma.grad(&gradients).unwrap(), 1e-5);
-        assert_close("beta gradient", found_beta, beta.grad(&gradients).unwrap(), 1e-5);
-    }
+            let expected = batch_norm_relu(seen(&map, &weights), gamma.clone(), beta.clone(), EPSILON);
+            let gradients = (expected.output.clone() * upstream).sum().backward();
+            assert_close("output", found.output.inner(), expected.output.inner(), 1e-5);
+            assert_close("mean", found.mean.inner(), expected.mean.inner(), 1e-5);
+            assert_close("variance", found.variance.inner(), expected.variance.inner(), 1e-5);
+            assert_close("map gradient", found_map, map.grad(&gradients).unwrap(), 1e-5);
+            assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
+            assert_close("gamma gradient", found_gamma, gamma.grad(&gradients).unwrap(), 1e-5);
+            assert_close("beta gradient", found_beta, beta.grad(&gradients).unwrap(), 1e-5);
+        }
+    });
 }
 
 #[test]
 fn weighted_scale_shift_relu_agrees_with_burn() {
-    let _alone = alone();
-    let map = leaf(1, [3, 4, 5, 20]);
-    let weights = gate(2, [3, 4, 20]);
-    let [scale, shift] = [leaf(4, [80]), leaf(5, [80])];
-    let expected = scale_shift_relu(seen(&map, &weights), scale.clone(), shift.clone());
-    let found = weighted_scale_shift_relu(map.clone(), weights.clone(), scale.clone(), shift.clone());
-    assert_close("recorded", found.inner(), expected.clone().inner(), 1e-5);
-    let found = weighted_scale_shift_relu(map.inner(), weights.inner(), scale.inner(), shift.inner());
-    assert_close("plain", found, expected.inner(), 1e-5);
+    differentiate(|| {
+        let map = leaf(1, [3, 4, 5, 20]);
+        let weights = gate(2, [3, 4, 20]);
+        let [scale, shift] = [leaf(4, [80]), leaf(5, [80])];
+        let expected = scale_shift_relu(seen(&map, &weights), scale.clone(), shift.clone());
+        let found = weighted_scale_shift_relu(map.clone(), weights.clone(), scale.clone(), shift.clone());
+        assert_close("recorded", found.inner(), expected.clone().inner(), 1e-5);
+        let found = weighted_scale_shift_relu(map.inner(), weights.inner(), scale.inner(), shift.inner());
+        assert_close("plain", found, expected.inner(), 1e-5);
+    });
 }
 
 #[test]
 fn add_passes_its_gradient_to_both_sides() {
-    let _alone = alone();
-    let [left, right] = [leaf::<4>(1, [3, 5, 7, 11]), leaf::<4>(2, [3, 5, 7, 11])];
-    let found = add(left.clone(), right.clone());
-    assert_eq!(numbers(found.clone().inner()), numbers((left.clone() + right.clone()).inner()));
-    let upstream = random::<4>(3, [3, 5, 7, 11]);
-    let gradients = (found * upstream.clone()).sum().backward();
-    assert_eq!(numbers(left.grad(&gradients).unwrap()), numbers(upstream.clone().inner()));
-    assert_eq!(numbers(right.grad(&gradients).unwrap()), numbers(upstream.inner()));
-    let transposed = add(left.clone().permute([0, 2, 1, 3]), right.clone().permute([0, 2, 1, 3]));
-    assert_eq!(numbers(transposed.inner()), numbers((left + right).permute([0, 2, 1, 3]).inner()));
+    differentiate(|| {
+        let [left, right] = [leaf::<4>(1, [3, 5, 7, 11]), leaf::<4>(2, [3, 5, 7, 11])];
+        let found = add(left.clone(), right.clone());
+        assert_eq!(numbers(found.clone().inner()), numbers((left.clone() + right.clone()).inner()));
+        let upstream = random::<4>(3, [3, 5, 7, 11]);
+        let gradients = (found * upstream.clone()).sum().backward();
+        assert_eq!(numbers(left.grad(&gradients).unwrap()), numbers(upstream.clone().inner()));
+        assert_eq!(numbers(right.grad(&gradients).unwrap()), numbers(upstream.inner()));
+        let transposed = add(left.clone().permute([0, 2, 1, 3]), right.clone().permute([0, 2, 1, 3]));
+        assert_eq!(numbers(transposed.inner()), numbers((left + right).permute([0, 2, 1, 3]).inner()));
+    });
 }
 
 #[test]
 fn average_positions_agrees_with_burn_on_values_and_gradients() {
-    let _alone = alone();
-    let map = leaf(1, [3, 5, 7, 11]);
-    let upstream = random(2, [3, 11]);
-    let found = average_positions(map.clone());
-    let gradients = (found.clone() * upstream.clone()).sum().backward();
-    let found_gradient = map.grad(&gradients).unwrap();
-    let expected: Tensor<Diff, 2> = map.clone().reshape([3, 35, 11]).mean_dim(1).reshape([3, 11]);
-    let gradients = (expected.clone() * upstream).sum().backward();
-    assert_close("output", found.inner(), expected.inner(), 1e-5);
-    assert_close("gradient", found_gradient, map.grad(&gradients).unwrap(), 1e-5);
+    differentiate(|| {
+        let map = leaf(1, [3, 5, 7, 11]);
+        let upstream = random(2, [3, 11]);
+        let found = average_positions(map.clone());
+        let gradients = (found.clone() * upstream.clone()).sum().backward();
+        let found_gradient = map.grad(&gradients).unwrap();
+        let expected: Tensor<Diff, 2> = map.clone().reshape([3, 35, 11]).mean_dim(1).reshape([3, 11]);
+        let gradients = (expected.clone() * upstream).sum().backward();
+        assert_close("output", found.inner(), expected.inner(), 1e-5);
+        assert_close("gradient", found_gradient, map.grad(&gradients).unwrap(), 1e-5);
+    });
 }
 
 #[test]
 fn gives_the_same_bits_on_one_thread_and_on_two() {
-    let _alone = alone();
     let run = || {
-        let map = leaf(1, [37, 8, 8, 24]);
-        let weights = gate(2, [37, 4, 64]);
-        let [gamma, beta] = [leaf(4, [96]), leaf(5, [96])];
-        let normalized = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
-        let pooled = average_positions(add(normalized.output.clone(), normalized.output));
-        let gradients = (pooled.clone() * pooled.clone()).sum().backward();
-        [
-            numbers(pooled.inner()),
-            numbers(map.grad(&gradients).unwrap()),
-            numbers(weights.grad(&gradients).unwrap()),
-            numbers(gamma.grad(&gradients).unwrap()),
-            numbers(beta.grad(&gradients).unwrap()),
-        ]
+        differentiate(|| {
+            let map = leaf(1, [37, 8, 8, 24]);
+            let weights = gate(2, [37, 4, 64]);
+            let [gamma, beta] = [leaf(4, [96]), leaf(5, [96])];
+            let normalized =
+                weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
+            let pooled = average_positions(add(normalized.output.clone(), normalized.output));
+            let gradients = (pooled.clone() * pooled.clone()).sum().backward();
+            [
+                numbers(pooled.inner()),
+                numbers(map.grad(&gradients).unwrap()),
+                numbers(weights.grad(&gradients).unwrap()),
+                numbers(gamma.grad(&gradients).unwrap()),
+                numbers(beta.grad(&gradients).unwrap()),
+            ]
+        })
     };
     assert_eq!(on_threads(1, run), on_threads(2, run));
 }
@@ -141,23 +147,24 @@ fn selection([batch, experts, selected]: [usize; 3], count: usize) -> Tensor<Dif
 
 #[test]
 fn gathering_agrees_with_burn_on_values_and_gradients() {
-    let _alone = alone();
-    for ([batch, count, positions, channels], experts, selected) in
-        [([3, 16, 1, 32], 4, 5), ([2, 9, 4, 5], 3, 9), ([40, 64, 1, 33], 2, 16), ([1, 2, 1, 1], 1, 1)]
-    {
-        let patches = leaf(1, [batch, count, positions, channels]);
-        let weights = leaf(2, [batch, experts, count]);
-        let indices = selection([batch, experts, selected], count);
-        let upstream = random(3, [batch, selected, positions, experts * channels]);
+    differentiate(|| {
+        for ([batch, count, positions, channels], experts, selected) in
+            [([3, 16, 1, 32], 4, 5), ([2, 9, 4, 5], 3, 9), ([40, 64, 1, 33], 2, 16), ([1, 2, 1, 1], 1, 1)]
+        {
+            let patches = leaf(1, [batch, count, positions, channels]);
+            let weights = leaf(2, [batch, experts, count]);
+            let indices = selection([batch, experts, selected], count);
+            let upstream = random(3, [batch, selected, positions, experts * channels]);
 
-        let found = gather_weighted(patches.clone(), weights.clone(), indices.clone());
-        let gradients = (found.clone() * upstream.clone()).sum().backward();
-        let (found_patches, found_weights) = (patches.grad(&gradients).unwrap(), weights.grad(&gradients).unwrap());
+            let found = gather_weighted(patches.clone(), weights.clone(), indices.clone());
+            let gradients = (found.clone() * upstream.clone()).sum().backward();
+            let (found_patches, found_weights) = (patches.grad(&gradients).unwrap(), weights.grad(&gradients).unwrap());
 
-        let expected = gathered(&patches, &weights, &indices);
-        let gradients = (expected.clone() * upstream).sum().backward();
-        assert_close("output", found.inner(), expected.inner(), 1e-6);
-        assert_close("patches gradient", found_patches, patches.grad(&gradients).unwrap(), 1e-5);
-        assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
-    }
+            let expected = gathered(&patches, &weights, &indices);
+            let gradients = (expected.clone() * upstream).sum().backward();
+            assert_close("output", found.inner(), expected.inner(), 1e-6);
+            assert_close("patches gradient", found_patches, patches.grad(&gradients).unwrap(), 1e-5);
+            assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
+        }
+    });
 }

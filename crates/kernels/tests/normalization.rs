@@ -7,8 +7,8 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
-use patchdoor_kernels::{batch_norm_relu, scale_shift_relu};
-use support::{Diff, alone, assert_close, leaf, numbers, on_threads, random};
+use patchdoor_kernels::{batch_norm_relu, differentiate, scale_shift_relu};
+use support::{Diff, assert_close, leaf, numbers, on_threads, random};
 
 const EPSILON: f64 = 1e-3;
 
@@ -40,107 +40,112 @@ const SHAPES: [[usize; 2]; 8] = [[1, 1], [2, 3], [64, 16], [77, 160], [1000, 5],
 
 #[test]
 fn batch_norm_relu_agrees_with_burn_on_values_and_gradients() {
-    let _alone = alone();
-    for shape in SHAPES {
-        let [rows, channels] = shape;
-        // Means far from zero show whether the variance is computed safely.
-        let x = (random::<2>(1, shape) * 0.5 + random::<2>(5, [1, channels]) * 3.0).detach().require_grad();
-        let [gamma, beta] = [leaf(2, [channels]), leaf(3, [channels])];
-        let upstream = away_from_corner(random(4, shape), normalized(x.clone(), gamma.clone(), beta.clone()));
+    differentiate(|| {
+        for shape in SHAPES {
+            let [rows, channels] = shape;
+            // Means far from zero show whether the variance is computed safely.
+            let x = (random::<2>(1, shape) * 0.5 + random::<2>(5, [1, channels]) * 3.0).detach().require_grad();
+            let [gamma, beta] = [leaf(2, [channels]), leaf(3, [channels])];
+            let upstream = away_from_corner(random(4, shape), normalized(x.clone(), gamma.clone(), beta.clone()));
 
-        let found = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
-        let gradients = (found.output.clone() * upstream.clone()).sum().backward();
-        let found_gradient = x.grad(&gradients).unwrap();
-        let [found_gamma, found_beta] = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
+            let found = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
+            let gradients = (found.output.clone() * upstream.clone()).sum().backward();
+            let found_gradient = x.grad(&gradients).unwrap();
+            let [found_gamma, found_beta] = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
 
-        // In f64, since burn's own sums in f32 are off by more than ours where means are far from zero.
-        let x = exact(x).require_grad();
-        let [gamma, beta] = [exact(gamma).require_grad(), exact(beta).require_grad()];
-        let expected = plain(x.clone(), gamma.clone(), beta.clone());
-        let gradients = (expected.clone() * exact(upstream)).sum().backward();
+            // In f64, since burn's own sums in f32 are off by more than ours where means are far from zero.
+            let x = exact(x).require_grad();
+            let [gamma, beta] = [exact(gamma).require_grad(), exact(beta).require_grad()];
+            let expected = plain(x.clone(), gamma.clone(), beta.clone());
+            let gradients = (expected.clone() * exact(upstream)).sum().backward();
 
-        let name = |part: &str| format!("{part} of {rows} rows of {channels}");
-        assert_close(&name("output"), found.output.inner(), single(expected.inner()), 1e-5);
-        let mean = x.clone().inner().mean_dim(0);
-        assert_close(&name("mean"), found.mean.inner(), single(mean.clone().squeeze_dim(0)), 1e-6);
-        let variance = (x.clone().inner() - mean).powi_scalar(2).mean_dim(0);
-        assert_close(&name("variance"), found.variance.inner(), single(variance.squeeze_dim(0)), 1e-6);
-        // With one row all of these are zero but for rounding.
-        if rows > 1 {
-            assert_close(&name("x gradient"), found_gradient, single(x.grad(&gradients).unwrap()), 1e-5);
-            assert_close(&name("gamma gradient"), found_gamma, single(gamma.grad(&gradients).unwrap()), 1e-5);
+            let name = |part: &str| format!("{part} of {rows} rows of {channels}");
+            assert_close(&name("output"), found.output.inner(), single(expected.inner()), 1e-5);
+            let mean = x.clone().inner().mean_dim(0);
+            assert_close(&name("mean"), found.mean.inner(), single(mean.clone().squeeze_dim(0)), 1e-6);
+            let variance = (x.clone().inner() - mean).powi_scalar(2).mean_dim(0);
+            assert_close(&name("variance"), found.variance.inner(), single(variance.squeeze_dim(0)), 1e-6);
+            // With one row all of these are zero but for rounding.
+            if rows > 1 {
+                assert_close(&name("x gradient"), found_gradient, single(x.grad(&gradients).unwrap()), 1e-5);
+                assert_close(&name("gamma gradient"), found_gamma, single(gamma.grad(&gradients).unwrap()), 1e-5);
+            }
+            assert_close(&name("beta gradient"), found_beta, single(beta.grad(&gradients).unwrap()), 1e-5);
         }
-        assert_close(&name("beta gradient"), found_beta, single(beta.grad(&gradients).unwrap()), 1e-5);
-    }
+    });
 }
 
 #[test]
 fn scale_shift_relu_agrees_with_burn_on_values_and_gradients() {
-    let _alone = alone();
-    for shape in SHAPES {
-        let [rows, channels] = shape;
-        let x = leaf(1, shape);
-        let [scale, shift] = [leaf(2, [channels]), leaf(3, [channels])];
-        let before = x.clone() * scale.clone().unsqueeze() + shift.clone().unsqueeze();
-        let upstream = away_from_corner(random(4, shape), before);
+    differentiate(|| {
+        for shape in SHAPES {
+            let [rows, channels] = shape;
+            let x = leaf(1, shape);
+            let [scale, shift] = [leaf(2, [channels]), leaf(3, [channels])];
+            let before = x.clone() * scale.clone().unsqueeze() + shift.clone().unsqueeze();
+            let upstream = away_from_corner(random(4, shape), before);
 
-        let found = scale_shift_relu(x.clone(), scale.clone(), shift.clone());
-        let gradients = (found.clone() * upstream.clone()).sum().backward();
-        let found_gradient = x.grad(&gradients).unwrap();
-        let [found_scale, found_shift] = [scale.grad(&gradients).unwrap(), shift.grad(&gradients).unwrap()];
+            let found = scale_shift_relu(x.clone(), scale.clone(), shift.clone());
+            let gradients = (found.clone() * upstream.clone()).sum().backward();
+            let found_gradient = x.grad(&gradients).unwrap();
+            let [found_scale, found_shift] = [scale.grad(&gradients).unwrap(), shift.grad(&gradients).unwrap()];
 
-        let expected = relu(x.clone() * scale.clone().unsqueeze() + shift.clone().unsqueeze());
-        let gradients = (expected.clone() * upstream).sum().backward();
+            let expected = relu(x.clone() * scale.clone().unsqueeze() + shift.clone().unsqueeze());
+            let gradients = (expected.clone() * upstream).sum().backward();
 
-        let name = |part: &str| format!("{part} of {rows} rows of {channels}");
-        assert_close(&name("output"), found.inner(), expected.inner(), 1e-5);
-        assert_close(&name("x gradient"), found_gradient, x.grad(&gradients).unwrap(), 1e-5);
-        assert_close(&name("scale gradient"), found_scale, scale.grad(&gradients).unwrap(), 1e-5);
-        assert_close(&name("shift gradient"), found_shift, shift.grad(&gradients).unwrap(), 1e-5);
-    }
+            let name = |part: &str| format!("{part} of {rows} rows of {channels}");
+            assert_close(&name("output"), found.inner(), expected.inner(), 1e-5);
+            assert_close(&name("x gradient"), found_gradient, x.grad(&gradients).unwrap(), 1e-5);
+            assert_close(&name("scale gradient"), found_scale, scale.grad(&gradients).unwrap(), 1e-5);
+            assert_close(&name("shift gradient"), found_shift, shift.grad(&gradients).unwrap(), 1e-5);
+        }
+    });
 }
 
 #[test]
 fn feature_maps_and_their_rows_are_normalized_alike() {
-    let _alone = alone();
-    let x = random::<4>(1, [2, 5, 3, 7]);
-    let [gamma, beta] = [random(2, [7]), random(3, [7])];
-    let map = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
-    let rows = batch_norm_relu(x.clone().reshape([30, 7]), gamma.clone(), beta.clone(), EPSILON);
-    assert_eq!(numbers(map.output.inner()), numbers(rows.output.inner()));
-    let transposed = x.clone().permute([1, 2, 0, 3]);
-    let transposed = batch_norm_relu(transposed, gamma, beta, EPSILON).output.permute([2, 0, 1, 3]);
-    let x = batch_norm_relu(x, random(2, [7]), random(3, [7]), EPSILON).output;
-    assert_close("of a transposed map", transposed.inner(), x.inner(), 1e-5);
+    differentiate(|| {
+        let x = random::<4>(1, [2, 5, 3, 7]);
+        let [gamma, beta] = [random(2, [7]), random(3, [7])];
+        let map = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
+        let rows = batch_norm_relu(x.clone().reshape([30, 7]), gamma.clone(), beta.clone(), EPSILON);
+        assert_eq!(numbers(map.output.inner()), numbers(rows.output.inner()));
+        let transposed = x.clone().permute([1, 2, 0, 3]);
+        let transposed = batch_norm_relu(transposed, gamma, beta, EPSILON).output.permute([2, 0, 1, 3]);
+        let x = batch_norm_relu(x, random(2, [7]), random(3, [7]), EPSILON).output;
+        assert_close("of a transposed map", transposed.inner(), x.inner(), 1e-5);
+    });
 }
 
 #[test]
 fn gives_the_same_bits_on_one_thread_and_on_two() {
-    let _alone = alone();
     let run = || {
-        let x = leaf::<2>(1, [9001, 24]);
-        let [gamma, beta] = [leaf(2, [24]), leaf(3, [24])];
-        let normalized = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
-        let scaled = scale_shift_relu(normalized.output.clone(), gamma.clone(), beta.clone());
-        let gradients = (scaled * normalized.output.clone()).sum().backward();
-        [
-            numbers(normalized.output.inner()),
-            numbers(normalized.mean.inner()),
-            numbers(normalized.variance.inner()),
-            numbers(x.grad(&gradients).unwrap()),
-            numbers(gamma.grad(&gradients).unwrap()),
-            numbers(beta.grad(&gradients).unwrap()),
-        ]
+        differentiate(|| {
+            let x = leaf::<2>(1, [9001, 24]);
+            let [gamma, beta] = [leaf(2, [24]), leaf(3, [24])];
+            let normalized = batch_norm_relu(x.clone(), gamma.clone(), beta.clone(), EPSILON);
+            let scaled = scale_shift_relu(normalized.output.clone(), gamma.clone(), beta.clone());
+            let gradients = (scaled * normalized.output.clone()).sum().backward();
+            [
+                numbers(normalized.output.inner()),
+                numbers(normalized.mean.inner()),
+                numbers(normalized.variance.inner()),
+                numbers(x.grad(&gradients).unwrap()),
+                numbers(gamma.grad(&gradients).unwrap()),
+                numbers(beta.grad(&gradients).unwrap()),
+            ]
+        })
     };
     assert_eq!(on_threads(1, run), on_threads(2, run));
 }
 
 #[test]
 fn statistics_carry_no_gradient() {
-    let _alone = alone();
-    let x = leaf::<2>(1, [8, 3]);
-    let normalized = batch_norm_relu::<Diff, 2>(x, random(2, [3]), random(3, [3]), EPSILON);
-    assert!(normalized.output.is_require_grad() || !normalized.mean.is_require_grad());
-    assert!(!normalized.mean.is_require_grad());
-    assert!(!normalized.variance.is_require_grad());
+    differentiate(|| {
+        let x = leaf::<2>(1, [8, 3]);
+        let normalized = batch_norm_relu::<Diff, 2>(x, random(2, [3]), random(3, [3]), EPSILON);
+        assert!(normalized.output.is_require_grad() || !normalized.mean.is_require_grad());
+        assert!(!normalized.mean.is_require_grad());
+        assert!(!normalized.variance.is_require_grad());
+    });
 }

@@ -14,7 +14,6 @@ use patchdoor_model::{
     Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, save_weights,
 };
 
-use crate::training::recompute_statistics;
 use crate::{
     AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, Manifest, OptimizerConfig, Outcome,
     ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
@@ -399,27 +398,6 @@ fn routed_predictions_agree_with_plain_ones_and_name_each_experts_patches_in_ord
         assert_eq!(patches, alone.of(0, expert), "a batch changes no image's routing");
         assert!(patches.is_sorted() && patches.iter().all(|&patch| patch < 64));
     }
-}
-
-/// Megabytes of memory this process holds.
-#[cfg(target_os = "linux")]
-fn resident_megabytes() -> f64 {
-    let status = fs_err::read_to_string("/proc/self/status").expect("Linux describes processes");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("memory is described");
-    line.trim().trim_end_matches("kB").trim().parse::<f64>().expect("a number") / 1024.0
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn recomputing_statistics_keeps_no_feature_maps() {
-    let images = shapes(640);
-    let pass = || drop(recompute_statistics(untrained(0), &images, 32, &FlexDevice));
-    // The first pass fills the allocator's pools; a second one that kept its maps would hold some 300 megabytes more.
-    pass();
-    let before = resident_megabytes();
-    pass();
-    let grown = resident_megabytes() - before;
-    assert!(grown < 60.0, "{grown} MB more are held after a pass that should hold nothing");
 }
 
 fn fit_restricted(

@@ -8,7 +8,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 use patchdoor_data::{AugmentationConfig, ImageSet};
-use patchdoor_kernels::TrainingBackend;
+use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 
@@ -62,6 +62,9 @@ pub enum Outcome<B: AutodiffBackend> {
 /// call with the same arguments goes on after the last one and ends with the same weights as a call
 /// that was never stopped. A damaged checkpoint is refused: training goes on after the epoch before,
 /// or begins again, and ends with the same weights too.
+///
+/// Several threads may train at once and end with the weights that they would have alone: their steps take turns
+/// ([`differentiate`]), and each uses all cores. Give each training a thread of its own, not a task of a rayon pool.
 ///
 /// # Errors
 /// If the configuration is out of range, there is nothing to train on, the loss becomes NaN or
@@ -138,7 +141,10 @@ fn train_part<B: TrainingBackend>(
         })
         .transpose()?;
     let momentum = classifier.batch_norm_momentum();
-    let classifier = trainable.apply(classifier);
+    let mut classifier = trainable.apply(classifier);
+    // Copies of a classifier share their running statistics; a training changes those of no other copy.
+    let statistics = classifier.valid();
+    classifier.take_statistics_of(&statistics);
     let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
     if let Some(directory) = &checkpoints {
         let fresh = || Optimizer::new(&config.optimizer);
@@ -203,14 +209,10 @@ fn run_epoch<B: TrainingBackend>(
     let start = Instant::now();
     for (step, indices) in order.chunks(config.batch_size).enumerate() {
         let Batch { images, labels } = assembler.assemble::<B>(indices, device);
-        let logits = classifier.forward(images);
-        let predicted = classes_of(logits.clone().inner());
-        let loss = cross_entropy(logits, labels);
-        let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
-        if !value.is_finite() {
+        let Pass { loss: value, predicted, gradients } = forward_and_backward(&classifier, images, labels);
+        let Some(gradients) = gradients else {
             return Err(TrainError::Diverged { loss: value, epoch, step });
-        }
-        let gradients = GradientsParams::from_grads(loss.backward(), &classifier);
+        };
         learning_rate = schedule.rate(epoch * steps + step);
         classifier = optimizer.step(learning_rate, classifier, gradients);
         if let Some(pruning) = &trainable.pruned {
@@ -244,6 +246,32 @@ fn run_epoch<B: TrainingBackend>(
     Ok(Some((Resumed { classifier, optimizer, history }, record)))
 }
 
+/// What a pass over a batch comes to.
+struct Pass {
+    /// Mean cross-entropy in nats.
+    loss: f64,
+    /// `[batch]`
+    predicted: Vec<u8>,
+    /// `None` if the loss is no finite number.
+    gradients: Option<GradientsParams>,
+}
+
+/// Differentiates the loss of a batch; the graph begins and ends here.
+fn forward_and_backward<B: TrainingBackend>(
+    classifier: &Classifier<B>,
+    images: Tensor<B, 4>,
+    labels: Tensor<B, 1, Int>,
+) -> Pass {
+    differentiate(|| {
+        let logits = classifier.forward(images);
+        let predicted = classes_of(logits.clone().inner());
+        let loss = cross_entropy(logits, labels);
+        let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
+        let gradients = value.is_finite().then(|| GradientsParams::from_grads(loss.backward(), classifier));
+        Pass { loss: value, predicted, gradients }
+    })
+}
+
 /// Mean cross-entropy in nats.
 ///
 /// # Shapes
@@ -255,7 +283,7 @@ pub(crate) fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 
 
 /// Replaces the running statistics of every batch normalization by their plain average over one pass
 /// through the images, in their stored order and without augmentation.
-pub(crate) fn recompute_statistics<B: TrainingBackend>(
+fn recompute_statistics<B: TrainingBackend>(
     mut classifier: Classifier<B>,
     images: &ImageSet,
     batch_size: usize,

@@ -1,4 +1,4 @@
-//! A map weighed by every expert's gate and normalized, without the weighed maps ever in memory.
+//! A map weighed by every expert's gate, without the weighed maps ever in memory.
 
 #![allow(unsafe_code, reason = "rows are read and written through pointers")]
 #![allow(clippy::inline_always, reason = "see Kernel::run")]
@@ -6,13 +6,11 @@
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::normalization::{Statistics, block_rows, combine_moments, for_vectors, input_constants, load, store, total};
-use super::simd::{Kernel, Simd, dispatch};
+use super::normalization::{Normalization, batch_norm_constants};
+use super::rows::{Place, Read, Rows, load, store};
+use super::simd::Simd;
 
-/// Blocks of rows that one thread does at a time.
-const BLOCKS_PER_TASK: usize = 4;
-
-/// A map and the weight of every position for every expert.
+/// A map and the weight of every position for every expert; each expert is a group of channels.
 #[derive(Clone, Copy)]
 pub(super) struct Weighted<'a> {
     /// `[row, channel]`, where a row is a position of an image.
@@ -37,280 +35,114 @@ pub(super) fn by_position(weights: &[f32], experts: usize, positions: usize) -> 
     rows
 }
 
-impl<'a> Weighted<'a> {
-    fn rows(&self) -> usize {
+impl Rows<1> for Weighted<'_> {
+    type Weight<S: Simd> = S::Vector;
+    /// Gradients of the map, `[row, channel]`, and of the weights, `[row, expert]`.
+    type Gradients = (*mut f32, *mut f32);
+
+    fn count(&self) -> usize {
         self.map.len() / self.channels.max(1)
     }
 
-    /// Channels of all experts together.
-    fn wide(&self) -> usize {
-        self.experts * self.channels
+    fn channels(&self) -> usize {
+        self.channels
     }
 
-    /// The rows from `first`, at most `count`.
-    fn part(&self, first: usize, count: usize) -> Weighted<'a> {
-        let end = self.rows().min(first + count);
-        Weighted {
+    #[inline(always)]
+    fn groups(&self) -> usize {
+        self.experts
+    }
+
+    fn part(&self, first: usize, count: usize) -> Self {
+        let end = self.count().min(first + count);
+        Self {
             map: &self.map[first * self.channels..end * self.channels],
             weights: &self.weights[first * self.experts..end * self.experts],
             ..*self
         }
     }
 
-    /// Two sums per channel and expert of every block of rows.
-    fn block_sums<K: Kernel<Output = ()>>(
+    #[inline(always)]
+    fn values(&self, row: usize, channel: usize) -> *const f32 {
+        self.map.as_ptr().wrapping_add(row * self.channels + channel)
+    }
+
+    #[inline(always)]
+    unsafe fn weight<S: Simd>(&self, row: usize, expert: usize) -> S::Vector {
+        // SAFETY: row and expert are among these.
+        unsafe { S::splat(*self.weights.as_ptr().add(row * self.experts + expert)) }
+    }
+
+    #[inline(always)]
+    unsafe fn seen<S: Simd>(values: S::Vector, weight: S::Vector) -> S::Vector {
+        // SAFETY: the machine has the instructions.
+        unsafe { S::multiply(values, weight) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_seen<S: Simd>(values: S::Vector, weight: S::Vector, sum: S::Vector) -> S::Vector {
+        // SAFETY: the machine has the instructions.
+        unsafe { S::multiply_add(values, weight, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn take<S: Simd>(
         &self,
-        kernel: impl Fn(Weighted<'a>, usize, *mut f32) -> K + Sync,
-    ) -> Vec<f32> {
-        let per_block = block_rows(self.channels);
-        let width = 2 * self.wide();
-        let mut sums = vec![0.0; self.rows().div_ceil(per_block) * width];
-        if width > 0 {
-            sums.par_chunks_mut(width * BLOCKS_PER_TASK).enumerate().for_each(|(task, sums)| {
-                for (index, sums) in sums.chunks_exact_mut(width).enumerate() {
-                    let first = (task * BLOCKS_PER_TASK + index) * per_block;
-                    // SAFETY: the kernels read whole rows of the block and write two values per channel and expert.
-                    unsafe { dispatch(kernel(self.part(first, per_block), first, sums.as_mut_ptr())) };
-                }
-            });
+        (map, _): Self::Gradients,
+        Place { row, group, channel, valid }: Place,
+        Read { values, weight }: Read<S, S::Vector>,
+        gradient: S::Vector,
+        products: &mut S::Vector,
+    ) {
+        // SAFETY: the place is in the map's gradient, and the experts before this one have written it.
+        unsafe {
+            *products = S::multiply_add(values, gradient, *products);
+            let to = map.add(row * self.channels + channel);
+            let before = if group == 0 { S::splat(0.0) } else { load::<S>(to, valid) };
+            store::<S>(to, S::multiply_add(weight, gradient, before), valid);
         }
-        sums
     }
 
-    /// Mean and variance of every expert's weighed channels.
-    pub(super) fn statistics(&self) -> Statistics {
-        let blocks = self.block_sums(|of, _, sums| Moments { of, sums });
-        combine_moments(&blocks, self.wide(), self.rows(), block_rows(self.channels))
-    }
-
-    /// `max(weight * map * scale + shift, 0)` for every expert.
-    pub(super) fn scale_shift_relu(&self, scale: &[f32], shift: &[f32]) -> Buffer {
-        let mut output = Buffer::new(self.rows() * self.wide());
-        let rows = block_rows(self.channels) * BLOCKS_PER_TASK;
-        if self.wide() > 0 {
-            output.values().par_chunks_mut(rows * self.wide()).enumerate().for_each(|(task, output)| {
-                let of = self.part(task * rows, rows);
-                // SAFETY: the output has as many rows as the part.
-                unsafe { dispatch(Forward { of, scale, shift, output: output.as_mut_ptr().cast() }) };
-            });
+    #[inline(always)]
+    unsafe fn take_products<S: Simd>(
+        &self,
+        (_, weights): Self::Gradients,
+        row: usize,
+        expert: usize,
+        products: S::Vector,
+    ) {
+        let mut lanes = [0.0_f32; 16];
+        // SAFETY: no vector has more lanes, and row and expert are in the weights' gradient.
+        unsafe {
+            S::store(lanes.as_mut_ptr(), products);
+            weights.add(row * self.experts + expert).write(lanes.iter().sum());
         }
-        output
     }
+}
 
-    /// Gradients of map, weights (`[row, expert]`), gamma and beta.
-    pub(super) fn gradients(
+impl Weighted<'_> {
+    /// Gradients of the map, written in full, of the weights (`[row, expert]`), and of gamma and beta of a normalization
+    /// of what every expert sees.
+    pub(super) fn batch_norm_relu_gradients(
         &self,
         gradient: &[f32],
-        statistics: &Statistics,
-        [gamma, beta]: [&[f32]; 2],
-        epsilon: f64,
-    ) -> (Buffer, Vec<f32>, Vec<f32>, Vec<f32>) {
-        let (scale, shift) = super::normalization::scale_and_shift(statistics, gamma, beta, epsilon);
-        let (scale, shift, centre) = (scale.as_slice(), shift.as_slice(), statistics.mean.as_slice());
-        let wide = self.wide();
-        let blocks = self.block_sums(|of, first, sums| GradientSums {
-            of,
-            gradient: &gradient[first * wide..],
-            scale,
-            shift,
-            centre,
-            sums,
-        });
-        let constants = input_constants(&total(&blocks, wide), scale, statistics, epsilon, self.rows());
+        normalization: Normalization,
+    ) -> (Buffer, Vec<f32>, [Vec<f32>; 2]) {
+        let (constants, parameters) = batch_norm_constants(self, gradient, normalization);
         let mut map = Buffer::new(self.map.len());
         let mut weights = vec![0.0; self.weights.len()];
-        let rows = block_rows(self.channels) * BLOCKS_PER_TASK;
+        let (per_task, wide) = (self.per_task(), self.wide());
         if wide > 0 {
-            let parts = map.values().par_chunks_mut(rows * self.channels);
-            parts.zip(weights.par_chunks_mut(rows * self.experts)).enumerate().for_each(|(task, (map, weights))| {
-                let kernel = Backward {
-                    of: self.part(task * rows, rows),
-                    gradient: &gradient[task * rows * wide..],
-                    scale,
-                    shift,
-                    centre,
-                    b: &constants.b,
-                    c: &constants.c,
-                    map: map.as_mut_ptr().cast(),
-                    weights: weights.as_mut_ptr(),
-                };
-                // SAFETY: gradients and outputs have as many rows as the part.
-                unsafe { dispatch(kernel) };
-            });
+            let parts = map.values().par_chunks_mut(per_task * self.channels);
+            let parts = parts.zip(weights.par_chunks_mut(per_task * self.experts));
+            parts.zip(gradient.par_chunks(per_task * wide)).enumerate().for_each(
+                |(task, ((map, weights), gradient))| {
+                    let rows = self.part(task * per_task, per_task);
+                    // SAFETY: all three have the part's rows.
+                    unsafe { constants.give(rows, gradient.as_ptr(), (map.as_mut_ptr().cast(), weights.as_mut_ptr())) };
+                },
+            );
         }
-        (map, weights, constants.gamma_gradient, constants.beta_gradient)
-    }
-}
-
-struct Moments<'a> {
-    of: Weighted<'a>,
-    sums: *mut f32,
-}
-
-impl Kernel for Moments<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Weighted { map, channels, weights, experts } = self.of;
-        let rows = self.of.rows();
-        // SAFETY: rows, channels and experts are those of the block.
-        unsafe {
-            for expert in 0..experts {
-                let weights = weights.as_ptr().add(expert);
-                for_vectors!(S, channels, |channel, valid| {
-                    let map = map.as_ptr().add(channel);
-                    let at = expert * channels + channel;
-                    let mut sum = S::splat(0.0);
-                    for row in 0..rows {
-                        let weight = S::splat(*weights.add(row * experts));
-                        sum = S::multiply_add(load::<S>(map.add(row * channels), valid), weight, sum);
-                    }
-                    let mean = S::multiply(sum, S::splat(1.0 / rows as f32));
-                    let mut sum = S::splat(0.0);
-                    for row in 0..rows {
-                        let weight = S::splat(*weights.add(row * experts));
-                        let seen = S::multiply(load::<S>(map.add(row * channels), valid), weight);
-                        let distance = S::subtract(seen, mean);
-                        sum = S::multiply_add(distance, distance, sum);
-                    }
-                    store::<S>(self.sums.add(at), mean, valid);
-                    store::<S>(self.sums.add(experts * channels + at), sum, valid);
-                });
-            }
-        }
-    }
-}
-
-struct Forward<'a> {
-    of: Weighted<'a>,
-    scale: &'a [f32],
-    shift: &'a [f32],
-    output: *mut f32,
-}
-
-impl Kernel for Forward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Weighted { map, channels, weights, experts } = self.of;
-        // SAFETY: rows, channels and experts are those of the part.
-        unsafe {
-            for row in 0..self.of.rows() {
-                let map = map.as_ptr().add(row * channels);
-                let output = self.output.add(row * experts * channels);
-                for expert in 0..experts {
-                    let weight = S::splat(*weights.as_ptr().add(row * experts + expert));
-                    for_vectors!(S, channels, |channel, valid| {
-                        let at = expert * channels + channel;
-                        let scale = load::<S>(self.scale.as_ptr().add(at), valid);
-                        let shift = load::<S>(self.shift.as_ptr().add(at), valid);
-                        let seen = S::multiply(load::<S>(map.add(channel), valid), weight);
-                        let value = S::max(S::multiply_add(seen, scale, shift), S::splat(0.0));
-                        store::<S>(output.add(at), value, valid);
-                    });
-                }
-            }
-        }
-    }
-}
-
-struct GradientSums<'a> {
-    of: Weighted<'a>,
-    gradient: &'a [f32],
-    scale: &'a [f32],
-    shift: &'a [f32],
-    centre: &'a [f32],
-    sums: *mut f32,
-}
-
-impl Kernel for GradientSums<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Weighted { map, channels, weights, experts } = self.of;
-        let wide = experts * channels;
-        let rows = self.of.rows();
-        // SAFETY: rows, channels and experts are those of the block.
-        unsafe {
-            for expert in 0..experts {
-                let weights = weights.as_ptr().add(expert);
-                for_vectors!(S, channels, |channel, valid| {
-                    let map = map.as_ptr().add(channel);
-                    let at = expert * channels + channel;
-                    let gradient = self.gradient.as_ptr().add(at);
-                    let scale = load::<S>(self.scale.as_ptr().add(at), valid);
-                    let shift = load::<S>(self.shift.as_ptr().add(at), valid);
-                    let centre = load::<S>(self.centre.as_ptr().add(at), valid);
-                    let mut plain = S::splat(0.0);
-                    let mut weighted = S::splat(0.0);
-                    for row in 0..rows {
-                        let weight = S::splat(*weights.add(row * experts));
-                        let seen = S::multiply(load::<S>(map.add(row * channels), valid), weight);
-                        let open = S::multiply_add(seen, scale, shift);
-                        let g = S::where_positive(open, load::<S>(gradient.add(row * wide), valid));
-                        plain = S::add(plain, g);
-                        weighted = S::multiply_add(g, S::subtract(seen, centre), weighted);
-                    }
-                    store::<S>(self.sums.add(at), plain, valid);
-                    store::<S>(self.sums.add(wide + at), weighted, valid);
-                });
-            }
-        }
-    }
-}
-
-struct Backward<'a> {
-    of: Weighted<'a>,
-    gradient: &'a [f32],
-    scale: &'a [f32],
-    shift: &'a [f32],
-    centre: &'a [f32],
-    b: &'a [f32],
-    c: &'a [f32],
-    map: *mut f32,
-    weights: *mut f32,
-}
-
-impl Kernel for Backward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Weighted { map, channels, weights, experts } = self.of;
-        // SAFETY: rows, channels and experts are those of the part.
-        unsafe {
-            for row in 0..self.of.rows() {
-                let map = map.as_ptr().add(row * channels);
-                let map_gradient = self.map.add(row * channels);
-                for expert in 0..experts {
-                    let weight = S::splat(*weights.as_ptr().add(row * experts + expert));
-                    let mut products = S::splat(0.0);
-                    for_vectors!(S, channels, |channel, valid| {
-                        let at = expert * channels + channel;
-                        let gradient = self.gradient.as_ptr().add(row * experts * channels + at);
-                        let scale = load::<S>(self.scale.as_ptr().add(at), valid);
-                        let shift = load::<S>(self.shift.as_ptr().add(at), valid);
-                        let value = load::<S>(map.add(channel), valid);
-                        let seen = S::multiply(value, weight);
-                        let g = S::where_positive(S::multiply_add(seen, scale, shift), load::<S>(gradient, valid));
-                        let distance = S::subtract(seen, load::<S>(self.centre.as_ptr().add(at), valid));
-                        let b = load::<S>(self.b.as_ptr().add(at), valid);
-                        let c = load::<S>(self.c.as_ptr().add(at), valid);
-                        let g = S::multiply_add(scale, g, S::multiply_add(b, distance, c));
-                        // Lanes beyond the channels are zero in `value`.
-                        products = S::multiply_add(value, g, products);
-                        let to = map_gradient.add(channel);
-                        let before = if expert == 0 { S::splat(0.0) } else { load::<S>(to, valid) };
-                        store::<S>(to, S::multiply_add(weight, g, before), valid);
-                    });
-                    let mut lanes = [0.0_f32; 16];
-                    S::store(lanes.as_mut_ptr(), products);
-                    self.weights.add(row * experts + expert).write(lanes.iter().sum());
-                }
-            }
-        }
+        (map, weights, parameters)
     }
 }

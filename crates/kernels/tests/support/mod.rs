@@ -1,21 +1,9 @@
 //! Inputs and comparisons the tests of this crate share.
 #![allow(dead_code, reason = "every test file compiles its own copy and none uses all of it")]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
-
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// Keeps other tests of the file from running until the guard goes.
-///
-/// When tests differentiate on several threads at once, burn 0.21 now and then clears the steps of another thread's
-/// graph, and a leaf that took part in two graphs ends without a gradient.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The backend under test.
 pub(crate) type Diff = Autodiff<Flex>;

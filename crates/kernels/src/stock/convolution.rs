@@ -1,0 +1,75 @@
+//! Convolutions in burn's operations.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::{ConvOptions as BurnOptions, FloatTensor};
+
+use super::sum_rows::sum_rows;
+use crate::ConvOptions;
+use crate::primitives::{primitive, tensor};
+
+pub(crate) fn forward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    groups: usize,
+    options: ConvOptions,
+) -> FloatTensor<B> {
+    let x = pad(tensor::<B, 4>(x).permute([0, 3, 1, 2]), options);
+    let output = conv2d(x, tensor(weight), Some(tensor(bias)), unpadded(groups, options));
+    primitive(output.permute([0, 2, 3, 1]))
+}
+
+pub(crate) fn input_gradient<B: Backend>(
+    weight: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    [height, width]: [usize; 2],
+    groups: usize,
+    options: ConvOptions,
+) -> FloatTensor<B> {
+    let gradient = tensor::<B, 4>(gradient).permute([0, 3, 1, 2]);
+    let channels = groups * tensor::<B, 4>(weight.clone()).dims()[1];
+    let [top, left, bottom, right] = options.padding;
+    let padded = [gradient.dims()[0], channels, top + height + bottom, left + width + right];
+    // Burn reads only the shape of this input.
+    let x = Tensor::<B, 4>::zeros(padded, (&gradient.device(), gradient.dtype()));
+    let x = B::conv2d_x_backward(primitive(x), weight, primitive(gradient), unpadded(groups, options));
+    let x = tensor::<B, 4>(x).slice([0..padded[0], 0..channels, top..top + height, left..left + width]);
+    primitive(x.permute([0, 2, 3, 1]))
+}
+
+pub(crate) fn weight_gradients<B: Backend>(
+    x: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    kernel: [usize; 2],
+    groups: usize,
+    options: ConvOptions,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let x = pad(tensor::<B, 4>(x).permute([0, 3, 1, 2]), options);
+    let gradient = tensor::<B, 4>(gradient);
+    let [batch, height, width, out] = gradient.dims();
+    let bias = sum_rows(gradient.clone().reshape([batch * height * width, out])).reshape([out]);
+    // Burn reads only the shape of this weight.
+    let weight = Tensor::<B, 4>::zeros([out, x.dims()[1] / groups, kernel[0], kernel[1]], (&x.device(), x.dtype()));
+    let gradient = primitive(gradient.permute([0, 3, 1, 2]));
+    let weight = B::conv2d_weight_backward(primitive(x), primitive(weight), gradient, unpadded(groups, options));
+    (weight, primitive(bias))
+}
+
+/// Adds the zeros around `[batch, channel, height, width]`; burn's convolution pads only symmetrically, and
+/// `Tensor::pad` does not keep the element type.
+fn pad<B: Backend>(x: Tensor<B, 4>, options: ConvOptions) -> Tensor<B, 4> {
+    if options.padding == [0; 4] {
+        return x;
+    }
+    let [top, left, bottom, right] = options.padding;
+    let [batch, channels, height, width] = x.dims();
+    let padded = [batch, channels, top + height + bottom, left + width + right];
+    let inside = [0..batch, 0..channels, top..top + height, left..left + width];
+    Tensor::zeros(padded, (&x.device(), x.dtype())).slice_assign(inside, x)
+}
+
+fn unpadded(groups: usize, options: ConvOptions) -> BurnOptions<2> {
+    BurnOptions::new([options.stride; 2], [0, 0], [1, 1], groups)
+}
