@@ -1,7 +1,6 @@
 use std::fmt;
 
 use patchdoor_defenses::{DefenseConfig, DefenseError};
-use patchdoor_model::ClassifierConfig;
 use serde::de::{self, MapAccess};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -168,10 +167,7 @@ impl DefenderConfig {
 
 /// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
 pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCounts>) -> Vec<Problem> {
-    let experts = match &config.model {
-        ClassifierConfig::PatchMoe(model) => Some(model.experts),
-        ClassifierConfig::WideResnet(_) => None,
-    };
+    let experts = config.model.network().experts();
     let mut problems = Vec::new();
     for (index, defender) in config.defenses.iter().enumerate() {
         let table = format!("defenses.{index}");

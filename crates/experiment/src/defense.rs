@@ -202,7 +202,8 @@ impl Victim<'_> {
         };
         let (repaired, seconds) = repaired;
         let classifier = repaired.classifier.valid();
-        save_weights(&classifier, &folder.join("weights.safetensors"))?;
+        let description = crate::run::described(&self.job.plan.config().model, &clean);
+        save_weights(&classifier, &description, &folder.join("weights.safetensors"))?;
         self.job.write_history(&folder.join("metrics.jsonl"), self.seed, &repaired.history)?;
         let after = self.standing(&classifier, device);
         let mut series = Vec::new();

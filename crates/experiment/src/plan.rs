@@ -317,11 +317,7 @@ fn make_quick(config: &mut ExperimentConfig) {
     config.training.epochs = config.training.epochs.min(2);
     config.training.batch_size = config.training.batch_size.min(64);
     config.defenses.iter_mut().for_each(crate::DefenderConfig::make_quick);
-    config.model.set_widen_factor(1);
-    if let ClassifierConfig::PatchMoe(model) = &mut config.model {
-        model.expert_channels = None;
-        model.patch_channels = None;
-    }
+    config.model.network_mut().make_quick();
 }
 
 #[cfg(test)]

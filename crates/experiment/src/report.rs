@@ -64,7 +64,7 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
         if let Some(surrogate) = SurrogateConfig::of(config) {
             let is_twin = surrogate.seed_offset == 0
-                && ClassifierConfig::PatchMoe(surrogate.model(&config.model)) == config.model;
+                && ClassifierConfig::from(surrogate.model(&config.model)) == config.model;
             line.push_str(if is_twin {
                 ", chosen by the clean twin's routers"
             } else {

@@ -6,7 +6,7 @@ use fs_err as fs;
 use patchdoor_data::{DataError, Dataset, ImageSet, ImageShape, PoisoningPlan, Trigger, trigger_all_images};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
-use patchdoor_model::{Classifier, InputShape, ModelError};
+use patchdoor_model::{Classifier, ClassifierConfig, InputShape, ModelError, WeightsDescription};
 use patchdoor_train::{EpochRecord, TrainError, predict_with_routing};
 use patchdoor_triggers::{PlacementConfig, TriggerError};
 use serde::Serialize;
@@ -447,6 +447,11 @@ pub(crate) fn build_trigger(
 pub(crate) fn input_shape(images: &ImageSet) -> InputShape {
     let shape = images.shape();
     InputShape { height: shape.height, width: shape.width, channels: shape.channels }
+}
+
+/// What a weights file of a classifier for these images says about itself.
+pub(crate) fn described(model: &ClassifierConfig, images: &ImageSet) -> WeightsDescription {
+    WeightsDescription { config: model.clone(), classes: images.classes().to_vec(), input: input_shape(images) }
 }
 
 /// One line of `metrics.jsonl`.

@@ -1,6 +1,6 @@
 use patchdoor_data::{ImageSet, ImageShape, stratified_subset, stream};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
+use patchdoor_model::{ClassifierConfig, ExpertChoiceConfig, InputShape, NetworkConfig, PatchMoeConfig};
 use patchdoor_train::{Selections, predict_with_routing};
 use patchdoor_triggers::PlacementConfig;
 use serde::{Deserialize, Serialize};
@@ -59,16 +59,7 @@ impl SurrogateConfig {
 
     /// The surrogate's network, given the victim's. A victim without experts lends it widths and constants only.
     pub(crate) fn model(&self, victim: &ClassifierConfig) -> PatchMoeConfig {
-        let mut model = match victim {
-            ClassifierConfig::PatchMoe(model) => model.clone(),
-            ClassifierConfig::WideResnet(dense) => PatchMoeConfig {
-                widen_factor: dense.widen_factor,
-                padding: dense.padding,
-                initializer: dense.initializer,
-                batch_norm: dense.batch_norm,
-                ..PatchMoeConfig::default()
-            },
-        };
+        let mut model = victim.network().nearest_patch_moe();
         for (field, value) in [
             (&mut model.widen_factor, self.widen_factor),
             (&mut model.experts, self.experts),
@@ -82,7 +73,7 @@ impl SurrogateConfig {
 
     /// The plan whose clean twin the surrogate is.
     pub(crate) fn plan(&self, plan: &Plan) -> Plan {
-        plan.with_model(ClassifierConfig::PatchMoe(self.model(&plan.config().model)))
+        plan.with_model(self.model(&plan.config().model).into())
     }
 }
 
@@ -243,7 +234,7 @@ pub(crate) fn check_surrogate(
         "patches-per-expert" => {
             surrogate.patches_per_expert.is_some()
                 || surrogate.patch_size.is_some()
-                || !matches!(config.model, ClassifierConfig::PatchMoe(_))
+                || config.model.network().expert_choice().is_none()
         }
         "patch-size" => surrogate.patch_size.is_some(),
         _ => false,

@@ -20,7 +20,7 @@ use crate::images::SeedImages;
 use crate::progress::TrainingProgress;
 use crate::result::{ImagesUsed, SCHEMA};
 use crate::routing::EpochRouting;
-use crate::run::{Job, PREDICTION_BATCH, RunError, input_shape};
+use crate::run::{Job, PREDICTION_BATCH, RunError, described, input_shape};
 use crate::run_directory::lock;
 
 /// What is known of a clean twin; its `result.json`.
@@ -214,7 +214,7 @@ impl OneTraining<'_> {
         match outcome {
             Ok(Outcome::Finished(trained)) => {
                 let classifier = trained.classifier.valid();
-                save_weights(&classifier, &folder.join("weights.safetensors"))?;
+                save_weights(&classifier, &described(&config.model, training), &folder.join("weights.safetensors"))?;
                 write(&folder.join("metrics.jsonl"), &trained.history)?;
                 Ok(TrainingEnd::Finished(Box::new(classifier), trained.history))
             }

@@ -54,7 +54,7 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
         device: &'a B::Device,
     ) -> Option<Self> {
         let config = config.filter(|config| config.per_epoch)?;
-        let ClassifierConfig::PatchMoe(model) = model else { return None };
+        let model = model.network().expert_choice()?;
         let count = config.per_epoch_images.min(test.len());
         let indices = stratified_subset(test, count, &mut stream(0, "routing-images"));
         let clean = test.subset(&indices);

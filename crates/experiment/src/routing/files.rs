@@ -26,7 +26,7 @@ pub(crate) fn measure<B: TrainingBackend>(
     folder: &Path,
     device: &B::Device,
 ) -> Result<Option<RoutingMeasurements>, RunError> {
-    let ClassifierConfig::PatchMoe(model) = model else { return Ok(None) };
+    let Some(model) = model.network().expert_choice() else { return Ok(None) };
     let [Some(of_clean), Some(of_triggered)] = victim.map(|prediction| prediction.selections.as_ref()) else {
         return Ok(None);
     };
