@@ -39,7 +39,8 @@ fn checkpoints(criterion: &mut Criterion) {
         let classifier = classifier::<Flex>(config(), &FlexDevice);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("weights.safetensors");
-        bencher.iter(|| save_weights(&classifier, &description(&classifier), &path).expect("a writable temporary folder"));
+        bencher
+            .iter(|| save_weights(&classifier, &description(&classifier), &path).expect("a writable temporary folder"));
     });
     group.bench_function("read weights", |bencher| {
         let classifier = classifier::<Flex>(config(), &FlexDevice);

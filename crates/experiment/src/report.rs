@@ -63,8 +63,8 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         let mut line =
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
         if let Some(surrogate) = SurrogateConfig::of(config) {
-            let is_twin = surrogate.seed_offset == 0
-                && ClassifierConfig::from(surrogate.model(&config.model)) == config.model;
+            let is_twin =
+                surrogate.seed_offset == 0 && ClassifierConfig::from(surrogate.model(&config.model)) == config.model;
             line.push_str(if is_twin {
                 ", chosen by the clean twin's routers"
             } else {

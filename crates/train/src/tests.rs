@@ -11,7 +11,8 @@ use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, 
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{
-    Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, WeightsDescription, save_weights,
+    Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, WeightsDescription,
+    save_weights,
 };
 
 use crate::training::recompute_statistics;
