@@ -256,7 +256,7 @@ mod tests {
             ..PatchMoeConfig::default()
         };
         change(&mut config);
-        built(config.into(), 0)
+        built(config.into(), 7)
     }
 
     fn built(config: ClassifierConfig, seed: u64) -> (Classifier<Flex>, WeightsDescription) {
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn weights_survive_the_disk_and_a_classifier_is_built_from_the_file_alone() {
         let dense = WideResNetConfig { widen_factor: 1, ..Default::default() }.into();
-        for (classifier, description) in vec![small(|_| {}), built(dense, 0)] {
+        for (classifier, description) in vec![small(|_| {}), built(dense, 7)] {
             let (_folder, path) = saved(&classifier, &description);
             let (blank, _) = built(description.config.clone(), 1);
             assert_ne!(named_tensors(&blank), named_tensors(&classifier));
@@ -418,7 +418,8 @@ mod tests {
         let later = with_header(&bytes, |header| header["__metadata__"]["schema"] = "2".into());
         let mut changed = bytes.clone();
         *changed.last_mut().expect("not empty") ^= 1;
-        let claimed = with_header(&bytes, |header| header["__metadata__"]["classes"] = r#"["dog", "cat"]"#.into());
+        let claimed =
+            with_header(&bytes, |header| header["__metadata__"]["classes"] = r#"["dog, \"tabby\"","Straße"]"#.into());
         let cut =
             with_header(&bytes, |header| drop(header["__metadata__"].as_object_mut().map(|all| all.remove("sha256"))));
         for (bytes, said) in
