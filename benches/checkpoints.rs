@@ -7,9 +7,9 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn_flex::{Flex, FlexDevice};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use patchdoor_benches::{classifier, images};
+use patchdoor_benches::{INPUT, classifier, images};
 use patchdoor_data::{AugmentationConfig, ImageSet};
-use patchdoor_model::{Classifier, PatchMoeConfig, load_weights, save_weights};
+use patchdoor_model::{Classifier, PatchMoeConfig, WeightsDescription, load_weights, save_weights};
 use patchdoor_train::{Outcome, TrainingConfig, TrainingData, train};
 
 /// Images trained on, the fewest that make a batch.
@@ -17,6 +17,11 @@ const IMAGES: usize = 2;
 
 fn config() -> PatchMoeConfig {
     PatchMoeConfig { widen_factor: 2, ..PatchMoeConfig::default() }
+}
+
+fn description(classifier: &Classifier<Flex>) -> WeightsDescription {
+    let classes = (0..classifier.classes()).map(|class| class.to_string()).collect();
+    WeightsDescription { config: classifier.config(), classes, input: INPUT }
 }
 
 /// One epoch, saved in or resumed from a folder.
@@ -34,13 +39,14 @@ fn checkpoints(criterion: &mut Criterion) {
         let classifier = classifier::<Flex>(config(), &FlexDevice);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("weights.safetensors");
-        bencher.iter(|| save_weights(&classifier, &path).expect("a writable temporary folder"));
+        bencher
+            .iter(|| save_weights(&classifier, &description(&classifier), &path).expect("a writable temporary folder"));
     });
     group.bench_function("read weights", |bencher| {
         let classifier = classifier::<Flex>(config(), &FlexDevice);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("weights.safetensors");
-        save_weights(&classifier, &path).expect("a writable temporary folder");
+        save_weights(&classifier, &description(&classifier), &path).expect("a writable temporary folder");
         bencher.iter_batched(
             || classifier.clone(),
             |classifier| black_box(load_weights(classifier, &path).expect("just written")),

@@ -37,12 +37,14 @@ pub fn tensor<B: Backend, const D: usize>(name: &str, shape: [usize; D], device:
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
+/// The images that the classifiers take.
+pub const INPUT: InputShape = InputShape { height: SHAPE.height, width: SHAPE.width, channels: SHAPE.channels };
+
 /// A classifier for ten classes of 32x32 images with weights as before training.
 ///
 /// # Panics
 /// If the configuration is not valid for such images.
 pub fn classifier<B: Backend>(config: PatchMoeConfig, device: &B::Device) -> Classifier<B> {
-    let input = InputShape { height: SHAPE.height, width: SHAPE.width, channels: SHAPE.channels };
     let config = ClassifierConfig::PatchMoe(config);
-    config.init(input, 10, &mut stream(0, "weights"), device).expect("a valid configuration")
+    config.init(INPUT, 10, &mut stream(0, "weights"), device).expect("a valid configuration")
 }

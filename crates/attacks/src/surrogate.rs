@@ -1,6 +1,8 @@
 use patchdoor_data::{ImageSet, ImageShape, stratified_subset, stream};
 use patchdoor_kernels::Kernels;
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, ModelError, PatchMoeConfig};
+use patchdoor_model::{
+    Classifier, ClassifierConfig, ExpertChoiceConfig, InputShape, ModelError, NetworkConfig, PatchMoeConfig,
+};
 use patchdoor_train::{Selections, predict_with_routing};
 use patchdoor_triggers::{PlacementConfig, TriggerError};
 use serde::{Deserialize, Serialize};
@@ -49,16 +51,7 @@ impl Default for SurrogateConfig {
 impl SurrogateConfig {
     /// The surrogate's network, given the victim's. A victim without experts lends it widths and constants only.
     pub fn model(&self, victim: &ClassifierConfig) -> PatchMoeConfig {
-        let mut model = match victim {
-            ClassifierConfig::PatchMoe(model) => model.clone(),
-            ClassifierConfig::WideResnet(dense) => PatchMoeConfig {
-                widen_factor: dense.widen_factor,
-                padding: dense.padding,
-                initializer: dense.initializer,
-                batch_norm: dense.batch_norm,
-                ..PatchMoeConfig::default()
-            },
-        };
+        let mut model = victim.network().nearest_patch_moe();
         for (field, value) in [
             (&mut model.widen_factor, self.widen_factor),
             (&mut model.experts, self.experts),
@@ -79,7 +72,7 @@ impl SurrogateConfig {
             "patches-per-expert" => {
                 self.patches_per_expert.is_some()
                     || self.patch_size.is_some()
-                    || !matches!(victim, ClassifierConfig::PatchMoe(_))
+                    || victim.network().expert_choice().is_none()
             }
             "patch-size" => self.patch_size.is_some(),
             _ => false,

@@ -52,7 +52,7 @@ impl<B: TrainingBackend> ModelRepair<B> for ExpertFineTuning {
         work: &mut RepairWork<'_>,
         device: &B::Device,
     ) -> Result<Repaired<B>, DefenseError> {
-        if !matches!(classifier, Classifier::PatchMoe(_)) {
+        if classifier.config().network().experts().is_none() {
             return Err(DefenseError::NoExperts { defense: "expert-fine-tuning" });
         }
         let parts: &[Part] = if self.head { &[Part::Experts, Part::Head] } else { &[Part::Experts] };

@@ -60,7 +60,7 @@ impl<B: TrainingBackend> ModelRepair<B> for RouterRetraining {
         work: &mut RepairWork<'_>,
         device: &B::Device,
     ) -> Result<Repaired<B>, DefenseError> {
-        if !matches!(classifier, Classifier::PatchMoe(_)) {
+        if classifier.config().network().experts().is_none() {
             return Err(DefenseError::NoExperts { defense: "router-retraining" });
         }
         let classifier = classifier.redraw_router(self.gate_init_std, &mut stream(work.seed, "defense/router"));

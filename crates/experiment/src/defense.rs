@@ -109,7 +109,7 @@ impl Victim<'_> {
         device: &B::Device,
     ) -> Step<DefenseMeasurements> {
         let classifier = repaired.classifier.valid();
-        save(&classifier, folder)?;
+        save(&classifier, &self.config.model, &self.images.training, folder)?;
         self.history(folder).write(&repaired.history)?;
         let after = exam.standing(&classifier, device);
         let mut series = Vec::new();

@@ -6,7 +6,7 @@ use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{AugmentationConfig, ImageSet, stream};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::{Classifier, ClassifierConfig, load_weights, save_weights};
+use patchdoor_model::{Classifier, ClassifierConfig, WeightsDescription, load_weights, save_weights};
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{ImagesUsed, check_sealed, seal};
 use patchdoor_train::{
@@ -99,7 +99,7 @@ impl<'a> OneTraining<'a> {
             Outcome::Interrupted { .. } => Err(Halt::Interrupted),
             Outcome::Finished(trained) => {
                 let classifier = trained.classifier.valid();
-                save(&classifier, self.folder)?;
+                save(&classifier, self.model, self.training, self.folder)?;
                 log.write(&trained.history)?;
                 Ok(TrainedClassifier { classifier, history: trained.history })
             }
@@ -117,10 +117,17 @@ pub(crate) fn blank<B: burn::tensor::backend::Backend>(
     Ok(model.init::<B>(input_shape(images), images.class_count(), &mut stream(seed, "weights"), device)?)
 }
 
-/// Saves the weights of a classifier, with their checksum.
-pub(crate) fn save<B: patchdoor_kernels::Kernels>(classifier: &Classifier<B>, folder: &Path) -> Step<()> {
+/// Saves the weights of a classifier for these images, with what they are and with their checksum.
+pub(crate) fn save<B: patchdoor_kernels::Kernels>(
+    classifier: &Classifier<B>,
+    model: &ClassifierConfig,
+    images: &ImageSet,
+    folder: &Path,
+) -> Step<()> {
     let path = folder.join(WEIGHTS);
-    save_weights(classifier, &path)?;
+    let description =
+        WeightsDescription { config: model.clone(), classes: images.classes().to_vec(), input: input_shape(images) };
+    save_weights(classifier, &description, &path)?;
     Ok(seal(&path)?)
 }
 

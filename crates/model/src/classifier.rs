@@ -1,10 +1,14 @@
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, RunningState};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use patchdoor_kernels::Kernels;
 use rand::Rng;
 
-use crate::{ClassifierConfig, InputShape, ModelError, PatchMoe, Routing, WideResNet};
+use crate::network::{Network, NormLayer};
+use crate::taps::{Tapped, Taps};
+use crate::{ClassifierConfig, InputShape, ModelError, Part, PatchMoe, Routing, WideResNet};
 
 /// Any of the networks, chosen by a [`ClassifierConfig`].
 #[derive(Module, Debug)]
@@ -14,6 +18,25 @@ pub enum Classifier<B: Backend> {
     PatchMoe(PatchMoe<B>),
     /// The dense baseline.
     WideResnet(WideResNet<B>),
+}
+
+/// Runs an expression on the network of a classifier; `$variant` makes a classifier of such a network again.
+///
+/// Visitors of burn's modules are generic, so that [`Network`] cannot hand them on; all else goes through
+/// [`Classifier::network`].
+macro_rules! on_network {
+    ($classifier:expr, |$network:ident, $variant:pat_param| $body:expr) => {
+        match $classifier {
+            Classifier::PatchMoe($network) => {
+                let $variant = Classifier::<B>::PatchMoe;
+                $body
+            }
+            Classifier::WideResnet($network) => {
+                let $variant = Classifier::<B>::WideResnet;
+                $body
+            }
+        }
+    };
 }
 
 impl ClassifierConfig {
@@ -48,37 +71,73 @@ impl<B: Kernels> Classifier<B> {
         self.forward_with_routing(images).0
     }
 
-    /// Returns logits and, for a mixture of experts, the routing of the same pass.
+    /// Returns logits and one routing for each routed layer, from the images to the head; a dense network has none.
     ///
     /// # Shapes
     /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
     /// - output: `[batch, class]`
-    pub fn forward_with_routing(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Option<Routing<B>>) {
-        match self {
-            Self::PatchMoe(network) => {
-                let (logits, routing) = network.forward(images);
-                (logits, Some(routing))
-            }
-            Self::WideResnet(network) => (network.forward(images), None),
+    pub fn forward_with_routing(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Vec<Routing<B>>) {
+        self.network().forward(images, &mut Taps::none())
+    }
+
+    /// Returns logits and, by their names, the values on their way that were asked for.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
+    /// - logits: `[batch, class]`
+    ///
+    /// # Panics
+    /// If a name is not among [`Self::taps`].
+    pub fn forward_with_taps(
+        &self,
+        images: Tensor<B, 4>,
+        names: &[&str],
+    ) -> (Tensor<B, 2>, BTreeMap<String, Tapped<B>>) {
+        for name in names {
+            assert!(self.taps().contains(name), "{name} is not among the taps {:?}", self.taps());
         }
+        let mut taps = Taps::of(names);
+        let (logits, _) = self.network().forward(images, &mut taps);
+        (logits, taps.found)
     }
 }
 
 impl<B: Backend> Classifier<B> {
+    pub(crate) fn network(&self) -> &dyn Network<B> {
+        on_network!(self, |network, _| network)
+    }
+
+    fn network_mut(&mut self) -> &mut dyn Network<B> {
+        on_network!(self, |network, _| network)
+    }
+
     /// Visits every parameter and running statistic under its readable path, such as
     /// `experts.0.conv.weight`.
     pub(crate) fn visit_network<V: ModuleVisitor<B>>(&self, visitor: &mut V) {
-        match self {
-            Self::PatchMoe(network) => network.visit(visitor),
-            Self::WideResnet(network) => network.visit(visitor),
-        }
+        on_network!(self, |network, _| network.visit(visitor));
     }
 
     pub(crate) fn map_network<M: ModuleMapper<B>>(self, mapper: &mut M) -> Self {
-        match self {
-            Self::PatchMoe(network) => Self::PatchMoe(network.map(mapper)),
-            Self::WideResnet(network) => Self::WideResnet(network.map(mapper)),
-        }
+        on_network!(self, |network, variant| variant(network.map(mapper)))
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> ClassifierConfig {
+        self.network().config()
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.network().classes()
+    }
+
+    /// Names of the values that [`Self::forward_with_taps`] can hand out.
+    ///
+    /// Residual networks have `group1`, `group2` and so on, the map after each group of blocks; a mixture of experts has
+    /// `map`, whose patches the experts choose from. Both have `filters`, the raw outputs of the last filters before the
+    /// head, and `features`, what the head sees: see [`FilterActivity`](crate::FilterActivity).
+    pub fn taps(&self) -> &'static [&'static str] {
+        self.network().taps()
     }
 
     /// Number of trainable parameters; running statistics do not count.
@@ -91,59 +150,39 @@ impl<B: Backend> Classifier<B> {
         }
         let mut count = Count(0);
         self.visit_network(&mut count);
-        let statistics: usize = self.norms().iter().map(|norm| 2 * norm.gamma.shape().num_elements()).sum();
+        let statistics: usize = self.norms().iter().map(|layer| 2 * layer.norm.gamma.shape().num_elements()).sum();
         count.0 - statistics
     }
 
-    fn norms(&self) -> Vec<&crate::batch_norm::BatchNormRelu<B>> {
-        let (trunk, mut norms) = match self {
-            Self::PatchMoe(network) => {
-                let experts = network.experts.iter().map(|expert| &expert.norm);
-                (&network.trunk, [&network.patch_norm, &network.norm].into_iter().chain(experts).collect::<Vec<_>>())
-            }
-            Self::WideResnet(network) => {
-                (&network.trunk, vec![&network.group3.norm1, &network.group3.norm2, &network.norm])
-            }
-        };
-        norms.extend([&trunk.group1.norm1, &trunk.group1.norm2, &trunk.group2.norm1, &trunk.group2.norm2]);
-        norms
+    /// Its batch normalizations, from the images to the head.
+    pub fn norms(&self) -> Vec<NormLayer<'_, B>> {
+        self.network().norms()
     }
 
-    fn norms_mut(&mut self) -> Vec<&mut crate::batch_norm::BatchNormRelu<B>> {
-        let (trunk, mut norms) = match self {
-            Self::PatchMoe(network) => {
-                let experts = network.experts.iter_mut().map(|expert| &mut expert.norm);
-                let own = [&mut network.patch_norm, &mut network.norm];
-                (&mut network.trunk, own.into_iter().chain(experts).collect::<Vec<_>>())
-            }
-            Self::WideResnet(network) => {
-                let group = &mut network.group3;
-                (&mut network.trunk, vec![&mut group.norm1, &mut group.norm2, &mut network.norm])
-            }
-        };
-        let (first, second) = (&mut trunk.group1, &mut trunk.group2);
-        norms.extend([&mut first.norm1, &mut first.norm2, &mut second.norm1, &mut second.norm2]);
-        norms
+    /// Every normalization's share of the batch in its running statistics, with the normalization's part.
+    pub(crate) fn momentums(&mut self) -> Vec<(Part, &mut f64)> {
+        let parts: Vec<_> = self.norms().iter().map(|layer| layer.part).collect();
+        parts.into_iter().zip(self.network_mut().norms_mut().into_iter().map(|norm| &mut norm.momentum)).collect()
     }
 
     /// Sets whether every batch normalization works as in training, with the batch's statistics, without autodiff too:
     /// passes that only collect statistics then keep no maps for a gradient.
     pub fn set_collects_statistics(&mut self, collects: bool) {
-        for norm in self.norms_mut() {
+        for norm in self.network_mut().norms_mut() {
             norm.collects = collects;
         }
     }
 
     /// Returns the share of the batch in every running statistic; 0 if all are frozen.
     pub fn batch_norm_momentum(&self) -> f64 {
-        self.norms().iter().map(|norm| norm.momentum).find(|&momentum| momentum > 0.0).unwrap_or(0.0)
+        self.norms().iter().map(|layer| layer.norm.momentum).find(|&momentum| momentum > 0.0).unwrap_or(0.0)
     }
 
     /// Sets the share of the batch in every running statistic: running = (1 - momentum) running +
     /// momentum batch. Passes with momentum 1, 1/2, 1/3, .. leave the plain average over batches. Frozen
     /// normalizations stay frozen.
     pub fn set_batch_norm_momentum(&mut self, momentum: f64) {
-        for norm in self.norms_mut().into_iter().filter(|norm| norm.momentum > 0.0) {
+        for norm in self.network_mut().norms_mut().into_iter().filter(|norm| norm.momentum > 0.0) {
             norm.momentum = momentum;
         }
     }
@@ -152,9 +191,9 @@ impl<B: Backend> Classifier<B> {
 impl<B: AutodiffBackend> Classifier<B> {
     /// Replaces the running statistics by those of the same classifier without autodiff.
     pub fn take_statistics_of(&mut self, other: &Classifier<B::InnerBackend>) {
-        for (norm, other) in self.norms_mut().into_iter().zip(other.norms()) {
-            norm.running_mean = RunningState::new(Tensor::from_inner(other.running_mean.value()));
-            norm.running_variance = RunningState::new(Tensor::from_inner(other.running_variance.value()));
+        for (norm, other) in self.network_mut().norms_mut().into_iter().zip(other.norms()) {
+            norm.running_mean = RunningState::new(Tensor::from_inner(other.norm.running_mean.value()));
+            norm.running_variance = RunningState::new(Tensor::from_inner(other.norm.running_variance.value()));
         }
     }
 }

@@ -1,9 +1,12 @@
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{ModelError, PatchMoeConfig, WideResNetConfig};
 
 /// Height, width and channels of the images a classifier takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct InputShape {
     /// Rows of pixels.
     pub height: usize,
@@ -24,140 +27,92 @@ pub enum ClassifierConfig {
 }
 
 impl ClassifierConfig {
+    /// What every network's configuration answers.
+    pub fn network(&self) -> &dyn NetworkConfig {
+        match self {
+            Self::PatchMoe(config) => config,
+            Self::WideResnet(config) => config,
+        }
+    }
+
+    /// The same, to change.
+    pub fn network_mut(&mut self) -> &mut dyn NetworkConfig {
+        match self {
+            Self::PatchMoe(config) => config,
+            Self::WideResnet(config) => config,
+        }
+    }
+
     /// Checks every field against the input it will see and returns all problems at once.
     pub fn validate(&self, input: InputShape, classes: usize) -> Vec<ModelError> {
-        match self {
-            Self::PatchMoe(config) => config.validate(input, classes),
-            Self::WideResnet(config) => config.validate(input, classes),
-        }
+        self.network().validate(input, classes)
     }
 
-    /// The widen factor of the trunk.
+    /// How many times wider it is than the thinnest of its kind.
     pub fn widen_factor(&self) -> usize {
-        match self {
-            Self::PatchMoe(config) => config.widen_factor,
-            Self::WideResnet(config) => config.widen_factor,
-        }
-    }
-
-    /// Sets the widen factor of the trunk.
-    pub fn set_widen_factor(&mut self, widen_factor: usize) {
-        match self {
-            Self::PatchMoe(config) => config.widen_factor = widen_factor,
-            Self::WideResnet(config) => config.widen_factor = widen_factor,
-        }
+        self.network().widen_factor()
     }
 }
 
-/// The patch-level mixture of experts of Chowdhury et al. (2023, arXiv:2306.04073) as attacked by
-/// Chan et al. (2025, arXiv:2505.01811).
-///
-/// The defaults are the published code's numbers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct PatchMoeConfig {
-    /// Widths of the trunk are 16, 32 and 64 times this factor.
-    pub widen_factor: usize,
-    /// Number of experts, each with a gate of its own.
-    pub experts: usize,
-    /// How many patches each expert keeps (the papers' *l*).
-    pub patches_per_expert: usize,
-    /// Side of a square patch on the feature map before the experts.
-    pub patch_size: usize,
-    /// Whether the softmax runs over all patches or over the selected ones.
-    pub gate_order: GateOrder,
-    /// Whether experts run over the whole masked map or over their selected patches only.
-    pub expert_form: ExpertForm,
-    /// Side of the experts' convolution kernel.
-    pub expert_kernel: usize,
-    /// Output channels of one expert; 64 times the widen factor over the number of experts if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expert_channels: Option<usize>,
-    /// Channels of the map that the gates see; 64 times the widen factor if not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub patch_channels: Option<usize>,
-    /// Standard deviation of the gate kernels at the start.
-    pub gate_init_std: f64,
-    /// Where a strided convolution puts its padding.
-    pub padding: Padding,
-    /// How convolutions and dense layers are drawn at the start.
-    pub initializer: Initializer,
-    /// Constants of every batch normalization.
-    pub batch_norm: BatchNormConfig,
-}
-
-impl Default for PatchMoeConfig {
-    fn default() -> Self {
-        Self {
-            widen_factor: 10,
-            experts: 4,
-            patches_per_expert: 16,
-            patch_size: 1,
-            gate_order: GateOrder::default(),
-            expert_form: ExpertForm::default(),
-            expert_kernel: 1,
-            expert_channels: None,
-            patch_channels: None,
-            gate_init_std: 1e-4,
-            padding: Padding::default(),
-            initializer: Initializer::default(),
-            batch_norm: BatchNormConfig::default(),
-        }
+impl From<PatchMoeConfig> for ClassifierConfig {
+    fn from(config: PatchMoeConfig) -> Self {
+        Self::PatchMoe(config)
     }
 }
 
-/// The dense wide residual network (Zagoruyko and Komodakis 2016, arXiv:1605.07146), pre-activation,
-/// one block a group.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct WideResNetConfig {
-    /// Widths of the groups are 16, 32 and 64 times this factor.
-    pub widen_factor: usize,
-    /// Where a strided convolution puts its padding.
-    pub padding: Padding,
-    /// How convolutions and dense layers are drawn at the start.
-    pub initializer: Initializer,
-    /// Constants of every batch normalization.
-    pub batch_norm: BatchNormConfig,
-}
-
-impl Default for WideResNetConfig {
-    fn default() -> Self {
-        Self {
-            widen_factor: 10,
-            padding: Padding::default(),
-            initializer: Initializer::default(),
-            batch_norm: BatchNormConfig::default(),
-        }
+impl From<WideResNetConfig> for ClassifierConfig {
+    fn from(config: WideResNetConfig) -> Self {
+        Self::WideResnet(config)
     }
 }
 
-/// Order of the gate's softmax and its selection of patches.
-///
-/// The two published gates bear one name and do it differently.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GateOrder {
-    /// Softmax over all patches, then keep the largest weights; kept weights sum to less than one
-    /// (the published wide `ResNet`).
-    #[default]
-    SoftmaxThenSelect,
-    /// Keep the largest scores, then softmax over those; weights sum to one (the published MNIST
-    /// model and the theory).
-    SelectThenSoftmax,
+/// What is known of a network before it is built.
+pub trait NetworkConfig {
+    /// Its name in TOML, such as `patch-moe`.
+    fn name(&self) -> &'static str;
+
+    /// Checks every field against the input it will see and returns all problems at once.
+    fn validate(&self, input: InputShape, classes: usize) -> Vec<ModelError>;
+
+    /// How many times wider it is than the thinnest of its kind.
+    fn widen_factor(&self) -> usize;
+
+    /// Makes it the thinnest of its kind, all layers kept.
+    fn make_quick(&mut self);
+
+    /// How many experts each routed layer has; `None` without experts.
+    fn experts(&self) -> Option<usize> {
+        None
+    }
+
+    /// What it lets experts choose from; `None` where experts choose no patches.
+    fn expert_choice(&self) -> Option<&dyn ExpertChoiceConfig> {
+        None
+    }
+
+    /// The patch-level mixture of experts most like it: itself, or one with its widths and constants.
+    fn nearest_patch_moe(&self) -> PatchMoeConfig;
+
+    /// The same with every default written out, and with defaults for what matters only before and in training: initial
+    /// weights and the share of a batch in running statistics. Networks of equal structure compute the same with the
+    /// same weights.
+    fn structure(&self) -> ClassifierConfig;
 }
 
-/// How experts see their patches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExpertForm {
-    /// The whole map times a mask of weights, zero where not selected, as published. Batch
-    /// normalization sees the zeros, and an unselected patch still adds a constant.
-    #[default]
-    Masked,
-    /// Only the selected patches are gathered, normalized, convolved and averaged. Saves the
-    /// arithmetic of the others; a different function from `masked`.
-    Gathered,
+/// A network in which each expert chooses patches of a feature map.
+pub trait ExpertChoiceConfig {
+    /// Number of experts.
+    fn experts(&self) -> usize;
+
+    /// How many patches each expert keeps.
+    fn patches_per_expert(&self) -> usize;
+
+    /// Rows and columns of patches that each expert chooses from; patches are numbered row by row.
+    fn patch_grid(&self, input: InputShape) -> (usize, usize);
+
+    /// Rows and columns of pixels that a patch's score depends on, cut off at the edges of the image; `row` and `column`
+    /// count patches.
+    fn receptive_field(&self, input: InputShape, row: usize, column: usize) -> (Range<usize>, Range<usize>);
 }
 
 /// Padding of 3x3 convolutions.
@@ -200,11 +155,11 @@ impl Default for BatchNormConfig {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "callers pass plain numbers")]
-fn invalid(field: &'static str, found: impl ToString, allowed: impl Into<String>) -> ModelError {
+pub(crate) fn invalid(field: &'static str, found: impl ToString, allowed: impl Into<String>) -> ModelError {
     ModelError::InvalidField { field, found: found.to_string(), allowed: allowed.into() }
 }
 
-fn validate_trunk(
+pub(crate) fn validate_trunk(
     widen_factor: usize,
     batch_norm: BatchNormConfig,
     input: InputShape,
@@ -228,79 +183,4 @@ fn validate_trunk(
         problems.push(invalid("classes", classes, "2 to 256 classes"));
     }
     problems
-}
-
-impl PatchMoeConfig {
-    /// Rows and columns of the feature map the gates see, after two strided convolutions.
-    pub fn map_size(input: InputShape) -> (usize, usize) {
-        (input.height.div_ceil(2).div_ceil(2), input.width.div_ceil(2).div_ceil(2))
-    }
-
-    /// Rows and columns of patches that each gate chooses from; patches are numbered row by row.
-    pub fn patch_grid(&self, input: InputShape) -> (usize, usize) {
-        let (rows, columns) = Self::map_size(input);
-        let side = self.patch_size.max(1);
-        (rows / side, columns / side)
-    }
-
-    /// Number of patches each gate chooses from.
-    pub fn patches(&self, input: InputShape) -> usize {
-        let (rows, columns) = self.patch_grid(input);
-        rows * columns
-    }
-
-    /// Channels of the map that the gates see.
-    pub fn resolved_patch_channels(&self) -> usize {
-        self.patch_channels.unwrap_or(64 * self.widen_factor)
-    }
-
-    /// Output channels of one expert.
-    pub fn resolved_expert_channels(&self) -> usize {
-        self.expert_channels.unwrap_or((64 * self.widen_factor / self.experts.max(1)).max(1))
-    }
-
-    /// Checks every field against the input it will see and returns all problems at once.
-    pub fn validate(&self, input: InputShape, classes: usize) -> Vec<ModelError> {
-        let mut problems = validate_trunk(self.widen_factor, self.batch_norm, input, classes);
-        if !(1..=256).contains(&self.experts) {
-            problems.push(invalid("experts", self.experts, "1 to 256"));
-        }
-        let (rows, columns) = Self::map_size(input);
-        if self.patch_size == 0 || rows % self.patch_size != 0 || columns % self.patch_size != 0 {
-            problems.push(invalid(
-                "patch-size",
-                self.patch_size,
-                format!("a divisor of the {rows}x{columns} feature map"),
-            ));
-        } else {
-            let patches = self.patches(input);
-            if !(1..=patches).contains(&self.patches_per_expert) {
-                problems.push(invalid(
-                    "patches-per-expert",
-                    self.patches_per_expert,
-                    format!("1 to {patches} (the {rows}x{columns} feature map has {patches} patches)"),
-                ));
-            }
-        }
-        if ![1, 3, 5].contains(&self.expert_kernel) {
-            problems.push(invalid("expert-kernel", self.expert_kernel, "1, 3 or 5"));
-        }
-        if self.expert_channels.is_some_and(|channels| !(1..=8192).contains(&channels)) {
-            problems.push(invalid("expert-channels", self.expert_channels.unwrap_or(0), "1 to 8192"));
-        }
-        if self.patch_channels.is_some_and(|channels| !(1..=8192).contains(&channels)) {
-            problems.push(invalid("patch-channels", self.patch_channels.unwrap_or(0), "1 to 8192"));
-        }
-        if !(self.gate_init_std >= 0.0 && self.gate_init_std <= 10.0) {
-            problems.push(invalid("gate-init-std", self.gate_init_std, "a number in [0, 10]"));
-        }
-        problems
-    }
-}
-
-impl WideResNetConfig {
-    /// Checks every field against the input it will see and returns all problems at once.
-    pub fn validate(&self, input: InputShape, classes: usize) -> Vec<ModelError> {
-        validate_trunk(self.widen_factor, self.batch_norm, input, classes)
-    }
 }

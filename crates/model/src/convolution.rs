@@ -5,6 +5,7 @@ use rand::Rng;
 
 use crate::Padding;
 use crate::init::ParameterSource;
+use crate::network::FilterLayer;
 
 /// A two-dimensional convolution with bias over channels-last maps.
 #[derive(Module, Debug)]
@@ -29,6 +30,11 @@ impl<B: Backend> Convolution<B> {
         let weight = source.weight([output, input, kernel, kernel]);
         let bias = source.constant(0.0, output);
         Self { weight, bias, stride, padding }
+    }
+
+    /// Its filters, by its path.
+    pub(crate) fn filters(&self, path: &str) -> FilterLayer {
+        FilterLayer { path: path.to_owned(), count: self.bias.dims()[0] }
     }
 }
 

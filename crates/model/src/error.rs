@@ -42,8 +42,26 @@ pub enum ModelError {
         /// Type and shape in the classifier.
         expected: String,
     },
+    /// A weights file belongs to a classifier of another structure.
+    #[error("{path} belongs to {found}; this classifier is {expected}")]
+    OtherStructure {
+        /// The weights file.
+        path: PathBuf,
+        /// What the file says of itself, where the two differ.
+        found: String,
+        /// The same of the classifier.
+        expected: String,
+    },
+    /// What a weights file says about itself is missing, not understood or not true.
+    #[error("{path} {reason}")]
+    Description {
+        /// The weights file.
+        path: PathBuf,
+        /// What is wrong, as "has no schema".
+        reason: String,
+    },
     /// A weights file is not in the safetensors format.
-    #[error("{path} is not a safetensors file")]
+    #[error("{path} is not a whole safetensors file")]
     Format {
         /// The weights file.
         path: PathBuf,

@@ -1,10 +1,11 @@
-use burn::module::Param;
-use burn::tensor::{Tensor, TensorData, backend::Backend};
-use patchdoor_kernels::{Kernels, add, average_positions};
+use std::ops::Range;
 
-use crate::Classifier;
-use crate::convolution::Convolution;
-use crate::dense::Dense;
+use burn::module::{ModuleMapper, Param};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use patchdoor_kernels::Kernels;
+
+use crate::network::FilterLayer;
+use crate::{Classifier, Tapped};
 
 /// The filters of one convolution before the head.
 ///
@@ -62,26 +63,19 @@ impl Pruning {
         Self { pruned, removal }
     }
 
-    fn keep<B: Backend>(&self, group: &FilterGroup, device: &B::Device) -> Tensor<B, 1> {
-        let kept =
-            self.pruned[group.first..group.first + group.count].iter().map(|&pruned| f32::from(u8::from(!pruned)));
-        Tensor::from_data(TensorData::new(kept.collect::<Vec<_>>(), [group.count]), device)
+    /// One for filters that stay and zero for others, `[filter]`.
+    fn keep<B: Backend>(&self, filters: Range<usize>, device: &B::Device) -> Tensor<B, 1> {
+        let kept: Vec<_> = self.pruned[filters].iter().map(|&pruned| f32::from(u8::from(!pruned))).collect();
+        let count = kept.len();
+        Tensor::from_data(TensorData::new(kept, [count]), device)
     }
 }
 
 impl<B: Backend> Classifier<B> {
-    /// The filters before the head, convolution by convolution.
+    /// The filters before the head, layer by layer.
     pub fn filter_groups(&self) -> Vec<FilterGroup> {
-        let groups: Vec<_> = match self {
-            Self::PatchMoe(network) => {
-                let experts = network.experts.iter().enumerate();
-                experts.map(|(e, expert)| (format!("experts.{e}.conv"), &expert.conv)).collect()
-            }
-            Self::WideResnet(network) => vec![("group3.conv2".to_owned(), &network.group3.conv2)],
-        };
         let mut first = 0;
-        let numbered = groups.into_iter().map(|(path, convolution)| {
-            let count = convolution.bias.dims()[0];
+        let numbered = self.network().filters().into_iter().map(|FilterLayer { path, count }| {
             first += count;
             FilterGroup { path, first: first - count, count }
         });
@@ -97,31 +91,7 @@ impl<B: Backend> Classifier<B> {
         let groups = self.filter_groups();
         let count = groups.iter().map(|group| group.count).sum::<usize>();
         assert_eq!(pruning.pruned.len(), count, "a pruning has one entry for each filter");
-        let whole = FilterGroup { path: String::new(), first: 0, count };
-        match self {
-            Self::PatchMoe(mut network) => {
-                let device = network.head.bias.device();
-                let experts = network.experts.into_iter().zip(&groups);
-                network.experts = experts
-                    .map(|(mut expert, group)| {
-                        expert.conv = keep_filters(expert.conv, &pruning.keep(group, &device));
-                        expert
-                    })
-                    .collect();
-                if pruning.removal == Removal::Channel {
-                    network.head = keep_columns(network.head, &pruning.keep(&whole, &device));
-                }
-                Self::PatchMoe(network)
-            }
-            Self::WideResnet(mut network) => {
-                let keep = pruning.keep(&whole, &network.head.bias.device());
-                network.group3.conv2 = keep_filters(network.group3.conv2, &keep);
-                if pruning.removal == Removal::Channel {
-                    network.head = keep_columns(network.head, &keep);
-                }
-                Self::WideResnet(network)
-            }
-        }
+        self.map_network(&mut Pruner { path: Vec::new(), pruning, groups })
     }
 }
 
@@ -131,32 +101,47 @@ impl<B: Kernels> Classifier<B> {
     /// # Shapes
     /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
     pub fn filter_activity(&self, images: Tensor<B, 4>) -> FilterActivity<B> {
-        let (outputs, normalized) = match self {
-            Self::PatchMoe(network) => {
-                let (outputs, _) = network.expert_outputs(network.map_of(images));
-                (outputs.clone(), network.norm.forward(outputs))
-            }
-            Self::WideResnet(network) => {
-                let x = network.trunk.forward(images);
-                let outputs = network.group3.branch(x.clone());
-                let sum = add(outputs.clone(), network.group3.shortcut.forward(x));
-                (outputs, network.norm.forward(sum))
-            }
-        };
-        FilterActivity { outputs, features: average_positions(normalized) }
+        let (_, mut taps) = self.forward_with_taps(images, &["filters", "features"]);
+        match (taps.remove("filters"), taps.remove("features")) {
+            (Some(Tapped::Map(outputs)), Some(Tapped::Features(features))) => FilterActivity { outputs, features },
+            _ => unreachable!("both were asked for"),
+        }
     }
 }
 
-fn keep_filters<B: Backend>(mut convolution: Convolution<B>, keep: &Tensor<B, 1>) -> Convolution<B> {
-    let filters = keep.dims()[0];
-    convolution.weight = multiply(convolution.weight, keep.clone().reshape([filters, 1, 1, 1]));
-    convolution.bias = multiply(convolution.bias, keep.clone());
-    convolution
+/// Makes the parameters of pruned filters zero.
+struct Pruner<'a> {
+    path: Vec<String>,
+    pruning: &'a Pruning,
+    groups: Vec<FilterGroup>,
 }
 
-fn keep_columns<B: Backend>(mut head: Dense<B>, keep: &Tensor<B, 1>) -> Dense<B> {
-    head.weight = multiply(head.weight, keep.clone().unsqueeze());
-    head
+impl<B: Backend> ModuleMapper<B> for Pruner<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let path = self.path.join(".");
+        let Some((layer, parameter)) = path.rsplit_once('.') else { return param };
+        let mut shape = [1; D];
+        let filters = if let Some(group) = self.groups.iter().find(|group| group.path == layer) {
+            // Weights and biases have the filter as their first axis.
+            shape[0] = group.count;
+            group.first..group.first + group.count
+        } else if (layer, parameter) == ("head", "weight") && self.pruning.removal == Removal::Channel {
+            shape[D - 1] = self.pruning.pruned.len();
+            0..self.pruning.pruned.len()
+        } else {
+            return param;
+        };
+        let keep = self.pruning.keep(filters, &param.device());
+        multiply(param, keep.reshape(shape))
+    }
 }
 
 /// Multiplies a parameter outside of any gradient; by ones and zeros this is exact.

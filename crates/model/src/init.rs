@@ -32,13 +32,13 @@ impl<'a, R: Rng, B: Backend> ParameterSource<'a, R, B> {
                 let limit = (6.0 / (fan_in + fan_out)).sqrt();
                 (0..count).map(|_| self.rng.random_range(-limit..limit) as f32).collect()
             }
-            Initializer::HeNormal => self.draw_normal((2.0 / fan_in).sqrt(), count),
+            Initializer::HeNormal => draw_normal((2.0 / fan_in).sqrt(), count, self.rng),
         };
         self.parameter(values, shape)
     }
 
     pub(crate) fn normal<const D: usize>(&mut self, std: f64, shape: [usize; D]) -> Param<Tensor<B, D>> {
-        let values = self.draw_normal(std, shape.iter().product());
+        let values = draw_normal(std, shape.iter().product(), self.rng);
         self.parameter(values, shape)
     }
 
@@ -46,12 +46,13 @@ impl<'a, R: Rng, B: Backend> ParameterSource<'a, R, B> {
         self.parameter(vec![value; length], [length])
     }
 
-    fn draw_normal(&mut self, std: f64, count: usize) -> Vec<f32> {
-        let normal = Normal::new(0.0, std).expect("standard deviations are finite and not negative");
-        (0..count).map(|_| normal.sample(self.rng) as f32).collect()
-    }
-
     fn parameter<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
         Param::from_data(TensorData::new(values, shape), self.device)
     }
+}
+
+/// Draws numbers around zero, rounded to single precision.
+pub(crate) fn draw_normal(std: f64, count: usize, rng: &mut impl Rng) -> Vec<f32> {
+    let normal = Normal::new(0.0, std).expect("standard deviations are finite and not negative");
+    (0..count).map(|_| normal.sample(rng) as f32).collect()
 }

@@ -22,8 +22,8 @@
 //! let (logits, routing) = classifier.forward_with_routing(images);
 //! assert_eq!(logits.dims(), [2, 10]);
 //!
-//! // Two images, four experts, sixteen of sixty-four patches each.
-//! let routing = routing.expect("a mixture of experts routes");
+//! // Two images, four experts, sixteen of sixty-four patches each, in its one routed layer.
+//! let routing = routing[0].expert_choice().expect("experts choose patches");
 //! assert_eq!(routing.indices.dims(), [2, 4, 16]);
 //! assert_eq!(routing.weights.dims(), [2, 4, 64]);
 //! # Ok::<(), patchdoor_model::ModelError>(())
@@ -34,13 +34,17 @@ mod classifier;
 mod config;
 mod convolution;
 mod dense;
+mod description;
 mod error;
 mod filters;
 mod init;
+mod network;
 mod parts;
 mod patch_moe;
 mod receptive_field;
 mod router;
+mod routing;
+mod taps;
 mod trunk;
 mod weights;
 mod wide_resnet;
@@ -52,13 +56,16 @@ mod tests;
 
 pub use classifier::Classifier;
 pub use config::{
-    BatchNormConfig, ClassifierConfig, ExpertForm, GateOrder, Initializer, InputShape, Padding, PatchMoeConfig,
-    WideResNetConfig,
+    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Initializer, InputShape, NetworkConfig, Padding,
 };
+pub use description::WeightsDescription;
 pub use error::ModelError;
 pub use filters::{FilterActivity, FilterGroup, Pruning, Removal};
+pub use network::{NormInput, NormLayer};
 pub use parts::Part;
-pub use patch_moe::PatchMoe;
-pub use router::{PatchRouter, Routing};
-pub use weights::{load_weights, save_weights};
-pub use wide_resnet::WideResNet;
+pub use patch_moe::{ExpertForm, GateOrder, PatchMoe, PatchMoeConfig};
+pub use router::PatchRouter;
+pub use routing::{ExpertChoice, Routing, SoftDispatch, TokenChoice};
+pub use taps::Tapped;
+pub use weights::{load_classifier, load_weights, read_description, save_weights};
+pub use wide_resnet::{WideResNet, WideResNetConfig};

@@ -2,12 +2,11 @@ use std::collections::BTreeMap;
 
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use patchdoor_kernels::Kernels;
 use rand::Rng;
 
-use crate::init::ParameterSource;
+use crate::Classifier;
+use crate::init::draw_normal;
 use crate::weights::{named_tensors, with_tensors};
-use crate::{Classifier, Initializer};
 
 /// A part of a classifier that learns or is frozen as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +22,13 @@ pub enum Part {
 }
 
 impl Part {
-    /// The part that a parameter or running statistic belongs to, by its path, such as `experts.0.conv.weight`.
+    /// The part that a parameter or running statistic belongs to, by its path, such as `experts.0.conv.weight`: what lies
+    /// below a `router` or below `experts`, wherever they are, and below a `norm` or `head` of the network itself.
     pub fn of(path: &str) -> Self {
+        let has = |name: &str| path.split('.').any(|part| part == name);
         match path.split('.').next() {
-            Some("router") => Self::Router,
-            Some("experts") => Self::Experts,
+            _ if has("router") => Self::Router,
+            _ if has("experts") => Self::Experts,
             Some("norm" | "head") => Self::Head,
             _ => Self::Trunk,
         }
@@ -78,47 +79,16 @@ impl<B: Backend> Classifier<B> {
         self.map_network(&mut GradientSwitch { path: Vec::new(), learns })
     }
 
-    /// Every normalization's momentum with the part it belongs to.
-    fn momentums(&mut self) -> Vec<(Part, &mut f64)> {
-        match self {
-            Self::PatchMoe(network) => {
-                let trunk = &mut network.trunk;
-                let mut all = vec![
-                    (Part::Head, &mut network.norm.momentum),
-                    (Part::Trunk, &mut network.patch_norm.momentum),
-                    (Part::Trunk, &mut trunk.group1.norm1.momentum),
-                    (Part::Trunk, &mut trunk.group1.norm2.momentum),
-                    (Part::Trunk, &mut trunk.group2.norm1.momentum),
-                    (Part::Trunk, &mut trunk.group2.norm2.momentum),
-                ];
-                all.extend(network.experts.iter_mut().map(|expert| (Part::Experts, &mut expert.norm.momentum)));
-                all
-            }
-            Self::WideResnet(network) => {
-                let (trunk, group3) = (&mut network.trunk, &mut network.group3);
-                let blocks = [&mut trunk.group1, &mut trunk.group2, group3];
-                let mut all = vec![(Part::Head, &mut network.norm.momentum)];
-                for block in blocks {
-                    all.push((Part::Trunk, &mut block.norm1.momentum));
-                    all.push((Part::Trunk, &mut block.norm2.momentum));
-                }
-                all
-            }
-        }
-    }
-
     /// Draws the routers' kernels anew, normal with this standard deviation; a classifier without routers stays as it is.
     #[must_use]
-    pub fn redraw_router(self, standard_deviation: f64, rng: &mut impl Rng) -> Self
-    where
-        B: Kernels,
-    {
-        let Self::PatchMoe(mut network) = self else { return self };
-        let (shape, device) = (network.router.weight.dims(), network.router.weight.device());
-        // The initializer is for other layers.
-        let mut source = ParameterSource::new(rng, &device, Initializer::default());
-        network.router.weight = source.normal(standard_deviation, shape);
-        Self::PatchMoe(network)
+    pub fn redraw_router(self, standard_deviation: f64, rng: &mut impl Rng) -> Self {
+        let mut tensors = self.tensors();
+        tensors.retain(|path, _| Part::of(path) == Part::Router);
+        for kernels in tensors.values_mut() {
+            let drawn = draw_normal(standard_deviation, kernels.num_elements(), rng);
+            *kernels = TensorData::new(drawn, kernels.shape.clone()).convert_dtype(kernels.dtype);
+        }
+        self.with_tensors(tensors)
     }
 }
 

@@ -1,15 +1,232 @@
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_kernels::{Kernels, average_positions, gather_weighted};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::batch_norm::BatchNormRelu;
+use crate::config::{invalid, validate_trunk};
 use crate::convolution::Convolution;
 use crate::dense::Dense;
 use crate::init::ParameterSource;
-use crate::router::{PatchRouter, Routing};
+use crate::network::{FilterLayer, Network, NormInput, NormLayer};
+use crate::router::PatchRouter;
+use crate::routing::{ExpertChoice, Routing};
+use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, Trunk};
-use crate::{ExpertForm, InputShape, Padding, PatchMoeConfig};
+use crate::{
+    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Initializer, InputShape, ModelError, NetworkConfig, Padding,
+    Part,
+};
+
+/// The patch-level mixture of experts of Chowdhury et al. (2023, arXiv:2306.04073) as attacked by
+/// Chan et al. (2025, arXiv:2505.01811).
+///
+/// The defaults are the published code's numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct PatchMoeConfig {
+    /// Widths of the trunk are 16, 32 and 64 times this factor.
+    pub widen_factor: usize,
+    /// Number of experts, each with a gate of its own.
+    pub experts: usize,
+    /// How many patches each expert keeps (the papers' *l*).
+    pub patches_per_expert: usize,
+    /// Side of a square patch on the feature map before the experts.
+    pub patch_size: usize,
+    /// Whether the softmax runs over all patches or over the selected ones.
+    pub gate_order: GateOrder,
+    /// Whether experts run over the whole masked map or over their selected patches only.
+    pub expert_form: ExpertForm,
+    /// Side of the experts' convolution kernel.
+    pub expert_kernel: usize,
+    /// Output channels of one expert; 64 times the widen factor over the number of experts if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_channels: Option<usize>,
+    /// Channels of the map that the gates see; 64 times the widen factor if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch_channels: Option<usize>,
+    /// Standard deviation of the gate kernels at the start.
+    pub gate_init_std: f64,
+    /// Where a strided convolution puts its padding.
+    pub padding: Padding,
+    /// How convolutions and dense layers are drawn at the start.
+    pub initializer: Initializer,
+    /// Constants of every batch normalization.
+    pub batch_norm: BatchNormConfig,
+}
+
+impl Default for PatchMoeConfig {
+    fn default() -> Self {
+        Self {
+            widen_factor: 10,
+            experts: 4,
+            patches_per_expert: 16,
+            patch_size: 1,
+            gate_order: GateOrder::default(),
+            expert_form: ExpertForm::default(),
+            expert_kernel: 1,
+            expert_channels: None,
+            patch_channels: None,
+            gate_init_std: 1e-4,
+            padding: Padding::default(),
+            initializer: Initializer::default(),
+            batch_norm: BatchNormConfig::default(),
+        }
+    }
+}
+
+/// Order of the gate's softmax and its selection of patches.
+///
+/// The two published gates bear one name and do it differently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GateOrder {
+    /// Softmax over all patches, then keep the largest weights; kept weights sum to less than one
+    /// (the published wide `ResNet`).
+    #[default]
+    SoftmaxThenSelect,
+    /// Keep the largest scores, then softmax over those; weights sum to one (the published MNIST
+    /// model and the theory).
+    SelectThenSoftmax,
+}
+
+/// How experts see their patches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpertForm {
+    /// The whole map times a mask of weights, zero where not selected, as published. Batch
+    /// normalization sees the zeros, and an unselected patch still adds a constant.
+    #[default]
+    Masked,
+    /// Only the selected patches are gathered, normalized, convolved and averaged. Saves the
+    /// arithmetic of the others; a different function from `masked`.
+    Gathered,
+}
+
+impl PatchMoeConfig {
+    /// Rows and columns of the feature map the gates see, after two strided convolutions.
+    pub fn map_size(input: InputShape) -> (usize, usize) {
+        (input.height.div_ceil(2).div_ceil(2), input.width.div_ceil(2).div_ceil(2))
+    }
+
+    /// Number of patches each gate chooses from.
+    pub fn patches(&self, input: InputShape) -> usize {
+        let (rows, columns) = self.patch_grid(input);
+        rows * columns
+    }
+
+    /// Channels of the map that the gates see.
+    pub fn resolved_patch_channels(&self) -> usize {
+        self.patch_channels.unwrap_or(64 * self.widen_factor)
+    }
+
+    /// Output channels of one expert.
+    pub fn resolved_expert_channels(&self) -> usize {
+        self.expert_channels.unwrap_or((64 * self.widen_factor / self.experts.max(1)).max(1))
+    }
+}
+
+impl NetworkConfig for PatchMoeConfig {
+    fn name(&self) -> &'static str {
+        "patch-moe"
+    }
+
+    fn validate(&self, input: InputShape, classes: usize) -> Vec<ModelError> {
+        let mut problems = validate_trunk(self.widen_factor, self.batch_norm, input, classes);
+        if !(1..=256).contains(&self.experts) {
+            problems.push(invalid("experts", self.experts, "1 to 256"));
+        }
+        let (rows, columns) = Self::map_size(input);
+        if self.patch_size == 0 || rows % self.patch_size != 0 || columns % self.patch_size != 0 {
+            problems.push(invalid(
+                "patch-size",
+                self.patch_size,
+                format!("a divisor of the {rows}x{columns} feature map"),
+            ));
+        } else {
+            let patches = self.patches(input);
+            if !(1..=patches).contains(&self.patches_per_expert) {
+                problems.push(invalid(
+                    "patches-per-expert",
+                    self.patches_per_expert,
+                    format!("1 to {patches} (the {rows}x{columns} feature map has {patches} patches)"),
+                ));
+            }
+        }
+        if ![1, 3, 5].contains(&self.expert_kernel) {
+            problems.push(invalid("expert-kernel", self.expert_kernel, "1, 3 or 5"));
+        }
+        if self.expert_channels.is_some_and(|channels| !(1..=8192).contains(&channels)) {
+            problems.push(invalid("expert-channels", self.expert_channels.unwrap_or(0), "1 to 8192"));
+        }
+        if self.patch_channels.is_some_and(|channels| !(1..=8192).contains(&channels)) {
+            problems.push(invalid("patch-channels", self.patch_channels.unwrap_or(0), "1 to 8192"));
+        }
+        if !(self.gate_init_std >= 0.0 && self.gate_init_std <= 10.0) {
+            problems.push(invalid("gate-init-std", self.gate_init_std, "a number in [0, 10]"));
+        }
+        problems
+    }
+
+    fn widen_factor(&self) -> usize {
+        self.widen_factor
+    }
+
+    fn make_quick(&mut self) {
+        self.widen_factor = 1;
+        self.expert_channels = None;
+        self.patch_channels = None;
+    }
+
+    fn experts(&self) -> Option<usize> {
+        Some(self.experts)
+    }
+
+    fn expert_choice(&self) -> Option<&dyn ExpertChoiceConfig> {
+        Some(self)
+    }
+
+    fn nearest_patch_moe(&self) -> PatchMoeConfig {
+        self.clone()
+    }
+
+    fn structure(&self) -> ClassifierConfig {
+        let defaults = Self::default();
+        let momentum = defaults.batch_norm.momentum;
+        ClassifierConfig::PatchMoe(Self {
+            expert_channels: Some(self.resolved_expert_channels()),
+            patch_channels: Some(self.resolved_patch_channels()),
+            gate_init_std: defaults.gate_init_std,
+            initializer: defaults.initializer,
+            batch_norm: BatchNormConfig { momentum, ..self.batch_norm },
+            ..self.clone()
+        })
+    }
+}
+
+impl ExpertChoiceConfig for PatchMoeConfig {
+    fn experts(&self) -> usize {
+        self.experts
+    }
+
+    fn patches_per_expert(&self) -> usize {
+        self.patches_per_expert
+    }
+
+    fn patch_grid(&self, input: InputShape) -> (usize, usize) {
+        let (rows, columns) = Self::map_size(input);
+        let side = self.patch_size.max(1);
+        (rows / side, columns / side)
+    }
+
+    fn receptive_field(&self, input: InputShape, row: usize, column: usize) -> (Range<usize>, Range<usize>) {
+        let side = self.patch_size.max(1);
+        (self.seen(row * side, side, input.height), self.seen(column * side, side, input.width))
+    }
+}
 
 /// A wide residual network whose last group is a mixture of experts over patches of its feature map
 /// (Chowdhury et al. 2023, arXiv:2306.04073).
@@ -25,6 +242,8 @@ pub struct PatchMoe<B: Backend> {
     patch_size: usize,
     #[module(skip)]
     form: ExpertForm,
+    #[module(skip)]
+    config: PatchMoeConfig,
 }
 
 /// One expert: normalize, rectify, convolve.
@@ -74,7 +293,69 @@ impl<B: Backend> PatchMoe<B> {
             head: Dense::new(source, features, classes),
             patch_size: config.patch_size,
             form: config.expert_form,
+            config: config.clone(),
         }
+    }
+}
+
+impl<B: Backend> Network<B> for PatchMoe<B> {
+    fn config(&self) -> ClassifierConfig {
+        ClassifierConfig::PatchMoe(self.config.clone())
+    }
+
+    fn classes(&self) -> usize {
+        self.head.bias.dims()[0]
+    }
+
+    fn taps(&self) -> &'static [&'static str] {
+        &["group1", "group2", "map", "filters", "features"]
+    }
+
+    fn forward(&self, images: Tensor<B, 4>, taps: &mut Taps<B>) -> (Tensor<B, 2>, Vec<Routing<B>>)
+    where
+        B: Kernels,
+    {
+        let map = self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images, taps)));
+        taps.offer("map", || Tapped::Map(map.clone()));
+        let routing = self.route(map.clone());
+        let logits = self.forward_routed(map, &routing, taps);
+        (logits, vec![Routing::ExpertChoice(routing)])
+    }
+
+    fn norms(&self) -> Vec<NormLayer<'_, B>> {
+        let mut norms = self.trunk.norms();
+        norms.push(NormLayer {
+            path: "patch_norm".into(),
+            part: Part::Trunk,
+            input: NormInput::block("trunk.group2"),
+            norm: &self.patch_norm,
+        });
+        norms.extend(self.experts.iter().enumerate().map(|(index, expert)| NormLayer {
+            path: format!("experts.{index}.norm"),
+            part: Part::Experts,
+            input: NormInput::SideBySide(vec!["patch_conv".into()]),
+            norm: &expert.norm,
+        }));
+        norms.push(NormLayer {
+            path: "norm".into(),
+            part: Part::Head,
+            input: NormInput::SideBySide(self.filters().into_iter().map(|layer| layer.path).collect()),
+            norm: &self.norm,
+        });
+        norms
+    }
+
+    fn norms_mut(&mut self) -> Vec<&mut BatchNormRelu<B>> {
+        let mut norms = self.trunk.norms_mut();
+        norms.push(&mut self.patch_norm);
+        norms.extend(self.experts.iter_mut().map(|expert| &mut expert.norm));
+        norms.push(&mut self.norm);
+        norms
+    }
+
+    fn filters(&self) -> Vec<FilterLayer> {
+        let experts = self.experts.iter().enumerate();
+        experts.map(|(index, expert)| expert.conv.filters(&format!("experts.{index}.conv"))).collect()
     }
 }
 
@@ -84,51 +365,41 @@ impl<B: Kernels> PatchMoe<B> {
         &self.router
     }
 
-    /// Returns logits and the routing that led to them.
-    ///
-    /// # Shapes
-    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
-    /// - logits: `[batch, class]`
-    pub fn forward(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
-        self.forward_map(self.map_of(images))
-    }
-
     /// Goes on from the map whose patches the experts choose from: router, experts and head.
     ///
     /// # Shapes
     /// - map: `[batch, row, column, channel]`, the channels those of the configuration's
     ///   [`resolved_patch_channels`](PatchMoeConfig::resolved_patch_channels)
     /// - logits: `[batch, class]`
-    pub fn forward_map(&self, map: Tensor<B, 4>) -> (Tensor<B, 2>, Routing<B>) {
-        let (outputs, routing) = self.expert_outputs(map);
-        let features = average_positions(self.norm.forward(outputs));
-        (self.head.forward(features), routing)
+    pub fn forward_map(&self, map: Tensor<B, 4>) -> (Tensor<B, 2>, ExpertChoice<B>) {
+        let routing = self.route(map.clone());
+        (self.forward_routed(map, &routing, &mut Taps::none()), routing)
     }
 
-    /// The map whose patches the experts choose from, `[batch, row, column, channel]`.
-    pub(crate) fn map_of(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images)))
+    fn route(&self, map: Tensor<B, 4>) -> ExpertChoice<B> {
+        self.router.route(into_patches(map, self.patch_size))
     }
 
-    /// What the experts' convolutions make of a map, expert by expert along the last axis, and the routing.
-    ///
-    /// # Shapes
-    /// - map: `[batch, row, column, channel]`
-    /// - outputs: `[batch, row, column, expert * channel]`; of gathered experts `[batch, patches_per_expert, patch
-    ///   position, expert * channel]`
-    pub(crate) fn expert_outputs(&self, map: Tensor<B, 4>) -> (Tensor<B, 4>, Routing<B>) {
-        let patches = into_patches(map.clone(), self.patch_size);
-        let routing = self.router.route(patches.clone());
-        let outputs = match self.form {
-            ExpertForm::Masked => self.experts_on_map(map, &routing),
-            ExpertForm::Gathered => self.experts_on_patches(patches, &routing),
+    /// Experts and head on a map that is routed already; shapes as in [`Self::forward_map`].
+    pub(crate) fn forward_routed(
+        &self,
+        map: Tensor<B, 4>,
+        routing: &ExpertChoice<B>,
+        taps: &mut Taps<B>,
+    ) -> Tensor<B, 2> {
+        let filters = match self.form {
+            ExpertForm::Masked => self.experts_on_map(map, routing),
+            ExpertForm::Gathered => self.experts_on_patches(into_patches(map, self.patch_size), routing),
         };
-        (outputs, routing)
+        taps.offer("filters", || Tapped::Map(filters.clone()));
+        let features = average_positions(self.norm.forward(filters));
+        taps.offer("features", || Tapped::Features(features.clone()));
+        self.head.forward(features)
     }
 
     /// Every expert over the whole map, each patch scaled by its weight, zero where not selected;
     /// `[batch, row, column, expert * channel]`.
-    fn experts_on_map(&self, map: Tensor<B, 4>, routing: &Routing<B>) -> Tensor<B, 4> {
+    fn experts_on_map(&self, map: Tensor<B, 4>, routing: &ExpertChoice<B>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = map.dims();
         let weights = spread(routing.weights.clone(), [rows, columns], self.patch_size);
         let norms: Vec<_> = self.experts.iter().map(|expert| &expert.norm).collect();
@@ -137,7 +408,7 @@ impl<B: Kernels> PatchMoe<B> {
     }
 
     /// Every expert over its selected patches only; `[batch, patches_per_expert, patch position, expert * channel]`.
-    fn experts_on_patches(&self, patches: Tensor<B, 3>, routing: &Routing<B>) -> Tensor<B, 4> {
+    fn experts_on_patches(&self, patches: Tensor<B, 3>, routing: &ExpertChoice<B>) -> Tensor<B, 4> {
         let [batch, count, length] = patches.dims();
         let [_, _, selected] = routing.indices.dims();
         let side = self.patch_size;

@@ -1,19 +1,12 @@
 use std::ops::Range;
 
-use crate::{InputShape, Padding, PatchMoeConfig};
+use crate::{Padding, PatchMoeConfig};
 
 impl PatchMoeConfig {
-    /// Rows and columns of pixels that a patch's score depends on, cut off at the edges of the image; `row` and `column`
-    /// count patches.
-    ///
-    /// With TensorFlow's padding, patch r of the 8x8 map of a 32x32 image sees rows 4r - 5 to 4r + 11.
-    pub fn receptive_field(&self, input: InputShape, row: usize, column: usize) -> (Range<usize>, Range<usize>) {
-        let side = self.patch_size.max(1);
-        (self.seen(row * side, side, input.height), self.seen(column * side, side, input.width))
-    }
-
     /// What `side` positions of the map from `first` on see along an axis of `length` pixels.
-    fn seen(&self, first: usize, side: usize, length: usize) -> Range<usize> {
+    ///
+    /// With TensorFlow's padding, position r of the 8x8 map of a 32x32 image sees rows 4r - 5 to 4r + 11.
+    pub(crate) fn seen(&self, first: usize, side: usize, length: usize) -> Range<usize> {
         let halved = length.div_ceil(2);
         // From the map back to the image: a strided convolution, one of stride 1, a strided one, three of stride 1.
         let (low, high) = self.strided(first as isize, (first + side - 1) as isize, halved);
@@ -41,7 +34,8 @@ mod tests {
     use rand::rngs::ChaCha8Rng;
 
     use super::*;
-    use crate::PatchMoe;
+    use crate::taps::Taps;
+    use crate::{ExpertChoiceConfig, InputShape, PatchMoe};
 
     fn input(height: usize, width: usize) -> InputShape {
         InputShape { height, width, channels: 1 }
@@ -57,7 +51,8 @@ mod tests {
     /// The maps before the router, `[image, row, column, channel]`.
     fn maps<B: Kernels>(network: &PatchMoe<B>, images: Vec<f32>, shape: [usize; 4], device: &B::Device) -> Vec<f32> {
         let images = Tensor::<B, 4>::from_data(TensorData::new(images, shape), device);
-        let map = network.patch_conv.forward(network.patch_norm.forward(network.trunk.forward(images)));
+        let map =
+            network.patch_conv.forward(network.patch_norm.forward(network.trunk.forward(images, &mut Taps::none())));
         map.into_data().to_vec().expect("maps are f32")
     }
 

@@ -1,9 +1,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use rand::Rng;
 
 use crate::init::ParameterSource;
+use crate::routing::ExpertChoice;
 use crate::{GateOrder, PatchMoeConfig};
 
 /// Sends to each expert the patches it scores highest.
@@ -18,16 +19,6 @@ pub struct PatchRouter<B: Backend> {
     patches_per_expert: usize,
     #[module(skip)]
     order: GateOrder,
-}
-
-/// Which patches each expert took, and how strongly.
-#[derive(Clone, Debug)]
-pub struct Routing<B: Backend> {
-    /// Weight of every patch for every expert, `[batch, expert, patch]`, in [0, 1]; zero where not
-    /// selected. Patches are numbered row by row.
-    pub weights: Tensor<B, 3>,
-    /// Selected patches in rising order, `[batch, expert, patches_per_expert]`.
-    pub indices: Tensor<B, 3, Int>,
 }
 
 impl<B: Backend> PatchRouter<B> {
@@ -52,16 +43,26 @@ impl<B: Backend> PatchRouter<B> {
     ///
     /// # Shapes
     /// - patches: `[batch, patch, row * column * channel]`, the pixels of a patch row by row
-    pub fn route(&self, patches: Tensor<B, 3>) -> Routing<B> {
+    pub fn route(&self, patches: Tensor<B, 3>) -> ExpertChoice<B> {
+        let scores = self.scores(patches);
+        let selection = Selection::best(&scores, self.patches_per_expert);
+        self.weigh(scores, selection)
+    }
+
+    /// How much each expert wants each patch, `[batch, expert, patch]`; shapes as in [`Self::route`].
+    pub(crate) fn scores(&self, patches: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, count, length] = patches.dims();
         let experts = self.weight.dims()[0];
         let kernels = self.weight.val().permute([0, 2, 3, 1]).reshape([experts, length]);
-        let scores = patches
+        patches
             .reshape([batch * count, length])
             .matmul(kernels.transpose())
             .reshape([batch, count, experts])
-            .swap_dims(1, 2); // [batch, expert, patch]
-        let selection = Selection::best(&scores, self.patches_per_expert);
+            .swap_dims(1, 2)
+    }
+
+    /// Weighs the selected patches by their scores, `[batch, expert, patch]`.
+    pub(crate) fn weigh(&self, scores: Tensor<B, 3>, selection: Selection) -> ExpertChoice<B> {
         let device = scores.device();
         let weights = match self.order {
             GateOrder::SoftmaxThenSelect => {
@@ -73,27 +74,26 @@ impl<B: Backend> PatchRouter<B> {
                 softmax(scores.mask_fill(dropped, f32::MIN), 2)
             }
         };
-        Routing { weights, indices: Tensor::from_data(selection.indices, &device) }
+        ExpertChoice { weights, indices: Tensor::from_data(selection.indices, &device) }
     }
 }
 
 /// The selected patches as host data, chosen on the host because backends disagree about ties.
-struct Selection {
+pub(crate) struct Selection {
     /// `[batch, expert, patches_per_expert]`, rising.
-    indices: TensorData,
+    pub(crate) indices: TensorData,
     /// `[batch, expert, patch]`, one where selected, else zero.
     kept: TensorData,
 }
 
 impl Selection {
-    fn best<B: Backend>(scores: &Tensor<B, 3>, selected: usize) -> Self {
+    pub(crate) fn best<B: Backend>(scores: &Tensor<B, 3>, selected: usize) -> Self {
         let [batch, experts, count] = scores.dims();
         let scores = scores.clone().detach().into_data().convert::<f64>();
         let scores = scores.as_slice::<f64>().expect("converted to f64");
-        let mut kept = vec![0.0f32; scores.len()];
         let mut indices = Vec::with_capacity(batch * experts * selected);
         let mut order: Vec<i32> = Vec::with_capacity(count);
-        for (row, kept) in scores.chunks_exact(count).zip(kept.chunks_exact_mut(count)) {
+        for row in scores.chunks_exact(count) {
             order.clear();
             order.extend(0..count as i32);
             let best_first = |&a: &i32, &b: &i32| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b));
@@ -102,10 +102,18 @@ impl Selection {
             }
             let best = &mut order[..selected];
             best.sort_unstable();
-            for &index in &*best {
+            indices.extend_from_slice(best);
+        }
+        Self::of(indices, [batch, experts, selected], count)
+    }
+
+    /// These patches of `count`, `[batch, expert, patches_per_expert]`.
+    pub(crate) fn of(indices: Vec<i32>, [batch, experts, selected]: [usize; 3], count: usize) -> Self {
+        let mut kept = vec![0.0f32; batch * experts * count];
+        for (best, kept) in indices.chunks_exact(selected).zip(kept.chunks_exact_mut(count)) {
+            for &index in best {
                 kept[index as usize] = 1.0;
             }
-            indices.extend_from_slice(best);
         }
         Self {
             indices: TensorData::new(indices, [batch, experts, selected]),

@@ -11,8 +11,7 @@ use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::weights::named_tensors;
 use crate::{
-    Classifier, ClassifierConfig, ExpertForm, GateOrder, InputShape, ModelError, PatchMoeConfig, PatchRouter,
-    WideResNetConfig, load_weights, save_weights,
+    Classifier, ClassifierConfig, ExpertForm, GateOrder, InputShape, PatchMoeConfig, PatchRouter, WideResNetConfig,
 };
 
 const INPUT: InputShape = InputShape { height: 32, width: 32, channels: 3 };
@@ -68,7 +67,8 @@ fn every_variant_gives_one_logit_per_class() {
                 });
                 let (logits, routing) = build::<Flex>(&config, 0).forward_with_routing(images(2, 0));
                 assert_eq!(logits.dims(), [2, 10]);
-                let routing = routing.expect("a mixture of experts routes");
+                assert_eq!(routing.len(), 1, "one layer routes");
+                let routing = routing[0].expert_choice().expect("experts choose patches");
                 assert_eq!(routing.weights.dims(), [2, 3, 64 / (patch_size * patch_size)]);
                 assert_eq!(routing.indices.dims(), [2, 3, patches_per_expert]);
             }
@@ -84,31 +84,6 @@ fn experts_that_take_every_patch_compute_the_same_in_both_forms() {
     let logits = |form| build::<Flex>(&patch_moe(config(form)), 5).forward(images(2, 1)).into_data();
     let tolerance = burn::tensor::Tolerance::<f32>::rel_abs(1e-4, 1e-5);
     logits(ExpertForm::Masked).assert_approx_eq(&logits(ExpertForm::Gathered), tolerance);
-}
-
-#[test]
-fn weights_survive_the_disk() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("weights.safetensors");
-    let config = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
-    let saved = build::<Flex>(&config, 0);
-    save_weights(&saved, &path).expect("the folder is writable");
-    let loaded = load_weights(build::<Flex>(&config, 1), &path).expect("same configuration");
-    assert_eq!(named_tensors(&saved), named_tensors(&loaded));
-    let names: Vec<String> = named_tensors(&saved).into_keys().collect();
-    for name in ["trunk.stem.weight", "router.weight", "experts.3.norm.running_mean", "head.bias"] {
-        assert!(names.iter().any(|found| found == name), "{name} is not among {names:?}");
-    }
-
-    let fewer = patch_moe(PatchMoeConfig { widen_factor: 1, experts: 2, ..Default::default() });
-    let error = load_weights(build::<Flex>(&fewer, 0), &path).expect_err("the file has more experts");
-    assert!(matches!(error, ModelError::UnknownParameter { .. }), "{error}");
-    let wider = patch_moe(PatchMoeConfig { widen_factor: 2, ..Default::default() });
-    let error = load_weights(build::<Flex>(&wider, 0), &path).expect_err("the file is narrower");
-    assert!(matches!(error, ModelError::ParameterMismatch { .. }), "{error}");
-    fs_err::write(&path, b"not safetensors").expect("the folder is writable");
-    let error = load_weights(build::<Flex>(&config, 0), &path).expect_err("the file is garbage");
-    assert!(matches!(error, ModelError::Format { .. }), "{error}");
 }
 
 #[test]
@@ -327,4 +302,119 @@ fn a_frozen_classifier_answers_in_training_as_in_inference_and_keeps_its_statist
     let logits = |classifier: &Classifier<_>| differentiate(|| classifier.forward(image.clone()).into_data());
     assert_eq!(logits(&thawed), logits(&classifier));
     assert_ne!(before, named_tensors(&thawed));
+}
+
+#[test]
+fn a_configuration_is_named_as_in_toml_and_adding_a_network_needs_no_second_name() {
+    for config in [patch_moe(PatchMoeConfig::default()), WideResNetConfig::default().into()] {
+        let value = serde_json::to_value(&config).expect("plain values");
+        let tag = value.as_object().and_then(|tagged| tagged.keys().next()).expect("externally tagged");
+        assert_eq!(tag, config.network().name());
+        let classifier = build::<Flex>(&config, 0);
+        assert_eq!((classifier.config(), classifier.classes()), (config, 10));
+    }
+}
+
+#[test]
+fn a_quick_network_is_thin_and_keeps_all_else() {
+    let chosen =
+        PatchMoeConfig { patch_channels: Some(640), expert_channels: Some(160), experts: 2, ..Default::default() };
+    let mut quick = patch_moe(chosen);
+    quick.network_mut().make_quick();
+    assert_eq!(quick, patch_moe(PatchMoeConfig { widen_factor: 1, experts: 2, ..Default::default() }));
+    let mut quick =
+        ClassifierConfig::from(WideResNetConfig { padding: crate::Padding::Symmetric, ..Default::default() });
+    quick.network_mut().make_quick();
+    assert_eq!((quick.widen_factor(), quick.network().experts()), (1, None));
+    assert!(quick.network().expert_choice().is_none());
+    // A dense network lends its widths and constants.
+    let lent = PatchMoeConfig { widen_factor: 1, padding: crate::Padding::Symmetric, ..Default::default() };
+    assert_eq!(quick.network().nearest_patch_moe(), lent);
+}
+
+#[test]
+fn norms_are_listed_in_order_with_their_parts_and_the_convolutions_before_them() {
+    use crate::{NormInput, Part};
+
+    let moe = patch_moe(PatchMoeConfig { widen_factor: 1, experts: 2, ..Default::default() });
+    let dense = WideResNetConfig { widen_factor: 1, ..Default::default() }.into();
+    let own = |paths: &[&str]| NormInput::SideBySide(paths.iter().map(ToString::to_string).collect());
+    let block = |path: &str| NormInput::Sum(vec![format!("{path}.conv2"), format!("{path}.shortcut")]);
+    let trunk = [
+        ("trunk.group1.norm1", Part::Trunk, own(&["trunk.stem"])),
+        ("trunk.group1.norm2", Part::Trunk, own(&["trunk.group1.conv1"])),
+        ("trunk.group2.norm1", Part::Trunk, block("trunk.group1")),
+        ("trunk.group2.norm2", Part::Trunk, own(&["trunk.group2.conv1"])),
+    ];
+    let last = [
+        vec![
+            ("patch_norm", Part::Trunk, block("trunk.group2")),
+            ("experts.0.norm", Part::Experts, own(&["patch_conv"])),
+            ("experts.1.norm", Part::Experts, own(&["patch_conv"])),
+            ("norm", Part::Head, own(&["experts.0.conv", "experts.1.conv"])),
+        ],
+        vec![
+            ("group3.norm1", Part::Trunk, block("trunk.group2")),
+            ("group3.norm2", Part::Trunk, own(&["group3.conv1"])),
+            ("norm", Part::Head, block("group3")),
+        ],
+    ];
+    for (config, last) in [moe, dense].iter().zip(last) {
+        let mut classifier = build::<Flex>(config, 0);
+        let tensors = classifier.tensors();
+        let found = classifier.norms();
+        let listed: Vec<_> = found.iter().map(|layer| (layer.path.as_str(), layer.part, layer.input.clone())).collect();
+        assert_eq!(listed, trunk.iter().cloned().chain(last).collect::<Vec<_>>());
+        let gammas = tensors.keys().filter(|name| name.ends_with("gamma")).count();
+        assert_eq!(found.len(), gammas, "no normalization is left out");
+        for layer in &found {
+            assert_eq!(Part::of(&layer.path), layer.part);
+            // A normalization has as many channels as the convolutions it follows.
+            let channels = tensors[&format!("{}.gamma", layer.path)].num_elements();
+            let filters = |path: &String| tensors[&format!("{path}.bias")].num_elements();
+            match &layer.input {
+                NormInput::SideBySide(paths) => assert_eq!(paths.iter().map(filters).sum::<usize>(), channels),
+                NormInput::Sum(paths) => assert!(paths.iter().all(|path| filters(path) == channels)),
+            }
+        }
+        // Changes reach the normalization of the same place.
+        let parts: Vec<_> = found.iter().map(|layer| layer.part).collect();
+        for (index, (part, momentum)) in classifier.momentums().into_iter().enumerate() {
+            assert_eq!(part, parts[index]);
+            *momentum = 0.5 / (index + 1) as f64;
+        }
+        for (index, layer) in classifier.norms().iter().enumerate() {
+            assert_eq!(layer.norm.momentum.to_bits(), (0.5 / (index + 1) as f64).to_bits(), "{}", layer.path);
+        }
+    }
+}
+
+#[test]
+fn taps_hand_out_every_named_value_and_nothing_else() {
+    let moe = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    let dense = WideResNetConfig { widen_factor: 1, ..Default::default() }.into();
+    let maps: [&[_]; 2] = [
+        &[("group1", [2, 32, 32, 16]), ("group2", [2, 16, 16, 32]), ("map", [2, 8, 8, 64]), ("filters", [2, 8, 8, 64])],
+        &[
+            ("group1", [2, 32, 32, 16]),
+            ("group2", [2, 16, 16, 32]),
+            ("group3", [2, 8, 8, 64]),
+            ("filters", [2, 8, 8, 64]),
+        ],
+    ];
+    for (config, maps) in [moe, dense].iter().zip(maps) {
+        let classifier = build::<Flex>(config, 0);
+        let (logits, mut taps) = classifier.forward_with_taps(images(2, 0), classifier.taps());
+        assert_eq!(logits.into_data(), classifier.forward(images(2, 0)).into_data());
+        assert_eq!(taps.len(), classifier.taps().len());
+        for &(name, shape) in maps {
+            let map = taps.remove(name).and_then(crate::Tapped::map).unwrap_or_else(|| panic!("{name} is a map"));
+            assert_eq!(map.dims(), shape, "{name}");
+        }
+        let features = taps.remove("features").and_then(crate::Tapped::features).expect("vectors");
+        assert_eq!(features.dims(), [2, 64]);
+        assert!(taps.is_empty());
+        let (_, taps) = classifier.forward_with_taps(images(2, 0), &["group1"]);
+        assert_eq!(taps.keys().collect::<Vec<_>>(), ["group1"]);
+    }
 }

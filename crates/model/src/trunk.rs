@@ -6,7 +6,9 @@ use rand::Rng;
 use crate::batch_norm::BatchNormRelu;
 use crate::convolution::Convolution;
 use crate::init::ParameterSource;
-use crate::{BatchNormConfig, Padding};
+use crate::network::{NormInput, NormLayer};
+use crate::taps::{Tapped, Taps};
+use crate::{BatchNormConfig, Padding, Part};
 
 /// What every layer of a network shares.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +43,22 @@ impl<B: Backend> ResidualBlock<B> {
             conv2: Convolution::new(source, [output, output], 3, 1, padding),
             shortcut: Convolution::new(source, [input, output], 1, stride, Padding::Tensorflow),
         }
+    }
+}
+
+impl<B: Backend> ResidualBlock<B> {
+    /// Its normalizations; `input` is what the first one normalizes.
+    pub(crate) fn norms(&self, path: &str, input: NormInput) -> [NormLayer<'_, B>; 2] {
+        let part = Part::Trunk;
+        let inner = NormInput::SideBySide(vec![format!("{path}.conv1")]);
+        [
+            NormLayer { path: format!("{path}.norm1"), part, input, norm: &self.norm1 },
+            NormLayer { path: format!("{path}.norm2"), part, input: inner, norm: &self.norm2 },
+        ]
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> [&mut BatchNormRelu<B>; 2] {
+        [&mut self.norm1, &mut self.norm2]
     }
 }
 
@@ -84,11 +102,30 @@ impl<B: Backend> Trunk<B> {
     }
 }
 
+impl<B: Backend> Trunk<B> {
+    pub(crate) fn norms(&self) -> Vec<NormLayer<'_, B>> {
+        let stem = NormInput::SideBySide(vec!["trunk.stem".into()]);
+        let mut norms = Vec::from(self.group1.norms("trunk.group1", stem));
+        norms.extend(self.group2.norms("trunk.group2", NormInput::block("trunk.group1")));
+        norms
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut BatchNormRelu<B>> {
+        let mut norms = Vec::from(self.group1.norms_mut());
+        norms.extend(self.group2.norms_mut());
+        norms
+    }
+}
+
 impl<B: Kernels> Trunk<B> {
     /// # Shapes
     /// - images: `[batch, height, width, channel]`
     /// - output: `[batch, height / 2, width / 2, 32 widen]`
-    pub(crate) fn forward(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.group2.forward(self.group1.forward(self.stem.forward(images)))
+    pub(crate) fn forward(&self, images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 4> {
+        let x = self.group1.forward(self.stem.forward(images));
+        taps.offer("group1", || Tapped::Map(x.clone()));
+        let x = self.group2.forward(x);
+        taps.offer("group2", || Tapped::Map(x.clone()));
+        x
     }
 }

@@ -1,13 +1,82 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{Kernels, average_positions};
+use patchdoor_kernels::{Kernels, add, average_positions};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::batch_norm::BatchNormRelu;
+use crate::config::validate_trunk;
 use crate::dense::Dense;
 use crate::init::ParameterSource;
+use crate::network::{FilterLayer, Network, NormInput, NormLayer};
+use crate::routing::Routing;
+use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, ResidualBlock, Trunk};
-use crate::{InputShape, WideResNetConfig};
+use crate::{
+    BatchNormConfig, ClassifierConfig, Initializer, InputShape, ModelError, NetworkConfig, Padding, Part,
+    PatchMoeConfig,
+};
+
+/// The dense wide residual network (Zagoruyko and Komodakis 2016, arXiv:1605.07146), pre-activation,
+/// one block a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct WideResNetConfig {
+    /// Widths of the groups are 16, 32 and 64 times this factor.
+    pub widen_factor: usize,
+    /// Where a strided convolution puts its padding.
+    pub padding: Padding,
+    /// How convolutions and dense layers are drawn at the start.
+    pub initializer: Initializer,
+    /// Constants of every batch normalization.
+    pub batch_norm: BatchNormConfig,
+}
+
+impl Default for WideResNetConfig {
+    fn default() -> Self {
+        Self {
+            widen_factor: 10,
+            padding: Padding::default(),
+            initializer: Initializer::default(),
+            batch_norm: BatchNormConfig::default(),
+        }
+    }
+}
+
+impl NetworkConfig for WideResNetConfig {
+    fn name(&self) -> &'static str {
+        "wide-resnet"
+    }
+
+    fn validate(&self, input: InputShape, classes: usize) -> Vec<ModelError> {
+        validate_trunk(self.widen_factor, self.batch_norm, input, classes)
+    }
+
+    fn widen_factor(&self) -> usize {
+        self.widen_factor
+    }
+
+    fn make_quick(&mut self) {
+        self.widen_factor = 1;
+    }
+
+    fn nearest_patch_moe(&self) -> PatchMoeConfig {
+        PatchMoeConfig {
+            widen_factor: self.widen_factor,
+            padding: self.padding,
+            initializer: self.initializer,
+            batch_norm: self.batch_norm,
+            ..PatchMoeConfig::default()
+        }
+    }
+
+    fn structure(&self) -> ClassifierConfig {
+        let defaults = Self::default();
+        let momentum = defaults.batch_norm.momentum;
+        let batch_norm = BatchNormConfig { momentum, ..self.batch_norm };
+        ClassifierConfig::WideResnet(Self { initializer: defaults.initializer, batch_norm, ..self.clone() })
+    }
+}
 
 /// The dense baseline: the network of [`crate::PatchMoe`] with an ordinary third group.
 #[derive(Module, Debug)]
@@ -16,6 +85,8 @@ pub struct WideResNet<B: Backend> {
     pub(crate) group3: ResidualBlock<B>,
     pub(crate) norm: BatchNormRelu<B>,
     pub(crate) head: Dense<B>,
+    #[module(skip)]
+    config: WideResNetConfig,
 }
 
 impl<B: Backend> WideResNet<B> {
@@ -34,18 +105,59 @@ impl<B: Backend> WideResNet<B> {
             group3: ResidualBlock::new(source, [32 * widen, 64 * widen], 2, options),
             norm: BatchNormRelu::new(source, 64 * widen, config.batch_norm),
             head: Dense::new(source, 64 * widen, classes),
+            config: config.clone(),
         }
     }
 }
 
-impl<B: Kernels> WideResNet<B> {
-    /// Returns logits.
-    ///
-    /// # Shapes
-    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
-    /// - output: `[batch, class]`
-    pub fn forward(&self, images: Tensor<B, 4>) -> Tensor<B, 2> {
-        let x = self.group3.forward(self.trunk.forward(images));
-        self.head.forward(average_positions(self.norm.forward(x)))
+impl<B: Backend> Network<B> for WideResNet<B> {
+    fn config(&self) -> ClassifierConfig {
+        ClassifierConfig::WideResnet(self.config.clone())
+    }
+
+    fn classes(&self) -> usize {
+        self.head.bias.dims()[0]
+    }
+
+    fn taps(&self) -> &'static [&'static str] {
+        &["group1", "group2", "group3", "filters", "features"]
+    }
+
+    fn forward(&self, images: Tensor<B, 4>, taps: &mut Taps<B>) -> (Tensor<B, 2>, Vec<Routing<B>>)
+    where
+        B: Kernels,
+    {
+        let x = self.trunk.forward(images, taps);
+        let shortcut = self.group3.shortcut.forward(x.clone());
+        let filters = self.group3.branch(x);
+        taps.offer("filters", || Tapped::Map(filters.clone()));
+        let x = add(filters, shortcut);
+        taps.offer("group3", || Tapped::Map(x.clone()));
+        let features = average_positions(self.norm.forward(x));
+        taps.offer("features", || Tapped::Features(features.clone()));
+        (self.head.forward(features), Vec::new())
+    }
+
+    fn norms(&self) -> Vec<NormLayer<'_, B>> {
+        let mut norms = self.trunk.norms();
+        norms.extend(self.group3.norms("group3", NormInput::block("trunk.group2")));
+        norms.push(NormLayer {
+            path: "norm".into(),
+            part: Part::Head,
+            input: NormInput::block("group3"),
+            norm: &self.norm,
+        });
+        norms
+    }
+
+    fn norms_mut(&mut self) -> Vec<&mut BatchNormRelu<B>> {
+        let mut norms = self.trunk.norms_mut();
+        norms.extend(self.group3.norms_mut());
+        norms.push(&mut self.norm);
+        norms
+    }
+
+    fn filters(&self) -> Vec<FilterLayer> {
+        vec![self.group3.conv2.filters("group3.conv2")]
     }
 }

@@ -1,5 +1,4 @@
 use patchdoor_defenses::{DefendedClassifier, DefenseError, Need};
-use patchdoor_model::ClassifierConfig;
 
 use crate::amount::CleanAmount;
 use crate::config::ExperimentConfig;
@@ -9,10 +8,7 @@ use crate::problem::Problem;
 
 /// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
 pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCounts>) -> Vec<Problem> {
-    let experts = match &config.model {
-        ClassifierConfig::PatchMoe(model) => Some(model.experts),
-        ClassifierConfig::WideResnet(_) => None,
-    };
+    let experts = config.model.network().experts();
     let classifier = DefendedClassifier { name: &choice_name(&config.model), experts, has_batch_norm: true };
     let mut problems = Vec::new();
     for (index, defender) in config.defenses.iter().enumerate() {

@@ -2,7 +2,6 @@ use std::path::{Path, PathBuf};
 
 use patchdoor_attacks::SurrogateConfig;
 use patchdoor_data::{DatasetConfig, ShapesConfig};
-use patchdoor_model::ClassifierConfig;
 
 use crate::checks::check;
 use crate::config::{DataConfig, ExperimentConfig, WhenMissing};
@@ -219,7 +218,7 @@ impl Plan {
     pub fn surrogate(&self) -> Option<(SurrogateConfig, Self)> {
         let (surrogate, _) = self.config.surrogate_and_placement()?;
         let mut plan = self.clone();
-        plan.config.model = ClassifierConfig::PatchMoe(surrogate.model(&self.config.model));
+        plan.config.model = surrogate.model(&self.config.model).into();
         Some((surrogate, plan))
     }
 

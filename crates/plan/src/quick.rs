@@ -1,5 +1,3 @@
-use patchdoor_model::ClassifierConfig;
-
 use crate::config::{DataConfig, ExperimentConfig};
 use crate::counts::counts;
 use crate::facts::DatasetFacts;
@@ -23,9 +21,5 @@ pub(crate) fn make_quick(config: &mut ExperimentConfig, facts: DatasetFacts) {
     config.training.epochs = config.training.epochs.min(2);
     config.training.batch_size = config.training.batch_size.min(64);
     config.defenses.iter_mut().for_each(|defender| defender.make_quick(training));
-    config.model.set_widen_factor(1);
-    if let ClassifierConfig::PatchMoe(model) = &mut config.model {
-        model.expert_channels = None;
-        model.patch_channels = None;
-    }
+    config.model.network_mut().make_quick();
 }

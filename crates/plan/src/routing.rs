@@ -27,7 +27,7 @@ impl RoutingConfig {
     /// Every value that cannot be.
     pub(crate) fn check(&self, model: &ClassifierConfig) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if matches!(model, ClassifierConfig::WideResnet(_)) {
+        if model.network().expert_choice().is_none() {
             problems.push(Problem {
                 field: "routing".into(),
                 found: format!("asked of model.{}", choice_name(model)),

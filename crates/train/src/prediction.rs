@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::Kernels;
-use patchdoor_model::Classifier;
+use patchdoor_model::{Classifier, Routing};
 
 use crate::batches::BatchAssembler;
 
@@ -26,7 +26,7 @@ pub fn predict<B: Kernels>(
 pub struct RoutedPrediction {
     /// The predicted class of every image.
     pub classes: Vec<u8>,
-    /// What its routers selected; `None` if it has none.
+    /// What the experts of its first routed layer selected; `None` if experts select nothing.
     pub selections: Option<Selections>,
 }
 
@@ -81,7 +81,7 @@ impl Selections {
     }
 }
 
-/// Like [`predict`], and keeps what the routers selected on the way.
+/// Like [`predict`], and keeps what experts selected on the way.
 ///
 /// # Panics
 /// If a map has more than 65,536 patches.
@@ -96,13 +96,13 @@ pub fn predict_with_routing<B: Kernels>(
     let mut classes = Vec::with_capacity(images.len());
     let mut selected: Option<(usize, usize, Vec<u16>)> = None;
     for chunk in order.chunks(batch_size.max(1)) {
-        let (logits, routing) = classifier.forward_with_routing(assembler.assemble::<B>(chunk, device).images);
+        let (logits, routings) = classifier.forward_with_routing(assembler.assemble::<B>(chunk, device).images);
         classes.extend(classes_of(logits));
-        if let Some(routing) = routing {
-            let [_, experts, patches_per_expert] = routing.indices.dims();
+        if let Some(choice) = routings.first().and_then(Routing::expert_choice) {
+            let [_, experts, patches_per_expert] = choice.indices.dims();
             let (_, _, indices) =
                 selected.get_or_insert_with(|| (experts, patches_per_expert, Vec::with_capacity(images.len())));
-            let data = routing.indices.into_data();
+            let data = choice.indices.to_data();
             indices.extend(data.iter::<i64>().map(|index| u16::try_from(index).expect("a map has few patches")));
         }
     }

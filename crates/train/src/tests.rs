@@ -11,7 +11,8 @@ use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, 
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{
-    Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, save_weights,
+    Classifier, ClassifierConfig, ExpertForm, InputShape, Part, PatchMoeConfig, Pruning, Removal, WeightsDescription,
+    save_weights,
 };
 
 use crate::{
@@ -36,7 +37,10 @@ fn untrained(seed: u64) -> Classifier<Learner> {
 fn bytes(classifier: &Classifier<Learner>) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
-    save_weights(classifier, &path).expect("the folder is writable");
+    let classes = (0..10).map(|class| class.to_string()).collect();
+    let input = InputShape { height: 32, width: 32, channels: 3 };
+    let description = WeightsDescription { config: classifier.config(), classes, input };
+    save_weights(classifier, &description, &path).expect("the folder is writable");
     fs_err::read(path).expect("just written")
 }
 

@@ -3,7 +3,9 @@
 use burn::backend::Autodiff;
 use burn_flex::{Flex, FlexDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
-use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig, save_weights};
+use patchdoor_model::{
+    Classifier, ClassifierConfig, InputShape, PatchMoeConfig, WeightsDescription, save_weights,
+};
 use patchdoor_train::{BatchNormStatistics, Outcome, TrainingConfig, TrainingData, train};
 
 type Learner = Autodiff<Flex>;
@@ -13,16 +15,22 @@ fn shapes() -> ImageSet {
     load(&config, &[]).expect("shapes need no file").train
 }
 
+const INPUT: InputShape = InputShape { height: 32, width: 32, channels: 3 };
+
+fn config() -> ClassifierConfig {
+    PatchMoeConfig { widen_factor: 1, ..Default::default() }.into()
+}
+
 fn untrained(seed: u64) -> Classifier<Learner> {
-    let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
-    let input = InputShape { height: 32, width: 32, channels: 3 };
-    config.init(input, 10, &mut stream(seed, "weights"), &FlexDevice).expect("the configuration is valid")
+    config().init(INPUT, 10, &mut stream(seed, "weights"), &FlexDevice).expect("the configuration is valid")
 }
 
 fn bytes(classifier: &Classifier<Learner>) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
-    save_weights(classifier, &path).expect("the folder is writable");
+    let description =
+        WeightsDescription { config: config(), classes: (0..10).map(|class| class.to_string()).collect(), input: INPUT };
+    save_weights(classifier, &description, &path).expect("the folder is writable");
     fs_err::read(path).expect("just written")
 }
 

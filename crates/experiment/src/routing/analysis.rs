@@ -3,7 +3,7 @@ use patchdoor_metrics::{
     Estimate, PerImage, RoutingDecisions, SelectionCounts, area_within_images, capture, capture_by_any, chance_overlap,
     correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
 };
-use patchdoor_model::PatchMoeConfig;
+use patchdoor_model::ExpertChoiceConfig;
 use patchdoor_record::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, SetNumbers};
 use patchdoor_train::Selections;
 use rayon::prelude::*;
@@ -33,7 +33,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// Looks at the same images without and with the trigger.
-    pub(crate) fn new(clean: &ImageSet, triggered: &ImageSet, model: &PatchMoeConfig) -> Self {
+    pub(crate) fn new(clean: &ImageSet, triggered: &ImageSet, model: &dyn ExpertChoiceConfig) -> Self {
         let input = input_shape(clean);
         let (rows, columns) = model.patch_grid(input);
         let cells = cells(clean.shape(), [rows, columns]);
@@ -43,8 +43,8 @@ impl Scene {
             labels: clean.labels().to_vec(),
             classes: clean.classes().to_vec(),
             grid: [rows, columns],
-            experts: model.experts,
-            patches_per_expert: model.patches_per_expert,
+            experts: model.experts(),
+            patches_per_expert: model.patches_per_expert(),
             is_triggered: triggered_patches(clean, triggered, &cells),
             sees_trigger: triggered_patches(clean, triggered, &fields),
             scores: [clean, triggered].map(|images| cell_scores(images, &cells)),
@@ -301,6 +301,7 @@ fn similarities(
 #[cfg(test)]
 pub(crate) mod tests {
     use patchdoor_data::{ImageShape, stream};
+    use patchdoor_model::PatchMoeConfig;
     use rand::seq::SliceRandom;
     use rand::seq::index::sample;
     use rand::{Rng, RngExt};

@@ -5,7 +5,7 @@ use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::{Classifier, ClassifierConfig};
+use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{RecordError, RoutingEpoch, read_sealed_json_lines, write_sealed_json_lines};
 use patchdoor_train::{EpochRecord, predict_with_routing};
@@ -35,7 +35,7 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
         device: &'a B::Device,
     ) -> Option<Self> {
         let routing = config.routing.as_ref().filter(|routing| routing.per_epoch)?;
-        let ClassifierConfig::PatchMoe(model) = &config.model else { return None };
+        let model = config.model.network().expert_choice()?;
         let count = routing.per_epoch_images.min(test.len());
         let indices = stratified_subset(test, count, &mut stream(0, "routing-images"));
         let clean = test.subset(&indices);

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use fs_err as fs;
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::{Classifier, ClassifierConfig};
+use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{RoutingMeasurements, write_sealed, write_sealed_json};
 use patchdoor_train::{RoutedPrediction, predict_with_routing};
@@ -25,7 +25,7 @@ pub(crate) fn look_at_routing<B: TrainingBackend>(
     folder: &Path,
     device: &B::Device,
 ) -> Step<Option<RoutingMeasurements>> {
-    let (Some(_), ClassifierConfig::PatchMoe(model)) = (&config.routing, &config.model) else { return Ok(None) };
+    let (Some(_), Some(model)) = (&config.routing, config.model.network().expert_choice()) else { return Ok(None) };
     let (Some(of_clean), Some(of_triggered)) = (&victim.clean.selections, &victim.triggered.selections) else {
         return Ok(None);
     };
