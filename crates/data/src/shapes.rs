@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_linear_classifier_fails_on_shapes() {
-        // Trained on, with more images and for longer, it gains nothing: 18 % of the test images after 40 epochs.
+        // After 60 epochs it is right about 11 % of the test images, with 20,000 to learn from about 12 %.
         let (train, test) = shapes(4000, 1000, 0);
         let [train_accuracy, test_accuracy] = train_linear_classifier(&train, &test, 10);
         // It learns something (chance is 0.1) and stays far below the 0.9 of a small network.
