@@ -32,50 +32,6 @@ pub enum DatasetConfig {
     Folder(FolderConfig),
 }
 
-<<<<<<< HEAD
-=======
-/// How many images of the built-in set are drawn, and from which seed.
-///
-/// Ten classes: disk, ring, square, frame, triangle, plus, star, crescent, stripes, dots. Place, size, turn, colours and
-/// contrast are random; a stroke hides a part of every shape, specks and strokes lie around it, and noise of random
-/// strength over all. A linear classifier of the pixels stays near 12 % (chance is 10 %) from 20,000 of them; the
-/// smallest network of this workspace reaches about 92 % from the default number of images, and less from fewer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct ShapesConfig {
-    /// Training images; classes take turns. A smaller set is the beginning of a larger one.
-    pub train: usize,
-    /// Test images.
-    pub test: usize,
-    /// What the images are drawn from. It belongs to the data, not to a run: all runs of a comparison share it.
-    pub seed: u64,
-}
-
-impl Default for ShapesConfig {
-    fn default() -> Self {
-        Self { train: 20_000, test: 1000, seed: 0 }
-    }
-}
-
-/// Where a folder of images lies and to what size they are brought.
-///
-/// The folder holds `train/<class>/*.png` and `test/<class>/*.png` (or `.jpg`, `.jpeg`). Classes are numbered in the
-/// order of their names, images in the order of theirs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct FolderConfig {
-    /// The folder; a relative path is looked for in the data folders first, then from the working directory.
-    pub path: PathBuf,
-    /// Height and width of the images in pixels; files of another size are resized, without keeping proportions.
-    #[serde(default = "default_size")]
-    pub size: usize,
-}
-
-fn default_size() -> usize {
-    32
-}
-
->>>>>>> shapes
 /// The names a configuration may use.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
