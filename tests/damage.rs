@@ -83,17 +83,13 @@ fn check(bench: &Bench, expected: &str, what: &str) -> bool {
     let again = bench.run(&["run", "all.toml", "--json"]);
     let code = again.code();
     assert!(!again.err().contains("panicked"), "{what}: {}", again.err());
-    match code {
-        Some(0) => {
-            assert_eq!(numbers(&again), expected, "{what}: {}", again.err());
-            true
-        }
-        _ => {
-            assert!(matches!(code, Some(1 | 2)), "{what}: {code:?} {}", again.err());
-            assert!(again.err().contains("error: "), "{what}: {}", again.err());
-            false
-        }
+    if code == Some(0) {
+        assert_eq!(numbers(&again), expected, "{what}: {}", again.err());
+        return true;
     }
+    assert!(matches!(code, Some(1 | 2)), "{what}: {code:?} {}", again.err());
+    assert!(again.err().contains("error: "), "{what}: {}", again.err());
+    false
 }
 
 #[test]

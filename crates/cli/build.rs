@@ -22,7 +22,7 @@ fn main() -> io::Result<()> {
     let git = |arguments: &[&str]| output(Command::new("git").arg("-C").arg(&root).args(arguments));
     set("COMMIT", &git(&["rev-parse", "HEAD"]).unwrap_or_default())?;
     let source = ["status", "--porcelain", "--", "crates", "Cargo.toml", "Cargo.lock", ".cargo"];
-    set("DIRTY", &git(&source).map_or("", |changes| if changes.is_empty() { "false" } else { "true" }))?;
+    set("DIRTY", git(&source).map_or("", |changes| if changes.is_empty() { "false" } else { "true" }))?;
     for path in ["crates", "Cargo.toml", "Cargo.lock", ".cargo"] {
         watch(&root.join(path))?;
     }

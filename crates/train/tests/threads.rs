@@ -3,9 +3,7 @@
 use burn::backend::Autodiff;
 use burn_flex::{Flex, FlexDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
-use patchdoor_model::{
-    Classifier, ClassifierConfig, InputShape, PatchMoeConfig, WeightsDescription, save_weights,
-};
+use patchdoor_model::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig, WeightsDescription, save_weights};
 use patchdoor_train::{BatchNormStatistics, Outcome, TrainingConfig, TrainingData, train};
 
 type Learner = Autodiff<Flex>;
@@ -28,8 +26,11 @@ fn untrained(seed: u64) -> Classifier<Learner> {
 fn bytes(classifier: &Classifier<Learner>) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
-    let description =
-        WeightsDescription { config: config(), classes: (0..10).map(|class| class.to_string()).collect(), input: INPUT };
+    let description = WeightsDescription {
+        config: config(),
+        classes: (0..10).map(|class| class.to_string()).collect(),
+        input: INPUT,
+    };
     save_weights(classifier, &description, &path).expect("the folder is writable");
     fs_err::read(path).expect("just written")
 }

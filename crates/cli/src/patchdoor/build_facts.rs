@@ -1,5 +1,8 @@
 use patchdoor_record::Build;
 
+/// Extra compiler flags; often none.
+const RUSTFLAGS: &str = env!("PATCHDOOR_RUSTFLAGS");
+
 /// This program, as it was when it was built; see `build.rs`.
 pub(crate) fn build_facts() -> Build {
     let known = |value: &str| (!value.is_empty()).then(|| value.to_owned());
@@ -8,7 +11,7 @@ pub(crate) fn build_facts() -> Build {
         burn: known(env!("PATCHDOOR_BURN")),
         rustc: env!("PATCHDOOR_RUSTC").into(),
         target: env!("PATCHDOOR_TARGET").into(),
-        rustflags: env!("PATCHDOOR_RUSTFLAGS").into(),
+        rustflags: String::from(RUSTFLAGS),
         optimized: !cfg!(debug_assertions),
         commit: known(env!("PATCHDOOR_COMMIT")),
         dirty: known(env!("PATCHDOOR_DIRTY")).map(|dirty| dirty == "true"),
