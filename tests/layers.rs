@@ -55,6 +55,19 @@ fn crates_depend_only_on_those_below_them() {
     }
 }
 
+#[test]
+fn the_program_that_looks_at_results_compiles_no_tensor_library() {
+    let tree = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO"));
+        command.current_dir(workspace()).args(["tree", "--package", "patchdoor-cli", "--edges", "normal,build"]);
+        let output = command.args(["--prefix", "none"]).args(arguments).output().expect("cargo starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("burn")).count()
+    };
+    assert_eq!(tree(&["--no-default-features"]), 0);
+    assert_ne!(tree(&[]), 0, "the program that runs experiments does");
+}
+
 /// The modules of a crate's library by their paths, such as `routing::analysis`, with their text outside of tests and comments.
 fn modules(source: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();

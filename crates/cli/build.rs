@@ -27,7 +27,7 @@ fn main() -> io::Result<()> {
         watch(&root.join(path))?;
     }
     // What git changes when it makes another commit the current one.
-    for name in ["HEAD", "logs/HEAD", "index"] {
+    for name in ["HEAD", "logs/HEAD"] {
         if let Some(path) = git(&["rev-parse", "--git-path", name]) {
             watch(&root.join(path))?;
         }

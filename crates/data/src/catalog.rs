@@ -189,7 +189,7 @@ impl CatalogEntry {
 pub enum DatasetState {
     /// It is drawn, and needs no file.
     BuiltIn,
-    /// Its files are here. Their content has not been looked at; [`verify`] does.
+    /// Its files are here. Their content has not been looked at; [`verify`](crate::verify) does.
     Present(PathBuf),
     /// Its folder is here, but these files are missing from it.
     Incomplete(PathBuf, Vec<String>),
