@@ -1,4 +1,3 @@
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,6 @@ use patchdoor_record::{
     DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, ImagesUsed, Ratings, SCHEMA, SeriesRow,
     is_sealed, read_sealed_json, write_sealed_json,
 };
-use patchdoor_train::{BatchProgress, EpochRecord, TrainingObserver};
 
 use crate::attack::Attack;
 use crate::console::{Watch, duration};
@@ -172,20 +170,19 @@ impl Victim<'_> {
     ) -> Step<(Repaired<B>, Duration)> {
         let classifier = load::<B>(&self.config.model, clean, self.seed, self.folder, device)?;
         let log = self.history(folder);
-        let progress = TrainingProgress::new(watch, label.to_owned(), &log, defender.defense.epochs());
-        let mut observer = DefenseObserver { progress, before: 0.0 };
+        let mut progress = TrainingProgress::new(watch, label.to_owned(), &log, defender.defense.epochs());
         let checkpoint = folder.join("checkpoint");
         let mut work = RepairWork {
             data: DefenderData { clean, validation: self.images.validation.as_ref() },
             seed: self.seed,
             checkpoints: Some(&checkpoint),
-            observer: &mut observer,
+            observer: &mut progress,
         };
         let start = Instant::now();
         let DefenseAction::Repair(defense) = defender.defense.action::<B>();
         let outcome = defense.repair(classifier, &mut work, device);
-        let seconds = start.elapsed() + Duration::from_secs_f64(observer.before);
-        if let Some(error) = observer.progress.log_error.take() {
+        let seconds = start.elapsed() + Duration::from_secs_f64(progress.seconds_before);
+        if let Some(error) = progress.log_error.take() {
             return Err(error.into());
         }
         match outcome {
@@ -198,35 +195,6 @@ impl Victim<'_> {
 
     fn history(&self, folder: &Path) -> HistoryFile<'_> {
         HistoryFile { path: folder.join("metrics.jsonl"), seed: self.seed, images: self.used }
-    }
-}
-
-/// Shows the training in a defense and remembers how long the epochs took that were done before an interruption.
-struct DefenseObserver<'a> {
-    progress: TrainingProgress<'a>,
-    before: f64,
-}
-
-impl TrainingObserver for DefenseObserver<'_> {
-    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
-        self.progress.checkpoint_refused(path, reason);
-    }
-
-    fn resumed(&mut self, history: &[EpochRecord]) {
-        self.before = history.iter().map(|epoch| epoch.seconds).sum();
-        self.progress.resumed(history);
-    }
-
-    fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
-        self.progress.batch_done(progress)
-    }
-
-    fn epoch_done(&mut self, record: &EpochRecord) -> ControlFlow<()> {
-        self.progress.epoch_done(record)
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.progress.is_stopped()
     }
 }
 

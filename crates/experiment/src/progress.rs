@@ -19,6 +19,8 @@ pub(crate) struct TrainingProgress<'a> {
     log: &'a HistoryFile<'a>,
     /// Why the log could not be written.
     pub(crate) log_error: Option<RecordError>,
+    /// How long the epochs took that were done before an interruption.
+    pub(crate) seconds_before: f64,
     started: Instant,
     images: usize,
     /// Sum of losses times images, and images, of the epoch under way.
@@ -35,6 +37,7 @@ impl<'a> TrainingProgress<'a> {
             history: Vec::new(),
             log,
             log_error: None,
+            seconds_before: 0.0,
             started: Instant::now(),
             images: 0,
             epoch_loss: (0.0, 0),
@@ -56,6 +59,7 @@ impl TrainingObserver for TrainingProgress<'_> {
 
     fn resumed(&mut self, history: &[EpochRecord]) {
         self.history = history.to_vec();
+        self.seconds_before = history.iter().map(|epoch| epoch.seconds).sum();
         // The epochs that training repeats must not stand in the log meanwhile.
         self.log();
         if history.is_empty() {
