@@ -85,6 +85,11 @@ pub trait NetworkConfig {
         None
     }
 
+    /// Whether it has a batch normalization; a transformer has none.
+    fn has_batch_norm(&self) -> bool {
+        true
+    }
+
     /// What it lets experts choose from; `None` where experts choose no patches.
     fn expert_choice(&self) -> Option<&dyn ExpertChoiceConfig> {
         None

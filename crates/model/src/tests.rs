@@ -42,6 +42,15 @@ fn published_networks_have_the_published_numbers_of_parameters() {
 }
 
 #[test]
+fn a_configuration_says_whether_its_network_has_batch_normalization() {
+    let moe = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    for config in [moe, dense] {
+        assert_eq!(config.network().has_batch_norm(), !build::<Flex>(&config, 0).norms().is_empty());
+    }
+}
+
+#[test]
 fn a_seed_gives_the_same_weights_on_every_backend() {
     let config = patch_moe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
     let flex = named_tensors(&build::<Flex>(&config, 3));

@@ -3,13 +3,16 @@ use patchdoor_defenses::{DefendedClassifier, DefenseError, Need};
 use crate::amount::CleanAmount;
 use crate::config::ExperimentConfig;
 use crate::counts::ImageCounts;
-use crate::facts::choice_name;
 use crate::problem::Problem;
 
 /// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
 pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCounts>) -> Vec<Problem> {
-    let experts = config.model.network().experts();
-    let classifier = DefendedClassifier { name: &choice_name(&config.model), experts, has_batch_norm: true };
+    let network = config.model.network();
+    let classifier = DefendedClassifier {
+        name: network.name(),
+        experts: network.experts(),
+        has_batch_norm: network.has_batch_norm(),
+    };
     let mut problems = Vec::new();
     for (index, defender) in config.defenses.iter().enumerate() {
         let table = format!("defenses.{index}");
