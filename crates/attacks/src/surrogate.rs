@@ -3,7 +3,7 @@ use patchdoor_kernels::Kernels;
 use patchdoor_model::{
     Classifier, ClassifierConfig, ExpertChoiceConfig, InputShape, ModelError, NetworkConfig, PatchMoeConfig,
 };
-use patchdoor_train::{Selections, predict_with_routing};
+use patchdoor_train::{PREDICTION_BATCH, Selections, input_shape, predict_with_routing};
 use patchdoor_triggers::{PlacementConfig, TriggerError};
 use serde::{Deserialize, Serialize};
 
@@ -119,15 +119,11 @@ impl SurrogateConfig {
         let expert = placement.surrogate().and_then(|selected| selected.expert);
         let counts = PatchCounts::of(&selections, &counted, expert);
         let shape = counted.shape();
-        let input = InputShape { height: shape.height, width: shape.width, channels: shape.channels };
-        let selections = counts.in_cells(self.model(victim).patch_grid(input), placement, shape);
+        let selections = counts.in_cells(self.model(victim).patch_grid(input_shape(shape)), placement, shape);
         let placement = placement.resolve(&selections)?;
         Ok(CellChoice { counted_images: counted.len(), selections, placement })
     }
 }
-
-/// Images predicted at once; what is selected does not depend on it.
-const PREDICTION_BATCH: usize = 256;
 
 /// The cells that a surrogate's routers chose, and by what.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -9,13 +9,13 @@ use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 use patchdoor_plan::Plan;
 use patchdoor_record::{ImagesUsed, SCHEMA, lock, read_sealed_json, write_sealed, write_sealed_json};
-use patchdoor_train::predict;
+use patchdoor_train::{PREDICTION_BATCH, predict};
 use serde::{Deserialize, Serialize};
 
 use crate::config_text::config_text;
 use crate::console::Watch;
 use crate::halt::{Halt, Step};
-use crate::images::{PREDICTION_BATCH, SeedImages};
+use crate::images::SeedImages;
 use crate::training::{OneTraining, load, remove_checkpoint};
 
 /// What is known of a clean model; its `result.json`.

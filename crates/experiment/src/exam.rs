@@ -3,10 +3,9 @@ use patchdoor_kernels::Kernels;
 use patchdoor_metrics::{AttackOutcome, accuracy};
 use patchdoor_model::Classifier;
 use patchdoor_record::DefenseStanding;
-use patchdoor_train::{RoutedPrediction, predict, predict_with_routing};
+use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict, predict_with_routing};
 
 use crate::attack::Attack;
-use crate::images::PREDICTION_BATCH;
 
 /// The test images without and with the trigger, by which classifiers are judged. It chooses nothing.
 pub(crate) struct Exam<'a> {

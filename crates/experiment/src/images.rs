@@ -2,7 +2,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use patchdoor_data::{DataError, Dataset, ImageSet, load, split, stratified_subset, stream};
-use patchdoor_model::InputShape;
 use patchdoor_plan::{ConfigErrors, DatasetFacts, ExperimentConfig, Plan, WhenMissing, share_of};
 use patchdoor_record::ImagesUsed;
 
@@ -125,12 +124,3 @@ pub(crate) fn test_images(config: &ExperimentConfig, test: &ImageSet) -> ImageSe
         None => test.clone(),
     }
 }
-
-/// The images' height, width and channels, as the classifier takes them.
-pub(crate) fn input_shape(images: &ImageSet) -> InputShape {
-    let shape = images.shape();
-    InputShape { height: shape.height, width: shape.width, channels: shape.channels }
-}
-
-/// Images predicted at once; the predictions do not depend on it.
-pub(crate) const PREDICTION_BATCH: usize = 256;

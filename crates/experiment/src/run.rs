@@ -10,7 +10,7 @@ use patchdoor_record::{
     Build, Environment, ImagesUsed, Measurements, Opened, RunDirectory, RunSummary, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements, is_sealed, read_sealed_json, read_summary, write_sealed, write_sealed_json,
 };
-use patchdoor_train::predict_with_routing;
+use patchdoor_train::{PREDICTION_BATCH, predict_with_routing};
 
 use crate::attack::Attack;
 use crate::backend::{Backend, OnBackend, threads};
@@ -22,7 +22,7 @@ use crate::describe::{describe, describe_images};
 use crate::error::RunError;
 use crate::exam::Exam;
 use crate::halt::{Halt, Step};
-use crate::images::{Acquired, PREDICTION_BATCH, SeedImages, acquire, test_images};
+use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::placement::choose_placement;
 use crate::routing::{EpochRouting, look_at_routing};
 use crate::training::{OneTraining, remove_checkpoint};

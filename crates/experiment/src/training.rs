@@ -11,13 +11,13 @@ use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{ImagesUsed, check_sealed, seal};
 use patchdoor_train::{
     BatchProgress, ClassifierObserver, EpochRecord, Outcome, TrainingConfig, TrainingData, TrainingObserver,
-    train_observed,
+    input_shape, train_observed,
 };
 
 use crate::console::Watch;
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
-use crate::images::{SeedImages, input_shape};
+use crate::images::SeedImages;
 use crate::progress::TrainingProgress;
 use crate::routing::EpochRouting;
 
@@ -114,7 +114,7 @@ pub(crate) fn blank<B: burn::tensor::backend::Backend>(
     seed: u64,
     device: &B::Device,
 ) -> Step<Classifier<B>> {
-    Ok(model.init::<B>(input_shape(images), images.class_count(), &mut stream(seed, "weights"), device)?)
+    Ok(model.init::<B>(input_shape(images.shape()), images.class_count(), &mut stream(seed, "weights"), device)?)
 }
 
 /// Saves the weights of a classifier for these images, with what they are and with their checksum.
@@ -125,8 +125,11 @@ pub(crate) fn save<B: patchdoor_kernels::Kernels>(
     folder: &Path,
 ) -> Step<()> {
     let path = folder.join(WEIGHTS);
-    let description =
-        WeightsDescription { config: model.clone(), classes: images.classes().to_vec(), input: input_shape(images) };
+    let description = WeightsDescription {
+        config: model.clone(),
+        classes: images.classes().to_vec(),
+        input: input_shape(images.shape()),
+    };
     save_weights(classifier, &description, &path)?;
     Ok(seal(&path)?)
 }

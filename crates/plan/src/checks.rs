@@ -1,12 +1,11 @@
 use patchdoor_attacks::AttackError;
 use patchdoor_data::{DataError, DatasetConfig};
 use patchdoor_model::{InputShape, ModelError};
-use patchdoor_train::TrainError;
+use patchdoor_train::{TrainError, input_shape};
 use patchdoor_triggers::TriggerError;
 
-use crate::amount::share_of;
 use crate::config::ExperimentConfig;
-use crate::counts::counts;
+use crate::counts::{counts, split_of};
 use crate::defense_checks::check_defenses;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::problem::Problem;
@@ -60,16 +59,10 @@ fn check_own_fields(config: &ExperimentConfig) -> Vec<Problem> {
     for (field, count) in [("data.training-images", data.training_images), ("data.test-images", data.test_images)] {
         expect(count != Some(0), field, "0".into(), "1 or more".into());
     }
-    let expected = config.expected.unwrap_or_default();
-    for (field, value, lowest) in [
-        ("expected.clean-accuracy", expected.clean_accuracy, 0.0),
-        ("expected.asr", expected.asr, 0.0),
-        ("expected.asr-all-classes", expected.asr_all_classes, 0.0),
-        ("expected.robust-accuracy", expected.robust_accuracy, 0.0),
-        ("expected.clean-accuracy-drop", expected.clean_accuracy_drop, -1.0),
-    ] {
-        let value = value.unwrap_or(0.0);
-        expect((lowest..=1.0).contains(&value), field, value.to_string(), format!("a share in [{lowest}, 1]"));
+    for (name, value) in config.expected.unwrap_or_default().numbers() {
+        let lowest = if name == "clean-accuracy-drop" { -1.0 } else { 0.0 };
+        let allowed = format!("a share in [{lowest}, 1]");
+        expect((lowest..=1.0).contains(&value), &format!("expected.{name}"), value.to_string(), allowed);
     }
     problems
 }
@@ -88,8 +81,7 @@ fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
     if let Some((wanted, there)) = data.training_images.zip(facts.training_images)
         && fraction_holds
     {
-        let held_out = share_of(there, data.validation_fraction);
-        let most = there - held_out;
+        let (held_out, most) = split_of(there, data.validation_fraction);
         let allowed = match held_out {
             0 => format!("at most {most}, the images of the training split"),
             _ => format!("at most {most}, what {held_out} validation images leave of {there}"),
@@ -111,7 +103,7 @@ fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
     problems.extend(from_data(&dataset, config.dataset.validate()));
     problems.extend(from_data("data.augmentation", data.augmentation.validate(facts.shape)));
 
-    let input = InputShape { height: facts.shape.height, width: facts.shape.width, channels: facts.shape.channels };
+    let input = input_shape(facts.shape);
     let table = format!("model.{}", choice_name(&config.model));
     problems.extend(config.model.validate(input, classes).into_iter().map(|error| match error {
         // The images are the data set's; nothing in the model's table can mend them.

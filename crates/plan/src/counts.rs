@@ -17,11 +17,16 @@ pub struct ImageCounts {
     pub poisoned: Option<usize>,
 }
 
+/// How many of a training split's images are held out for validation, and how many that leaves to train on.
+pub(crate) fn split_of(images: usize, validation_fraction: f64) -> (usize, usize) {
+    let held_out = share_of(images, validation_fraction);
+    (held_out, images - held_out)
+}
+
 /// How many images serve each purpose.
 pub(crate) fn counts(config: &ExperimentConfig, facts: DatasetFacts) -> ImageCounts {
     let fraction = config.data.validation_fraction.clamp(0.0, 0.5);
-    let held_out = facts.training_images.map(|images| share_of(images, fraction));
-    let rest = facts.training_images.zip(held_out).map(|(images, held_out)| images - held_out);
+    let (held_out, rest) = facts.training_images.map(|images| split_of(images, fraction)).unzip();
     let training = config.data.training_images.or(rest);
     let validation = match config.data.training_images {
         Some(training) => Some(share_of(training, fraction / (1.0 - fraction)).min(held_out.unwrap_or(usize::MAX))),

@@ -1,5 +1,5 @@
-use crate::config::{DataConfig, ExperimentConfig};
-use crate::counts::counts;
+use crate::config::ExperimentConfig;
+use crate::counts::split_of;
 use crate::facts::DatasetFacts;
 
 /// Shrinks an experiment to seconds, keeping every code path it takes.
@@ -7,12 +7,9 @@ use crate::facts::DatasetFacts;
 /// Quick means "at most": of a data set that has fewer images than these, as far as `facts` tell, all are used.
 pub(crate) fn make_quick(config: &mut ExperimentConfig, facts: DatasetFacts) {
     config.seeds.truncate(1);
-    let all = counts(
-        &ExperimentConfig { data: DataConfig { training_images: None, ..config.data.clone() }, ..config.clone() },
-        facts,
-    );
+    let there = facts.training_images.map(|images| split_of(images, config.data.validation_fraction).1);
     let least = |numbers: [Option<usize>; 3]| numbers.into_iter().flatten().min().unwrap_or(usize::MAX);
-    let training = least([config.data.training_images, all.training, Some(400)]);
+    let training = least([config.data.training_images, there, Some(400)]);
     config.data.training_images = Some(training);
     config.data.test_images = Some(least([config.data.test_images, facts.test_images, Some(200)]));
     if config.poisoning.rate > 0.0 && config.poisoning.count(training) == 0 {

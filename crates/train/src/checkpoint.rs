@@ -9,8 +9,9 @@ use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::manifest::{Manifest, ManifestError};
 use crate::optimizer::Optimizer;
-use crate::{EpochRecord, Manifest, ManifestError, TrainError, TrainingConfig};
+use crate::{EpochRecord, TrainError, TrainingConfig};
 
 /// What a checkpoint belongs to; it resumes no other training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

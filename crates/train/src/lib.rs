@@ -9,13 +9,12 @@
 //! use burn::module::AutodiffModule;
 //! use burn_flex::{Flex, FlexDevice};
 //! use patchdoor_data::{AugmentationConfig, DatasetConfig, ShapesConfig, load, stream};
-//! use patchdoor_model::{ClassifierConfig, InputShape, PatchMoeConfig};
-//! use patchdoor_train::{Outcome, TrainingConfig, TrainingData, predict, train};
+//! use patchdoor_model::{ClassifierConfig, PatchMoeConfig};
+//! use patchdoor_train::{Outcome, TrainingConfig, TrainingData, input_shape, predict, train};
 //!
 //! let shapes = DatasetConfig::Shapes(ShapesConfig { train: 16, test: 10, seed: 0 });
 //! let images = load(&shapes, &[])?.train;
-//! let shape = images.shape();
-//! let input = InputShape { height: shape.height, width: shape.width, channels: shape.channels };
+//! let input = input_shape(images.shape());
 //! let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
 //! let classifier = config.init::<Autodiff<Flex>>(input, 10, &mut stream(0, "weights"), &FlexDevice)?;
 //!
@@ -49,10 +48,9 @@ pub use config::{
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
-pub use manifest::{FileDigest, Manifest, ManifestError};
 pub use observer::{BatchProgress, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
-pub use prediction::{RoutedPrediction, Selections, predict, predict_with_routing};
+pub use prediction::{PREDICTION_BATCH, RoutedPrediction, Selections, input_shape, predict, predict_with_routing};
 pub use schedule::Schedule;
 pub use trainable::Trainable;
 pub use training::{Outcome, Trained, TrainingData, train, train_observed, train_restricted};

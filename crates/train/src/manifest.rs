@@ -10,40 +10,24 @@ use sha2::{Digest, Sha256};
 ///
 /// It lies in the folder as `manifest.json`. Whoever writes the folder writes it last; whoever reads the folder reads it
 /// first and takes the other files through [`Manifest::read_file`], which hands out checked bytes only.
-///
-/// ```
-/// use patchdoor_train::Manifest;
-///
-/// let folder = tempfile::tempdir()?;
-/// std::fs::write(folder.path().join("numbers.bin"), [1, 2, 3])?;
-/// let mut manifest = Manifest::default();
-/// manifest.insert("numbers.bin", &[1, 2, 3]);
-/// std::fs::write(folder.path().join(Manifest::FILE), manifest.to_json())?;
-///
-/// let manifest = Manifest::read(folder.path())?;
-/// assert_eq!(manifest.read_file(folder.path(), "numbers.bin")?, [1, 2, 3]);
-/// std::fs::write(folder.path().join("numbers.bin"), [1, 2, 7])?;
-/// assert!(manifest.read_file(folder.path(), "numbers.bin").is_err());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     files: BTreeMap<String, FileDigest>,
 }
 
 /// What is known of one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct FileDigest {
+pub(crate) struct FileDigest {
     /// Its length.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Its SHA-256, 64 lower-case hexadecimal digits.
-    pub sha256: String,
+    pub(crate) sha256: String,
 }
 
 impl FileDigest {
     /// The digest of a file with these contents.
-    pub fn of(contents: &[u8]) -> Self {
+    pub(crate) fn of(contents: &[u8]) -> Self {
         Self { bytes: contents.len() as u64, sha256: sha256(contents) }
     }
 }
@@ -59,8 +43,7 @@ struct Sealed {
 
 /// Why a folder or one of its files is not taken for what was written.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ManifestError {
+pub(crate) enum ManifestError {
     /// A file is not there.
     #[error("lacks {name}")]
     Missing {
@@ -105,10 +88,10 @@ pub enum ManifestError {
 
 impl Manifest {
     /// The name it has in its folder.
-    pub const FILE: &str = "manifest.json";
+    pub(crate) const FILE: &str = "manifest.json";
 
     /// Notes a file by what is written into it.
-    pub fn insert(&mut self, name: &str, contents: &[u8]) {
+    pub(crate) fn insert(&mut self, name: &str, contents: &[u8]) {
         self.files.insert(name.to_owned(), FileDigest::of(contents));
     }
 
@@ -116,7 +99,7 @@ impl Manifest {
     ///
     /// # Panics
     /// Never: names and numbers can be written as JSON.
-    pub fn to_json(&self) -> Vec<u8> {
+    pub(crate) fn to_json(&self) -> Vec<u8> {
         let sealed = Sealed { files: self.files.clone(), seal: self.seal() };
         let mut text = serde_json::to_vec_pretty(&sealed).expect("names and numbers can be written as JSON");
         text.push(b'\n');
@@ -127,7 +110,7 @@ impl Manifest {
     ///
     /// # Errors
     /// If it is missing, damaged or cannot be read.
-    pub fn read(folder: &Path) -> Result<Self, ManifestError> {
+    pub(crate) fn read(folder: &Path) -> Result<Self, ManifestError> {
         let text = read(folder, Self::FILE)?;
         let Sealed { files, seal } = serde_json::from_slice(&text).map_err(|_| ManifestError::Manifest)?;
         let manifest = Self { files };
@@ -138,7 +121,7 @@ impl Manifest {
     ///
     /// # Errors
     /// If it is missing, not listed, cannot be read, or is not what was written.
-    pub fn read_file(&self, folder: &Path, name: &str) -> Result<Vec<u8>, ManifestError> {
+    pub(crate) fn read_file(&self, folder: &Path, name: &str) -> Result<Vec<u8>, ManifestError> {
         let Some(expected) = self.files.get(name) else {
             return Err(ManifestError::Unlisted { name: name.into() });
         };

@@ -1,9 +1,17 @@
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_data::ImageSet;
+use patchdoor_data::{ImageSet, ImageShape};
 use patchdoor_kernels::Kernels;
-use patchdoor_model::{Classifier, Routing};
+use patchdoor_model::{Classifier, InputShape, Routing};
 
 use crate::batches::BatchAssembler;
+
+/// Images predicted at once where nothing speaks for another number; predictions do not depend on it.
+pub const PREDICTION_BATCH: usize = 256;
+
+/// What a classifier takes, for images of this shape.
+pub fn input_shape(shape: ImageShape) -> InputShape {
+    InputShape { height: shape.height, width: shape.width, channels: shape.channels }
+}
 
 /// Predicts the class of every image, in the order of the set, without augmentation.
 ///

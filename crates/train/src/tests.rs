@@ -12,8 +12,9 @@ use patchdoor_model::{
     Classifier, ClassifierConfig, InputShape, Part, PatchMoeConfig, Pruning, Removal, WeightsDescription, save_weights,
 };
 
+use crate::manifest::Manifest;
 use crate::{
-    AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, Manifest, OptimizerConfig, Outcome,
+    AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
     ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
     predict_with_routing, train, train_restricted,
 };

@@ -5,12 +5,11 @@ use patchdoor_metrics::{
 };
 use patchdoor_model::ExpertChoiceConfig;
 use patchdoor_record::{AssociationNumbers, RoutingMeasurements, RoutingNumbers, SetNumbers};
-use patchdoor_train::Selections;
+use patchdoor_train::{Selections, input_shape};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::cells::{Area, CellProperty, CellScores, cell_scores, cells, triggered_patches};
-use crate::images::input_shape;
 
 /// The two sets of images, in the order of everything that has both.
 pub(crate) const SETS: [&str; 2] = ["clean", "triggered"];
@@ -34,7 +33,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// Looks at the same images without and with the trigger.
     pub(crate) fn new(clean: &ImageSet, triggered: &ImageSet, model: &dyn ExpertChoiceConfig) -> Self {
-        let input = input_shape(clean);
+        let input = input_shape(clean.shape());
         let (rows, columns) = model.patch_grid(input);
         let cells = cells(clean.shape(), [rows, columns]);
         let fields: Vec<Area> =

@@ -8,11 +8,10 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{RecordError, RoutingEpoch, read_sealed_json_lines, write_sealed_json_lines};
-use patchdoor_train::{EpochRecord, predict_with_routing};
+use patchdoor_train::{EpochRecord, PREDICTION_BATCH, predict_with_routing};
 
 use super::analysis::{Scene, analyse};
 use crate::attack::Attack;
-use crate::images::PREDICTION_BATCH;
 
 /// Looks at what the routers of a classifier select after every epoch of its training.
 pub(crate) struct EpochRouting<'a, B: AutodiffBackend> {

@@ -6,13 +6,12 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{RoutingMeasurements, write_sealed, write_sealed_json};
-use patchdoor_train::{RoutedPrediction, predict_with_routing};
+use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict_with_routing};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::analysis::{Analysis, SETS, Scene, StatisticRow, analyse};
 use crate::exam::{Answers, Exam};
 use crate::halt::Step;
-use crate::images::PREDICTION_BATCH;
 
 /// Looks at what the routers of a seed's classifiers select, in the test images and in the same triggered, and leaves
 /// arrays and tables in the seed's folder; `None` if the experiment does not ask for it. `twin` is the clean twin with its
