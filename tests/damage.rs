@@ -138,6 +138,32 @@ fn damaged_clean_models_are_not_reused() {
     }
 }
 
+/// Changes the first digit of the first share of that name in a file that stays valid JSON.
+fn change_a_digit(path: &Path, name: &str) {
+    let text = fs::read_to_string(path).expect("readable");
+    let before = format!("\"{name}\": 0.");
+    let at = text.find(&before).expect("a share") + before.len();
+    let other = if text[at..].starts_with('9') { "8" } else { "9" };
+    fs::write(path, format!("{}{other}{}", &text[..at], &text[at + 1..])).expect("writable");
+}
+
+#[test]
+fn a_digit_changed_in_a_result_is_not_read_as_the_result() {
+    let bench = Bench::new();
+    bench.file("all.toml", &everything());
+    bench.run(&["run", "all.toml"]).expect(0);
+    change_a_digit(&bench.run_directory().join("summary.json"), "mean");
+    let shown = bench.run(&["run", "all.toml"]).expect(1);
+    assert!(shown.err().contains("summary.json is damaged"), "{}", shown.err());
+
+    // A new run with the same clean twin.
+    let twins = files(&bench.path().join("runs/twins"));
+    let result = twins.iter().find(|path| path.ends_with("seed-0/result.json")).expect("the twin has a result");
+    change_a_digit(result, "clean-accuracy");
+    let again = bench.run(&["run", "all.toml", "--fresh"]).expect(1);
+    assert!(again.err().contains("result.json is damaged"), "{}", again.err());
+}
+
 /// Stops a run after the second checkpoint of the backdoored classifier, and returns its folder.
 fn interrupted(bench: &Bench) -> PathBuf {
     let mut command = bench.command(&["run", "all.toml", "--json"]);
