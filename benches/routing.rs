@@ -19,10 +19,10 @@ const CHANNELS: usize = 64 * WIDEN_FACTOR;
 
 fn network<B: Backend<Device = FlexDevice>>(gate_order: GateOrder, expert_form: ExpertForm) -> PatchMoe<B> {
     let config = PatchMoeConfig { widen_factor: WIDEN_FACTOR, gate_order, expert_form, ..Default::default() };
-    match classifier(config, &FlexDevice) {
-        Classifier::PatchMoe(network) => network,
-        Classifier::WideResnet(_) => unreachable!("configured as a mixture of experts"),
-    }
+    let Classifier::PatchMoe(network) = classifier(config, &FlexDevice) else {
+        unreachable!("configured as a mixture of experts")
+    };
+    network
 }
 
 fn gate(criterion: &mut Criterion) {

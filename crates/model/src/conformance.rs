@@ -334,10 +334,8 @@ impl DescendBy<'_> {
 }
 
 fn mixture<B: Backend>(classifier: &Classifier<B>) -> &PatchMoe<B> {
-    match classifier {
-        Classifier::PatchMoe(network) => network,
-        Classifier::WideResnet(_) => unreachable!("it was built as a mixture of experts"),
-    }
+    let Classifier::PatchMoe(network) = classifier else { unreachable!("it was built as a mixture of experts") };
+    network
 }
 
 /// A pass up to the router: map and scores.
