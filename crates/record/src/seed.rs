@@ -144,9 +144,10 @@ impl SeedResult {
         match &self.outcome {
             SeedOutcome::Failed { reason } => vec![(String::new(), reason.as_str())],
             SeedOutcome::Finished(measured) => {
-                let failed = measured.titled_defenses().into_iter().filter_map(|(title, defense)| {
-                    defense.failure().map(|reason| (title, reason))
-                });
+                let failed = measured
+                    .titled_defenses()
+                    .into_iter()
+                    .filter_map(|(title, defense)| defense.failure().map(|reason| (title, reason)));
                 failed.collect()
             }
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::numbers::{DEFENSE_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
 use crate::{
-    DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Measurements, Ratings, RecordError, SCHEMA, SeedResult,
-    SeriesRow, read_sealed,
+    DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Measurements, Ratings, RecordError, SCHEMA,
+    SeedResult, SeriesRow, read_sealed,
 };
 
 /// What a whole run gave; `summary.json`.
@@ -167,7 +167,11 @@ impl DefenseSummary {
         summaries
     }
 
-    fn row((title, result): &(String, &DefenseResult), pruned_fraction: Option<f64>, after: &[(DefenseStanding, Ratings)]) -> Self {
+    fn row(
+        (title, result): &(String, &DefenseResult),
+        pruned_fraction: Option<f64>,
+        after: &[(DefenseStanding, Ratings)],
+    ) -> Self {
         let metrics = DEFENSE_NUMBERS.iter().filter_map(|(name, of)| {
             let values = after.iter().filter_map(|(standing, ratings)| of(standing, ratings)).collect::<Vec<_>>();
             Some(((*name).to_owned(), Summary::of(&values)?))

@@ -19,7 +19,8 @@ pub(crate) fn routing_table(runs: &[RunSummary], width: usize) -> String {
                 continue;
             }
             let chance = summary.chance.map(|chance| format!("{chance:.3}")).unwrap_or_default();
-            let cells = vec![metric.label.to_owned(), cell(summary.victim, count), cell(summary.clean_twin, count), chance];
+            let cells =
+                vec![metric.label.to_owned(), cell(summary.victim, count), cell(summary.clean_twin, count), chance];
             rows.push(Row::Cells(cells));
         }
         let _ = write!(text, "\n{}, mean ± sd, n = {count}\n{}", run.run, align(&header, &rows, width));
