@@ -210,7 +210,7 @@ mod tests {
         assert!(said.contains("22500 poisoned and 45000 cover images") && said.contains("a.toml:3:8"), "{said}");
         let source = "dataset = \"mnist\"\n[poisoning]\nrate = 0.2\ntarget-class = 1\n\
                       label-rule.source-specific = { source-class = 5 }\n[trigger.square]\n[model.patch-moe]\n\
-                      patch-size = 7\n";
+                      patch-size = 7\npatches-per-expert = 1\n";
         let said = Plan::from_text("a.toml", source, &options).unwrap_err().to_string();
         assert!(said.contains("images of class 5"), "{said}");
     }

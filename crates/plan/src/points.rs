@@ -301,7 +301,7 @@ values = [3, 1, 2]
 [[sweep.axes]]
 name = "attack"
 variants = [
-    { label = "white", set = { "trigger.square.value" = 255 } },
+    { label = "white", set = { "trigger.square.value" = 250 } },
     { label = "blend", set = { trigger = { blend = { alpha = 0.2 } }, poisoning.rate = 0.1 } },
     { label = "as written", set = {} },
 ]

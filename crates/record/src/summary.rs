@@ -25,6 +25,9 @@ pub struct RunSummary {
     pub images: ImagesUsed,
     /// What is to be known about these copies of the images.
     pub notes: Vec<String>,
+    /// The class that triggered images shall be taken for, by number and name, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// Whether this is the quick version, whose numbers mean nothing.
     pub quick: bool,
     /// What it was computed with.

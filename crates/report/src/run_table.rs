@@ -121,6 +121,9 @@ fn title(run: &RunSummary) -> String {
             if finished == 1 { "seed" } else { "seeds" },
         );
     }
+    if let Some(target) = &run.target {
+        let _ = write!(title, ", target class {target}");
+    }
     let _ = write!(title, ", {}", run.backend);
     if run.quick {
         title.push_str(", QUICK: these numbers mean nothing");
