@@ -64,7 +64,10 @@ fn runs(out: &Path) -> Vec<(PathBuf, String)> {
 /// Why nothing can be said of a run.
 #[allow(clippy::needless_pass_by_value, reason = "map_or_else hands errors over by value")]
 fn problem(error: RecordError) -> String {
-    format!("damaged: {error}")
+    match error {
+        RecordError::OtherSchema { .. } => format!("of another version: {error}"),
+        error => format!("damaged: {error}"),
+    }
 }
 
 /// How far a sweep is.
@@ -72,7 +75,8 @@ fn progress(table: &ResultTable) -> String {
     let quick = if table.quick { ", quick: its numbers mean nothing" } else { "" };
     let failed = table.points.iter().map(|point| point.failed.len()).sum::<usize>();
     let mut failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
-    let defenses = table.points.iter().flat_map(|point| point.failed_defenses.values()).map(BTreeMap::len).sum::<usize>();
+    let defenses =
+        table.points.iter().flat_map(|point| point.failed_defenses.values()).map(BTreeMap::len).sum::<usize>();
     if defenses > 0 {
         let _ = write!(failed, ", {defenses} {} failed", if defenses == 1 { "defense" } else { "defenses" });
     }
