@@ -11,6 +11,6 @@ mod results;
 
 pub use experiments::all_experiments;
 pub use list::{ListArguments, list};
-pub use output::{Stop, complain, exit_code, print, say, terminal_width};
+pub use output::{Stop, complain, exit_code, has_colours, is_smart_terminal, print, say, terminal_width};
 pub use report::{ReportArguments, report};
 pub use results::{ResultsArguments, results};

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,12 @@ fn runs(out: &Path) -> Vec<(PathBuf, String)> {
             runs.push((path.clone(), read_summary(&path).map_or_else(problem, |summary| outcome(&summary))));
         } else if let Some(table) = ResultTable::read(&path).transpose() {
             runs.push((path, table.map_or_else(problem, |table| progress(&table))));
+        } else if path.join("environment.json").exists() {
+            let what = "damaged: it has no summary.json; remove it, or run the experiment again, which moves it aside";
+            runs.push((path, what.to_owned()));
+        } else if path.extension().is_some_and(|extension| extension == "sweep") {
+            let what = "damaged: it has no table.json; the command of the sweep writes it anew from its runs";
+            runs.push((path, what.to_owned()));
         }
     }
     runs.sort();
@@ -57,14 +64,22 @@ fn runs(out: &Path) -> Vec<(PathBuf, String)> {
 /// Why nothing can be said of a run.
 #[allow(clippy::needless_pass_by_value, reason = "map_or_else hands errors over by value")]
 fn problem(error: RecordError) -> String {
-    format!("unreadable: {error}")
+    match error {
+        RecordError::OtherSchema { .. } => format!("of another version: {error}"),
+        error => format!("damaged: {error}"),
+    }
 }
 
 /// How far a sweep is.
 fn progress(table: &ResultTable) -> String {
     let quick = if table.quick { ", quick: its numbers mean nothing" } else { "" };
     let failed = table.points.iter().map(|point| point.failed.len()).sum::<usize>();
-    let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    let mut failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+    let defenses =
+        table.points.iter().flat_map(|point| point.failed_defenses.values()).map(BTreeMap::len).sum::<usize>();
+    if defenses > 0 {
+        let _ = write!(failed, ", {defenses} {} failed", if defenses == 1 { "defense" } else { "defenses" });
+    }
     format!(
         "{}, {}{quick}, sweep of {} points: {} of {} runs finished{failed}",
         table.datasets.join(" and "),
@@ -83,8 +98,11 @@ fn outcome(run: &RunSummary) -> String {
             let _ = write!(text, ", {} {}{}", metric.heading, metric.unit.text(summary.mean), metric.unit.suffix());
         }
     }
+    for failure in run.failures() {
+        let _ = write!(text, "; {failure}");
+    }
     if !run.is_complete() {
-        text.push_str(", some seeds failed");
+        text.push_str(" (--retry-failed computes that anew)");
     }
     text
 }

@@ -57,7 +57,10 @@ pub fn print(text: &str) -> Result<(), Stop> {
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Stop::ClosedPipe),
-        Err(error) => Err(Stop::failed(error)),
+        Err(error) => {
+            let what = "cannot write to standard output; nothing else is lost, and the same command shows it again";
+            Err(Stop::failed(anyhow::Error::from(error).context(what)))
+        }
     }
 }
 
@@ -89,10 +92,19 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Colours the word "error" where a person reads it and does not mind.
+/// Whether standard error is a terminal that understands escape sequences, to draw bars with.
+pub fn is_smart_terminal() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether what goes to standard error is coloured: where a person reads it and does not mind.
+pub fn has_colours() -> bool {
+    is_smart_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Colours the word "error" where colours are wanted.
 fn paint(text: &str) -> String {
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    if !colour {
+    if !has_colours() {
         return text.to_owned();
     }
     let lines = text.lines().map(|line| match line.strip_prefix("error:") {

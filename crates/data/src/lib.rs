@@ -52,6 +52,7 @@ mod image;
 mod image_set;
 mod labels;
 mod poisoning;
+mod published;
 mod random;
 mod shapes;
 pub mod split;
@@ -68,6 +69,7 @@ pub use poisoning::{
     Budget, CleanLabel, CountRule, CoverExample, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan,
     SourceSpecific, trigger_all_images, trigger_test_images,
 };
+pub use published::class_names_of;
 pub use random::{StreamRng, stream};
 pub use shapes::ShapesConfig;
 pub use split::stratified_subset;

@@ -57,14 +57,40 @@ impl PoisoningConfig {
     /// Checks every field against a training set of `images` images in `classes` classes, among them that a rate above
     /// 0 poisons at least one image, and returns all problems at once.
     ///
-    /// What depends on the sizes of single classes shows only when a plan is drawn: whether a class has as many images
-    /// as shall be poisoned, and what a rate of the target class comes to.
+    /// What depends on the sizes of single classes, [`validate_among`](Self::validate_among) checks.
     pub fn validate_for(&self, images: usize, classes: usize) -> Vec<DataError> {
         let mut problems = self.validate(classes);
         if self.budget() == Budget::AllImages {
             problems.extend(self.poisons_nothing(images, "images"));
         }
         problems
+    }
+
+    /// Checks against the images of each class of the training set, of which there is at least one for every class named:
+    /// whether the one class that a rule poisons has as many as the rate asks for, and at least one where the rate is a
+    /// fraction of it.
+    pub fn validate_among(&self, class_counts: &[usize]) -> Option<DataError> {
+        let class = self.poisoned_class()?;
+        let there = class_counts.get(usize::from(class)).copied().unwrap_or(0);
+        let rated = if self.budget() == Budget::TargetClass { there } else { class_counts.iter().sum() };
+        if let Some(problem) = self.poisons_nothing(rated, &format!("images of class {class}")) {
+            return Some(problem);
+        }
+        let count = self.count(rated);
+        (count > there).then(|| {
+            let found = format!("{}, which poisons {count} images", self.rate);
+            let largest = there as f64 / rated as f64;
+            invalid("rate", found, format!("at most {largest}, the {there} images of class {class}"))
+        })
+    }
+
+    /// Checks that so many images, of which `count` are poisoned, are enough for the cover images beside them.
+    pub fn validate_covers(&self, images: usize, count: usize, covers_per_poisoned: f64) -> Option<DataError> {
+        let covers = cover_count(count, covers_per_poisoned);
+        (count + covers > images).then(|| {
+            let found = format!("{}, which takes {count} poisoned and {covers} cover images", self.rate);
+            invalid("rate", found, format!("no more than all {images} images together"))
+        })
     }
 
     fn poisons_nothing(&self, images: usize, what: &str) -> Option<DataError> {
@@ -307,24 +333,13 @@ impl PoisoningPlan {
         }
         let class_counts = set.class_counts();
         let count = config.count_among(&class_counts);
-        if let Some(class) = config.poisoned_class() {
-            let there = class_counts[usize::from(class)];
-            let rated = if config.budget() == Budget::TargetClass { there } else { set.len() };
-            if let Some(problem) = config.poisons_nothing(rated, &format!("images of class {class}")) {
-                return Err(problem);
-            }
-            if count > there {
-                let found = format!("{}, which poisons {count} images", config.rate);
-                let largest = there as f64 / rated as f64;
-                let allowed = format!("at most {largest}, the {there} images of class {class}");
-                return Err(invalid("rate", found, allowed));
-            }
+        if let Some(problem) = config.validate_among(&class_counts) {
+            return Err(problem);
+        }
+        if let Some(problem) = config.validate_covers(set.len(), count, covers_per_poisoned) {
+            return Err(problem);
         }
         let cover_count = cover_count(count, covers_per_poisoned);
-        if count + cover_count > set.len() {
-            let found = format!("{}, which takes {count} poisoned and {cover_count} cover images", config.rate);
-            return Err(invalid("rate", found, format!("no more than all {} images together", set.len())));
-        }
         let mut indices: Vec<usize> = (0..set.len()).collect();
         indices.shuffle(&mut stream(seed, "poisoning"));
         let is_allowed = |index: &usize| config.poisoned_class().is_none_or(|class| set.label(*index) == class);

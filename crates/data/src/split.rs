@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::ImageSet;
+use crate::{ImageSet, stream};
 
 /// Parts a set into images that are kept and images that are held out, `fraction` of every class; indices ascend.
 ///
@@ -34,6 +34,33 @@ pub fn stratified(set: &ImageSet, fraction: f64, rng: &mut impl Rng) -> (Vec<usi
         }
     }
     (0..set.len()).partition(|&index| !is_held_out[index])
+}
+
+/// Which images of a data set's training split one seed trains on, and which it holds out; indices ascend.
+///
+/// `fraction` is held out by [`stratified`] from `stream(seed, "validation")`. Of what is left and of what is held out,
+/// `counts` images are drawn by [`stratified_subset`], from `"training-images"` and `"validation-images"`; all if not given.
+///
+/// # Panics
+///
+/// If `fraction` is not in [0, 1].
+pub fn for_seed(
+    train: &ImageSet,
+    fraction: f64,
+    counts: Option<(usize, usize)>,
+    seed: u64,
+) -> (Vec<usize>, Vec<usize>) {
+    let (kept, held_out) = if fraction == 0.0 {
+        ((0..train.len()).collect(), Vec::new())
+    } else {
+        stratified(train, fraction, &mut stream(seed, "validation"))
+    };
+    let Some((training, validation)) = counts else { return (kept, held_out) };
+    let drawn = |of: &[usize], count, name| {
+        let chosen = stratified_subset(&train.subset(of), count, &mut stream(seed, name));
+        chosen.into_iter().map(|index| of[index]).collect()
+    };
+    (drawn(&kept, training, "training-images"), drawn(&held_out, validation, "validation-images"))
 }
 
 /// Draws `count` images with the classes in the set's proportions, indices ascending.
@@ -107,7 +134,6 @@ mod tests {
 
     use super::*;
     use crate::image_set::tests::tiny;
-    use crate::stream;
 
     #[test]
     fn a_tenth_of_every_class_is_held_out() {

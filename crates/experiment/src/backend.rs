@@ -131,9 +131,9 @@ impl Backend {
     }
 }
 
-/// Threads the machine offers.
+/// Threads that compute: as many as the machine offers, unless `RAYON_NUM_THREADS` says otherwise.
 pub(crate) fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    rayon::current_num_threads()
 }
 
 /// Names of the backends in this build.

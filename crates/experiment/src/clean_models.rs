@@ -8,7 +8,9 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 use patchdoor_plan::Plan;
-use patchdoor_record::{ImagesUsed, SCHEMA, lock, read_sealed_json, write_sealed, write_sealed_json};
+use patchdoor_record::{
+    ImagesUsed, RecordError, SCHEMA, check_sealed, lock, move_aside, read_sealed_json, write_sealed, write_sealed_json,
+};
 use patchdoor_train::{PREDICTION_BATCH, predict};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ use crate::config_text::config_text;
 use crate::console::Watch;
 use crate::halt::{Halt, Step};
 use crate::images::SeedImages;
-use crate::training::{OneTraining, load, remove_checkpoint};
+use crate::training::{OneTraining, WEIGHTS, load, remove_checkpoint};
 
 /// What is known of a clean model; its `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,26 @@ pub(crate) struct CleanModel<B: AutodiffBackend> {
     /// Share of untouched test images predicted right.
     pub(crate) clean_accuracy: f64,
     pub(crate) classifier: Classifier<B::InnerBackend>,
+}
+
+/// How a clean model is found.
+enum State {
+    Missing,
+    Whole,
+    /// And why it cannot be used.
+    Damaged(RecordError),
+}
+
+/// Looks at everything that a clean model is used for, before anything is trained for its sake.
+fn state(folder: &Path) -> State {
+    if !folder.exists() {
+        return State::Missing;
+    }
+    let record = read_sealed_json::<CleanRecord>(&folder.join("result.json"));
+    match record.and_then(|_| check_sealed(&folder.join(WEIGHTS))) {
+        Ok(()) => State::Whole,
+        Err(error) => State::Damaged(error),
+    }
 }
 
 /// What a clean model is trained for.
@@ -87,14 +109,18 @@ impl CleanModels<'_> {
         let hash = plan.twin_hash(self.backend, self.fingerprint);
         let folder = format!("twins/{hash}/seed-{seed}");
         let finished = self.out.join(&folder);
-        let is_there = || finished.join("result.json").is_file();
-        if is_there() {
-            let (name, role) = (plan.name(), role.name());
-            self.watch.say(format!("{name} seed {seed}: {role} trained before, in {}", finished.display()));
+        let label = format!("{} seed {seed}: {}", plan.name(), role.name());
+        if matches!(state(&finished), State::Whole) {
+            self.watch.say(format!("{label} trained before, in {}", finished.display()));
         } else {
             let _lock = self.wait_for_lock(&format!("twin-{hash}-seed-{seed}"))?;
             // Whoever held the lock may have trained it meanwhile.
-            if !is_there() {
+            let found = state(&finished);
+            if let State::Damaged(reason) = &found {
+                let aside = move_aside(&finished)?;
+                self.watch.say(format!("warning: {label} is trained anew, {} is kept: {reason}", aside.display()));
+            }
+            if !matches!(found, State::Whole) {
                 let partial = self.out.join(format!("{folder}.partial"));
                 self.train::<B>((plan, role), seed, images, test, &partial, device)
                     .map_err(|halt| halt.of(role.name()))?;

@@ -1,4 +1,4 @@
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,9 +11,14 @@ pub struct Console {
 }
 
 impl Console {
-    /// Bars if standard error is a terminal, else plain lines.
-    pub fn new() -> Self {
-        Self { bars: io::stderr().is_terminal() }
+    /// Bars, for a terminal that can move its cursor.
+    pub fn with_bars() -> Self {
+        Self { bars: true }
+    }
+
+    /// Plain lines.
+    pub fn plain() -> Self {
+        Self { bars: false }
     }
 
     /// Says one line.
@@ -28,12 +33,6 @@ impl Console {
         let bar = ProgressBar::with_draw_target(None, target).with_prefix(label.to_owned());
         bar.set_style(style("{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left"));
         bar
-    }
-}
-
-impl Default for Console {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

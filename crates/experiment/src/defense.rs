@@ -9,7 +9,7 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::{DefenderConfig, DefenderSet, ExperimentConfig};
 use patchdoor_record::{
     DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, ImagesUsed, Ratings, SCHEMA, SeriesRow,
-    is_sealed, read_sealed_json, write_sealed_json,
+    defense_folder, is_sealed, read_sealed_json, write_sealed_json,
 };
 
 use crate::attack::Attack;
@@ -46,7 +46,7 @@ impl Victim<'_> {
     ) -> Step<Vec<DefenseResult>> {
         let mut results = Vec::new();
         for (index, defender) in self.config.defenses.iter().enumerate() {
-            let folder = self.folder.join("defenses").join(format!("{index}-{}", defender.defense.name()));
+            let folder = defense_folder(self.folder, index, defender.defense.name());
             let path = folder.join("result.json");
             if is_sealed(&path)? {
                 results.push(read_sealed_json(&path)?);

@@ -6,10 +6,11 @@ use patchdoor_plan::{DatasetFacts, Plan, choice_name};
 use crate::backend::Backend;
 
 /// Says what a plan will do, before it does it; one line each.
-pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, folder: &Path) -> Vec<String> {
+pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, folder: &Path) -> Vec<String> {
     let config = plan.config();
     let dataset = config.dataset.name();
-    let facts = facts.unwrap_or_else(|| DatasetFacts::published(&config.dataset));
+    let published = DatasetFacts::published(&config.dataset);
+    let facts = facts.unwrap_or(&published);
     let counts = plan.counts(facts);
     let known = |count: Option<usize>, all: &str| count.map_or_else(|| all.to_owned(), |count| count.to_string());
     let seeds = config.seeds.len();
@@ -21,13 +22,15 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
     };
     let pixels = facts.shape.height * facts.shape.width;
     let budget = budget.map_or_else(|_| String::new(), |budget| format!(" ({budget} of {pixels} pixels)"));
+    let target = plan
+        .target_in_words(facts)
+        .map_or_else(|| "each class taken for the next".to_owned(), |target| format!("target class {target}"));
     let mut lines = vec![format!(
-        "{}: {} (widen {}) on {dataset}, {} trigger{budget}, target class {}{quick}",
+        "{}: {} (widen {}) on {dataset}, {} trigger{budget}, {target}{quick}",
         plan.name(),
         choice_name(&config.model),
         config.model.widen_factor(),
         choice_name(&config.trigger),
-        config.poisoning.target_class,
     )];
     lines.push(format!(
         "  {} training images, {} of them poisoned (rate {}); {} validation, {} test images",
@@ -75,6 +78,7 @@ pub fn describe(plan: &Plan, facts: Option<DatasetFacts>, backend: &Backend, fol
         };
         lines.push(format!("  then {}: {images} {data} images, {epochs}", defender.title()));
     }
+    lines.extend(plan.notes(facts).iter().map(|note| format!("  note: {note}")));
     lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
     lines
 }

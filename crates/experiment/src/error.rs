@@ -19,17 +19,32 @@ pub enum RunError {
     /// There is no place for results.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
-    /// An unfinished run of the same name was computed on other images.
+    /// A run of the same name was computed on other images.
     #[error(
         "{} was begun on other images than these ({found}, now {expected}); --fresh moves it aside",
         path.display()
     )]
     OtherImages {
-        /// The unfinished run.
+        /// The run.
         path: PathBuf,
         /// Fingerprint of its images.
         found: String,
         /// Fingerprint of the images now.
+        expected: String,
+    },
+    /// A run of the same name was computed with another file of the same path.
+    #[error(
+        "{} was begun with another {input} than this ({found}, now {expected}); --fresh moves it aside",
+        path.display()
+    )]
+    OtherInput {
+        /// The run.
+        path: PathBuf,
+        /// The file, as the experiment names it.
+        input: String,
+        /// SHA-256 of the file then.
+        found: String,
+        /// SHA-256 of the file now.
         expected: String,
     },
     /// A result cannot be written, or one of an earlier run not be read back.

@@ -2,11 +2,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use patchdoor_data::{DataError, Dataset, ImageSet, load, split, stratified_subset, stream};
-use patchdoor_plan::{ConfigErrors, DatasetFacts, ExperimentConfig, Plan, WhenMissing, share_of};
+use patchdoor_plan::{ConfigErrors, DatasetFacts, ExperimentConfig, Plan, WhenMissing, split_sizes};
 use patchdoor_record::ImagesUsed;
 
 use crate::console::Watch;
 use crate::download::fetch_missing;
+use crate::sources::{Sources, digests_of};
 
 /// Images in memory, and the plan as it applies to them.
 #[derive(Clone)]
@@ -16,8 +17,71 @@ pub(crate) struct Acquired {
     /// Shared by the runs of a sweep.
     pub(crate) dataset: Arc<Dataset>,
     pub(crate) used: ImagesUsed,
-    /// SHA-256 over pixels and labels of both splits.
-    pub(crate) fingerprint: String,
+    /// What is to be known about the images and about what they can show.
+    pub(crate) notes: Vec<String>,
+    /// What the results depend on besides the configuration.
+    pub(crate) sources: Sources,
+}
+
+impl Acquired {
+    /// A plan on images that were read.
+    ///
+    /// # Errors
+    /// If the plan does not fit the images, or a file that it names cannot be read.
+    fn of(plan: &Plan, dataset: Arc<Dataset>, used: ImagesUsed, fingerprint: String) -> Result<Self, ImagesError> {
+        let facts = DatasetFacts::of(&dataset.train, &dataset.test);
+        let plan = plan.for_images(&facts)?;
+        check_seeds(&plan, &dataset.train)?;
+        let notes = dataset.notes.iter().cloned().chain(plan.notes(&facts)).collect();
+        let sources = Sources { fingerprint, inputs: digests_of(&plan)? };
+        Ok(Self { plan, dataset, used, notes, sources })
+    }
+
+    /// The images as they were read, for another plan that uses them.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub(crate) fn for_plan(&self, plan: &Plan) -> Result<Self, ImagesError> {
+        Self::of(plan, Arc::clone(&self.dataset), self.used.clone(), self.sources.fingerprint.clone())
+    }
+
+    /// The images of a plan, if they are on disk: nothing is fetched and nothing stands in for them.
+    ///
+    /// # Errors
+    /// If they are there but cannot be read, or the plan does not fit them.
+    pub(crate) fn if_there(plan: &Plan, roots: &[PathBuf]) -> Result<Option<Self>, ImagesError> {
+        match load(&plan.config().dataset, roots) {
+            Ok(dataset) => Self::loaded(plan, dataset, None).map(Some),
+            Err(DataError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn loaded(plan: &Plan, dataset: Dataset, substitution: Option<String>) -> Result<Self, ImagesError> {
+        let fingerprint = format!("{}-{}", dataset.train.fingerprint(), dataset.test.fingerprint());
+        let used = ImagesUsed { dataset: plan.config().dataset.name().to_owned(), substitution };
+        Self::of(plan, Arc::new(dataset), used, fingerprint)
+    }
+}
+
+/// Makes sure that the images of each seed can be poisoned as the plan says, where only the images can tell: those that
+/// belong together are held out together.
+fn check_seeds(plan: &Plan, train: &ImageSet) -> Result<(), ImagesError> {
+    let config = plan.config();
+    if train.groups().is_none() || config.poisoning.poisoned_class().is_none() {
+        return Ok(());
+    }
+    for &seed in &config.seeds {
+        let (training, _) = split::for_seed(train, config.data.validation_fraction, split_sizes(&config.data), seed);
+        let mut counts = vec![0; train.class_count()];
+        training.iter().for_each(|&index| counts[usize::from(train.label(index))] += 1);
+        if let Some(DataError::InvalidField { field, found, allowed }) = config.poisoning.validate_among(&counts) {
+            return Err(plan
+                .problem(&format!("poisoning.{field}"), &format!("{found} with seed {seed}"), &allowed)
+                .into());
+        }
+    }
+    Ok(())
 }
 
 /// Why there are no images to run on.
@@ -40,6 +104,9 @@ pub enum ImagesError {
     /// The data set is there but cannot be read.
     #[error("the images cannot be read")]
     Unreadable(#[from] DataError),
+    /// A file that the experiment names cannot be read.
+    #[error("a file that the experiment names cannot be read")]
+    Input(#[from] std::io::Error),
     /// The experiment does not fit the images.
     #[error(transparent)]
     Unfit(#[from] ConfigErrors),
@@ -81,12 +148,7 @@ pub(crate) fn acquire(
         }
         Err(error) => return Err(error.into()),
     };
-    let facts = DatasetFacts::of(&dataset.train, &dataset.test);
-    let plan = plan.for_images(facts);
-    plan.check_against(facts)?;
-    let fingerprint = format!("{}-{}", dataset.train.fingerprint(), dataset.test.fingerprint());
-    let used = ImagesUsed { dataset: plan.config().dataset.name().to_owned(), substitution };
-    Ok(Acquired { plan, dataset: Arc::new(dataset), used, fingerprint })
+    Acquired::loaded(&plan, dataset, substitution)
 }
 
 /// The images of one seed, untouched.
@@ -98,21 +160,9 @@ pub(crate) struct SeedImages {
 impl SeedImages {
     /// Holds out validation images, then draws the training images from the rest, both stratified by class.
     pub(crate) fn draw(config: &ExperimentConfig, train: &ImageSet, seed: u64) -> Self {
-        let fraction = config.data.validation_fraction;
-        let (kept, held_out) = if fraction == 0.0 {
-            ((0..train.len()).collect(), Vec::new())
-        } else {
-            split::stratified(train, fraction, &mut stream(seed, "validation"))
-        };
-        let mut training = train.subset(&kept);
-        let mut validation = train.subset(&held_out);
-        if let Some(count) = config.data.training_images {
-            let drawn = stratified_subset(&training, count, &mut stream(seed, "training-images"));
-            training = training.subset(&drawn);
-            let count = share_of(count, fraction / (1.0 - fraction));
-            let drawn = stratified_subset(&validation, count, &mut stream(seed, "validation-images"));
-            validation = validation.subset(&drawn);
-        }
+        let (training, validation) =
+            split::for_seed(train, config.data.validation_fraction, split_sizes(&config.data), seed);
+        let (training, validation) = (train.subset(&training), train.subset(&validation));
         Self { training, validation: (!validation.is_empty()).then_some(validation) }
     }
 }

@@ -21,9 +21,9 @@
 //!     out: Path::new("runs"),
 //!     roots: &["data".into()],
 //!     offline: true,
-//!     fresh: false,
+//!     again: Again::No,
 //!     stop: &AtomicBool::new(false),
-//!     console: Console::new(),
+//!     console: Console::plain(),
 //!     build: &Build::default(),
 //!     reporter: &(),
 //! };
@@ -52,6 +52,7 @@ mod poisoned;
 mod progress;
 mod routing;
 mod run;
+mod sources;
 mod sweep;
 mod training;
 

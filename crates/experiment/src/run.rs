@@ -7,8 +7,8 @@ use patchdoor_data::{Dataset, ImageSet};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::{DatasetFacts, Plan};
 use patchdoor_record::{
-    Build, Environment, ImagesUsed, Measurements, Opened, RunDirectory, RunSummary, SCHEMA, SeedOutcome, SeedResult,
-    TwinMeasurements, is_sealed, read_sealed_json, read_summary, write_sealed, write_sealed_json,
+    Again, Build, Environment, ImagesUsed, Measurements, Opened, RunDirectory, RunSummary, SCHEMA, SeedOutcome,
+    SeedResult, TwinMeasurements, is_sealed, read_sealed_json, read_summary, write_sealed, write_sealed_json,
 };
 use patchdoor_train::{PREDICTION_BATCH, predict_with_routing};
 
@@ -25,6 +25,7 @@ use crate::halt::{Halt, Step};
 use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::placement::choose_placement;
 use crate::routing::{EpochRouting, look_at_routing};
+use crate::sources::Sources;
 use crate::training::{OneTraining, remove_checkpoint};
 
 /// Where and how plans run.
@@ -36,8 +37,8 @@ pub struct RunSettings<'a> {
     pub roots: &'a [PathBuf],
     /// Whether missing images are not fetched.
     pub offline: bool,
-    /// Whether a run of the same name is moved aside and computed anew.
-    pub fresh: bool,
+    /// What becomes of a run of the same name that is there already.
+    pub again: Again,
     /// Set from outside to end the run after its epoch.
     pub stop: &'a AtomicBool,
     /// Where the run says what it does.
@@ -103,14 +104,19 @@ pub enum Execution {
 /// not as it was written. A training whose loss is no longer a number ends that seed only, with its reason in the results.
 pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Result<Execution, RunError> {
     let found = RunDirectory::finished(settings.out, &plan.run_name(backend.name()));
-    if let Some(folder) = found.filter(|_| !settings.fresh) {
-        return show(folder, settings.console);
+    let found = found.filter(|_| settings.again == Again::No);
+    if let Some(folder) = found {
+        if let Some(acquired) = Acquired::if_there(plan, settings.roots)? {
+            return show(folder, &acquired.sources, settings.console);
+        }
+        settings.console.say("note: its images are not here, so nobody can tell whether they are as they were");
+        return shown(folder, settings.console);
     }
     let acquired = acquire(plan, settings.roots, settings.offline, settings.watch())?;
     execute_on(&acquired, backend, settings, |folder| {
         let Acquired { plan, dataset, .. } = &acquired;
         let facts = DatasetFacts::of(&dataset.train, &dataset.test);
-        for line in describe(plan, Some(facts), backend, folder).into_iter().chain(describe_images(dataset)) {
+        for line in describe(plan, Some(&facts), backend, folder).into_iter().chain(describe_images(dataset)) {
             settings.console.say(line);
         }
     })
@@ -123,17 +129,23 @@ pub(crate) fn execute_on(
     settings: &RunSettings<'_>,
     announce: impl FnOnce(&Path),
 ) -> Result<Execution, RunError> {
-    let Acquired { plan, dataset, used, fingerprint } = acquired;
+    let Acquired { plan, dataset, used, notes, sources } = acquired;
     let name = plan.run_name(backend.name());
-    let directory = match RunDirectory::open(settings.out, &name, settings.fresh)? {
-        Opened::Finished(folder) => return show(folder, settings.console),
+    let directory = match RunDirectory::open(settings.out, &name, settings.again)? {
+        Opened::Finished(folder) => return show(folder, sources, settings.console),
         Opened::Ready(directory) => directory,
     };
     announce(directory.finished_path());
     let folder = directory.path();
     write_preamble(acquired, backend, settings.build, folder)?;
     tracing::info!(run = name, images = used.dataset, backend = backend.name(), "run begins");
-    let models = CleanModels { out: settings.out, backend: backend.name(), fingerprint, used, watch: settings.watch() };
+    let models = CleanModels {
+        out: settings.out,
+        backend: backend.name(),
+        fingerprint: &sources.fingerprint,
+        used,
+        watch: settings.watch(),
+    };
     let seeds = match backend.run(Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
         Ok(seeds) => seeds,
         Err(Halt::Interrupted) => return Ok(Execution::Interrupted { folder: folder.to_owned() }),
@@ -145,7 +157,8 @@ pub(crate) fn execute_on(
         experiment: plan.name(),
         run: name,
         images: used.clone(),
-        notes: dataset.notes.clone(),
+        notes: notes.clone(),
+        target: plan.target_in_words(&DatasetFacts::of(&dataset.train, &dataset.test)),
         quick: plan.is_quick(),
         backend: backend.name().into(),
         device: backend.device().into(),
@@ -160,7 +173,13 @@ pub(crate) fn execute_on(
     Ok(Execution::Done { summary: Box::new(summary), folder: directory.finish()? })
 }
 
-fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
+/// Shows a finished run, if it was computed on what is there now.
+fn show(folder: PathBuf, now: &Sources, console: Console) -> Result<Execution, RunError> {
+    Sources::of_run(&folder)?.expect(now, &folder)?;
+    shown(folder, console)
+}
+
+fn shown(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
     let summary = read_summary(&folder)?;
     console.say(format!("finished earlier, in {}; --fresh computes it anew", folder.display()));
     Ok(Execution::Done { summary: Box::new(summary), folder })
@@ -168,7 +187,7 @@ fn show(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
 
 /// Writes what is known before anything is trained, or checks that it is as it was when the run was begun.
 fn write_preamble(acquired: &Acquired, backend: &Backend, build: &Build, folder: &Path) -> Result<(), RunError> {
-    let Acquired { plan, dataset, used, fingerprint } = acquired;
+    let Acquired { plan, dataset, used, notes, sources } = acquired;
     write_sealed(&folder.join("config.toml"), config_text(plan, "The experiment", used).as_bytes())?;
     let environment = Environment {
         schema: SCHEMA,
@@ -181,8 +200,9 @@ fn write_preamble(acquired: &Acquired, backend: &Backend, build: &Build, folder:
         quick: plan.is_quick(),
         images: used.clone(),
         location: dataset.location.as_ref().map(|path| path.display().to_string()),
-        notes: dataset.notes.clone(),
-        fingerprint: fingerprint.clone(),
+        notes: notes.clone(),
+        fingerprint: sources.fingerprint.clone(),
+        inputs: sources.inputs.clone(),
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     };
     let mut path = folder.join("environment.json");
@@ -191,10 +211,8 @@ fn write_preamble(acquired: &Acquired, backend: &Backend, build: &Build, folder:
             break;
         }
         let before: Environment = read_sealed_json(&path)?;
-        if before.fingerprint != environment.fingerprint {
-            let (found, expected) = (before.fingerprint, environment.fingerprint);
-            return Err(RunError::OtherImages { path: folder.to_owned(), found, expected });
-        }
+        let of_before = Sources { fingerprint: before.fingerprint.clone(), inputs: before.inputs.clone() };
+        of_before.expect(sources, folder)?;
         if (Environment { started: before.started, ..environment.clone() }) == before {
             return Ok(());
         }

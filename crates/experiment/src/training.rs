@@ -8,7 +8,7 @@ use patchdoor_data::{AugmentationConfig, ImageSet, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig, WeightsDescription, load_weights, save_weights};
 use patchdoor_plan::ExperimentConfig;
-use patchdoor_record::{ImagesUsed, check_sealed, seal};
+use patchdoor_record::{ImagesUsed, check_sealed, is_sealed, read_sealed_json_lines, seal};
 use patchdoor_train::{
     BatchProgress, ClassifierObserver, EpochRecord, Outcome, TrainingConfig, TrainingData, TrainingObserver,
     input_shape, train_observed,
@@ -70,6 +70,32 @@ impl<'a> OneTraining<'a> {
         }
     }
 
+    /// What the same training left earlier, of a seed of which something else failed; `None` if it has to be trained, or to
+    /// go on from a checkpoint.
+    fn trained_before<B: TrainingBackend>(
+        &self,
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<Option<TrainedClassifier<B>>> {
+        let (weights, log) = (self.folder.join(WEIGHTS), self.folder.join("metrics.jsonl"));
+        if self.folder.join("checkpoint").exists() || !is_sealed(&weights)? || !is_sealed(&log)? {
+            return Ok(None);
+        }
+        let before = check_sealed(&weights).and_then(|()| read_sealed_json_lines::<EpochRecord>(&log));
+        match before {
+            Ok(history) if history.len() == self.config.epochs => {
+                watch.say(format!("{}: trained before", self.label));
+                let classifier = load(self.model, self.training, self.seed, self.folder, device)?;
+                Ok(Some(TrainedClassifier { classifier, history }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) => {
+                watch.say(format!("warning: {}: trained anew: {error}", self.label));
+                Ok(None)
+            }
+        }
+    }
+
     /// Trains, going on from a checkpoint if there is one; `epochs` looks at the classifier after every epoch.
     pub(crate) fn run<B: TrainingBackend>(
         self,
@@ -79,6 +105,9 @@ impl<'a> OneTraining<'a> {
     ) -> Step<TrainedClassifier<B>> {
         if watch.is_stopped() {
             return Err(Halt::Interrupted);
+        }
+        if let Some(trained) = self.trained_before::<B>(watch, device)? {
+            return Ok(trained);
         }
         let log = HistoryFile { path: self.folder.join("metrics.jsonl"), seed: self.seed, images: self.used };
         let progress = TrainingProgress::new(watch, self.label, &log, self.config.epochs);

@@ -56,12 +56,14 @@ impl Setting<'_> {
 }
 
 /// `[sweep]` without its values: the names of its axes and what its points are called.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Outline {
     /// Names of the axes, in their order, and how many values each has.
     pub(crate) axes: Vec<(String, usize)>,
     pub(crate) combine: Combine,
     pub(crate) points: Vec<PointOutline>,
+    /// The text it was read from.
+    pub(crate) document: Document,
 }
 
 /// What one point is called and what it sets.
@@ -71,6 +73,8 @@ pub(crate) struct PointOutline {
     pub(crate) labels: Vec<String>,
     /// `a.b=c`, in the order written.
     pub(crate) settings: Vec<String>,
+    /// Where its value on each axis stands.
+    pub(crate) places: Vec<Range<usize>>,
 }
 
 impl<'i> Axes<'i> {
@@ -116,11 +120,13 @@ impl<'i> Axes<'i> {
         let points = self.choices().into_iter().map(|choices| PointOutline {
             labels: self.variants_of(&choices).map(|variant| variant.label.clone()).collect(),
             settings: self.variants_of(&choices).flat_map(|variant| &variant.settings).map(written).collect(),
+            places: self.variants_of(&choices).map(|variant| variant.place.clone()).collect(),
         });
         Outline {
             axes: self.axes.iter().map(|axis| (axis.name.clone(), axis.variants.len())).collect(),
             combine: self.combine,
             points: points.collect(),
+            document: document.clone(),
         }
     }
 }

@@ -4,6 +4,7 @@ use patchdoor_model::{InputShape, ModelError};
 use patchdoor_train::{TrainError, input_shape};
 use patchdoor_triggers::TriggerError;
 
+use crate::classes::check_classes;
 use crate::config::ExperimentConfig;
 use crate::counts::{counts, split_of};
 use crate::defense_checks::check_defenses;
@@ -11,13 +12,18 @@ use crate::facts::{DatasetFacts, choice_name};
 use crate::problem::Problem;
 
 /// Every value of the configuration that cannot be, as far as the images are known.
-pub(crate) fn check(config: &ExperimentConfig, facts: Option<DatasetFacts>) -> Vec<Problem> {
+pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> Vec<Problem> {
     let mut problems = check_own_fields(config);
     problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
     problems.extend(match facts {
         Some(facts) => check_fit(config, facts),
         None => from_data("poisoning", config.poisoning.validate(MOST_CLASSES)).collect(),
     });
+    if problems.is_empty()
+        && let Some(facts) = facts
+    {
+        problems.extend(from_data("poisoning", check_classes(config, facts).into_iter().collect()));
+    }
     problems.extend(check_defenses(config, facts.map(|facts| counts(config, facts))));
     for error in config.training.validate() {
         if let TrainError::InvalidField { field, found, allowed } = error {
@@ -68,7 +74,7 @@ fn check_own_fields(config: &ExperimentConfig) -> Vec<Problem> {
 }
 
 /// Checks that everything fits the images.
-fn check_fit(config: &ExperimentConfig, facts: DatasetFacts) -> Vec<Problem> {
+fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
     let mut problems = Vec::new();
     let data = &config.data;
     if let Some((wanted, there)) = data.test_images.zip(facts.test_images)

@@ -1,7 +1,7 @@
 use patchdoor_data::{Budget, CleanLabel, LabelRule, PoisoningConfig};
 
 use crate::amount::share_of;
-use crate::config::ExperimentConfig;
+use crate::config::{DataConfig, ExperimentConfig};
 use crate::facts::DatasetFacts;
 
 /// A number of images for each purpose, as far as it is known.
@@ -23,8 +23,14 @@ pub(crate) fn split_of(images: usize, validation_fraction: f64) -> (usize, usize
     (held_out, images - held_out)
 }
 
+/// How many images are drawn to train on and to validate on, if not all are.
+pub fn split_sizes(data: &DataConfig) -> Option<(usize, usize)> {
+    let fraction = data.validation_fraction;
+    data.training_images.map(|count| (count, share_of(count, fraction / (1.0 - fraction))))
+}
+
 /// How many images serve each purpose.
-pub(crate) fn counts(config: &ExperimentConfig, facts: DatasetFacts) -> ImageCounts {
+pub(crate) fn counts(config: &ExperimentConfig, facts: &DatasetFacts) -> ImageCounts {
     let fraction = config.data.validation_fraction.clamp(0.0, 0.5);
     let (held_out, rest) = facts.training_images.map(|images| split_of(images, fraction)).unzip();
     let training = config.data.training_images.or(rest);

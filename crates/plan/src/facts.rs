@@ -1,9 +1,11 @@
-use patchdoor_data::{DatasetConfig, ImageSet, ImageShape};
+use std::sync::Arc;
+
+use patchdoor_data::{DatasetConfig, ImageSet, ImageShape, class_names_of};
 use serde::Serialize;
 use serde_json::Value;
 
 /// What a plan is checked against: sizes of a data set, as far as they are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetFacts {
     /// Images of the training split, before validation images are held out.
     pub training_images: Option<usize>,
@@ -13,6 +15,12 @@ pub struct DatasetFacts {
     pub shape: ImageShape,
     /// Number of classes.
     pub classes: Option<usize>,
+    /// Their names, in the order of their labels.
+    pub class_names: Option<Arc<[String]>>,
+    /// Images of each class in the training and in the test split.
+    pub class_counts: Option<[Arc<[usize]>; 2]>,
+    /// Whether some training images belong together, so that what a class keeps for training depends on how they lie.
+    pub has_groups: bool,
 }
 
 impl DatasetFacts {
@@ -30,6 +38,9 @@ impl DatasetFacts {
             test_images,
             shape: dataset.shape(),
             classes: dataset.class_count(),
+            class_names: class_names_of(dataset.name()).map(|names| names.iter().map(ToString::to_string).collect()),
+            class_counts: dataset.published_class_counts().map(|counts| counts.map(Into::into)),
+            has_groups: matches!(dataset, DatasetConfig::Gtsrb),
         }
     }
 
@@ -40,6 +51,19 @@ impl DatasetFacts {
             test_images: Some(test.len()),
             shape: train.shape(),
             classes: Some(train.class_count()),
+            class_names: Some(train.classes().into()),
+            class_counts: Some([train, test].map(|split| split.class_counts().into())),
+            has_groups: train.groups().is_some(),
+        }
+    }
+
+    /// A class by number and name, as far as the name is known: `3 (cat)`.
+    pub fn class_in_words(&self, class: u8) -> String {
+        let name = self.class_names.as_ref().and_then(|names| names.get(usize::from(class)));
+        // MNIST's digits are called what they are.
+        match name.filter(|name| **name != class.to_string()) {
+            Some(name) => format!("{class} ({name})"),
+            None => class.to_string(),
         }
     }
 }

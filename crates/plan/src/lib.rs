@@ -34,6 +34,8 @@
 mod amount;
 mod axes;
 mod checks;
+mod class_names;
+mod classes;
 mod config;
 mod counts;
 mod defender;
@@ -51,7 +53,7 @@ mod routing;
 
 pub use amount::{CleanAmount, share_of};
 pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
-pub use counts::ImageCounts;
+pub use counts::{ImageCounts, split_sizes};
 pub use defender::{DefenderConfig, DefenderSet};
 pub use diagnostics::{ConfigErrors, Diagnostic, Position};
 pub use facts::{DatasetFacts, choice_name};

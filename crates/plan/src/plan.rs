@@ -1,9 +1,11 @@
 use std::path::{Path, PathBuf};
 
 use patchdoor_attacks::SurrogateConfig;
-use patchdoor_data::{DatasetConfig, ShapesConfig};
+use patchdoor_data::{DatasetConfig, LabelRule, ShapesConfig};
 
 use crate::checks::check;
+use crate::class_names::{ClassNames, WrongName, position, set_class};
+use crate::classes::class_notes;
 use crate::config::{DataConfig, ExperimentConfig, WhenMissing};
 use crate::counts::{ImageCounts, counts};
 use crate::diagnostics::{ConfigErrors, Diagnostic, sort_by_place};
@@ -59,6 +61,10 @@ pub struct Plan {
     /// Which point of a sweep this is, in words.
     point: Option<String>,
     document: Document,
+    /// Classes named in the file whose numbers the images will tell; the configuration has stand-ins there.
+    class_names: ClassNames,
+    /// Digest of the experiment before it was made quick.
+    written: String,
 }
 
 impl Plan {
@@ -67,16 +73,7 @@ impl Plan {
     /// # Errors
     /// Every problem of the file and the overrides at once.
     pub fn read(path: &Path, options: &PlanOptions) -> Result<Self, ConfigErrors> {
-        let text = fs_err::read_to_string(path).map_err(|error| ConfigErrors {
-            path: path.to_owned(),
-            diagnostics: vec![Diagnostic {
-                field: String::new(),
-                message: error.to_string(),
-                position: None,
-                help: Some("cargo xtask list shows the experiments there are".into()),
-            }],
-        })?;
-        Self::from_text(path, &text, options)
+        Self::from_text(path, &read_text(path)?, options)
     }
 
     /// Checks an experiment that has been read; `path` names it in messages and in its results.
@@ -112,23 +109,25 @@ impl Plan {
         quick: bool,
         point: Option<String>,
     ) -> Result<Self, ConfigErrors> {
-        let Reading { document, config, problems: mut diagnostics, unread } = reading;
+        let Reading { document, config, problems: mut diagnostics, unread, class_names } = reading;
+        diagnostics.extend(too_long(path));
         if let Some(config) = &config {
             let known = !unread.iter().any(|path| path == "dataset" || path.starts_with("dataset."));
             let facts = known.then(|| DatasetFacts::published(&config.dataset));
             let untouched = |problem: &Problem| {
                 !unread.iter().any(|path| problem.field == *path || problem.field.starts_with(&format!("{path}.")))
             };
-            let problems = check(config, facts).into_iter().filter(untouched);
+            let problems = check(config, facts.as_ref()).into_iter().filter(untouched);
             diagnostics.extend(problems.map(|p| document.problem(&p.field, &p.found, &p.allowed)));
         }
         match config {
             Some(mut config) if diagnostics.is_empty() => {
+                let written = digest_of(&config, &class_names);
                 if quick {
                     let facts = DatasetFacts::published(&config.dataset);
-                    make_quick(&mut config, facts);
+                    make_quick(&mut config, &facts);
                 }
-                Ok(Self { path: path.to_owned(), config, overrides, quick, point, document })
+                Ok(Self { path: path.to_owned(), config, class_names, written, overrides, quick, point, document })
             }
             _ => {
                 sort_by_place(&mut diagnostics);
@@ -142,7 +141,7 @@ impl Plan {
     ///
     /// # Errors
     /// Every field that does not fit these images.
-    pub fn check_against(&self, facts: DatasetFacts) -> Result<(), ConfigErrors> {
+    pub fn check_against(&self, facts: &DatasetFacts) -> Result<(), ConfigErrors> {
         let problems = check(&self.config, Some(facts));
         if problems.is_empty() {
             return Ok(());
@@ -189,14 +188,60 @@ impl Plan {
         self.quick
     }
 
-    /// The same plan for images that were read: a quick one takes no more of them than there are.
-    #[must_use]
-    pub fn for_images(&self, facts: DatasetFacts) -> Self {
+    /// The same plan for images that were read: classes that it names have their numbers, a quick one takes no more of
+    /// the images than there are, and everything fits them.
+    ///
+    /// # Errors
+    /// Every field that does not fit these images.
+    pub fn for_images(&self, facts: &DatasetFacts) -> Result<Self, ConfigErrors> {
         let mut plan = self.clone();
+        let classes = facts.class_names.as_deref().unwrap_or_default();
+        let mut diagnostics = Vec::new();
+        for (field, name) in std::mem::take(&mut plan.class_names) {
+            match position(&name, classes) {
+                Ok(number) => set_class(&mut plan.config, &field, number),
+                Err(WrongName { allowed, help }) => {
+                    let problem = self.document.problem(&field, &format!("{name:?}"), &allowed);
+                    diagnostics.push(Diagnostic { help, ..problem });
+                }
+            }
+        }
+        if !diagnostics.is_empty() {
+            return Err(ConfigErrors { path: self.path.clone(), diagnostics });
+        }
         if plan.quick {
             make_quick(&mut plan.config, facts);
         }
-        plan
+        plan.check_against(facts)?;
+        Ok(plan)
+    }
+
+    /// What a reader of its results must know before anything is computed, as far as the images are known: a sentence each.
+    pub fn notes(&self, facts: &DatasetFacts) -> Vec<String> {
+        if self.class_names.is_empty() { class_notes(&self.config, facts) } else { Vec::new() }
+    }
+
+    /// The class that triggered images shall be taken for, by number and name as far as they are known; `None` where there
+    /// is no one such class.
+    pub fn target_in_words(&self, facts: &DatasetFacts) -> Option<String> {
+        if matches!(self.config.poisoning.label_rule, LabelRule::AllToAll) {
+            return None;
+        }
+        let named = self.class_names.iter().find(|(field, _)| field.as_str() == "poisoning.target-class");
+        Some(match named {
+            Some((_, name)) => name.clone(),
+            None => facts.class_in_words(self.config.poisoning.target_class),
+        })
+    }
+
+    /// A problem with a value of this plan, at its place in the file.
+    pub fn problem(&self, field: &str, found: &str, allowed: &str) -> ConfigErrors {
+        ConfigErrors { path: self.path.clone(), diagnostics: vec![self.document.problem(field, found, allowed)] }
+    }
+
+    /// A digest of the experiment as it is in full, whether this is the quick version or not.
+    pub(crate) fn written(&self) -> &str {
+        &self.written
     }
 
     /// The same plan on the built-in shapes, if the experiment allows that in place of a missing set.
@@ -233,7 +278,11 @@ impl Plan {
     /// the numbers it expects.
     pub fn hash(&self, backend: &str) -> String {
         let config = ExperimentConfig { expected: None, ..self.config.clone() };
-        digest(&(1, backend, config))
+        if self.class_names.is_empty() {
+            digest(&(1, backend, config))
+        } else {
+            digest(&(1, backend, config, &self.class_names))
+        }
     }
 
     /// Like [`Self::hash`], for what the clean twin depends on: not the attack and not the seeds.
@@ -249,13 +298,75 @@ impl Plan {
     /// # Panics
     /// Never: what came from TOML can be written as TOML.
     pub fn to_toml(&self) -> String {
-        toml::to_string(&self.config).expect("a configuration that came from TOML can be written as TOML")
+        let written = "a configuration that came from TOML can be written as TOML";
+        if self.class_names.is_empty() {
+            return toml::to_string(&self.config).expect(written);
+        }
+        let mut table = toml::Table::try_from(&self.config).expect(written);
+        for (field, name) in &self.class_names {
+            let mut parts = field.split('.');
+            let first = parts.next().and_then(|part| table.get_mut(part));
+            if let Some(value) = parts.fold(first, |value, part| value.and_then(|value| value.get_mut(part))) {
+                *value = name.clone().into();
+            }
+        }
+        toml::to_string(&table).expect(written)
     }
 
     /// How many images serve each purpose, given those there are.
-    pub fn counts(&self, facts: DatasetFacts) -> ImageCounts {
+    pub fn counts(&self, facts: &DatasetFacts) -> ImageCounts {
         counts(&self.config, facts)
     }
+}
+
+fn digest_of(config: &ExperimentConfig, class_names: &ClassNames) -> String {
+    digest(&(ExperimentConfig { expected: None, ..config.clone() }, class_names))
+}
+
+/// The text of an experiment file.
+///
+/// # Errors
+/// If it cannot be read or is no text, with what to do about it.
+pub(crate) fn read_text(path: &Path) -> Result<String, ConfigErrors> {
+    let problem = |message: String, help: &str| ConfigErrors {
+        path: path.to_owned(),
+        diagnostics: vec![Diagnostic { field: String::new(), message, position: None, help: Some(help.to_owned()) }],
+    };
+    let bytes = fs_err::read(path)
+        .map_err(|error| problem(error.to_string(), "cargo xtask list shows the experiments there are"))?;
+    let save = "save it as UTF-8 (in Notepad: Save as, Encoding)";
+    match String::from_utf8(bytes) {
+        // An editor's mark that this is UTF-8 is no part of the first line.
+        Ok(text) if !text.contains('\0') => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
+        Ok(_) => Err(problem(format!("{} has bytes of zero, so it is no text in UTF-8", path.display()), save)),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let bytes = error.into_bytes();
+            let what = match bytes.get(..2) {
+                Some([0xff, 0xfe] | [0xfe, 0xff]) => "is in UTF-16".to_owned(),
+                _ => {
+                    let line = bytes[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;
+                    format!("is not in UTF-8: line {line} has the byte 0x{:02x}", bytes[at])
+                }
+            };
+            Err(problem(format!("{} {what}, expected a text in UTF-8", path.display()), save))
+        }
+    }
+}
+
+/// Bytes that an experiment's name may have: folders are named for it and more, and most disks end names at 255.
+const LONGEST_NAME: usize = 200;
+
+/// What is wrong with a name that no folder of results can have.
+fn too_long(path: &Path) -> Option<Diagnostic> {
+    let length = path.file_stem().map_or(0, |stem| stem.to_string_lossy().len());
+    (length > LONGEST_NAME).then(|| Diagnostic {
+        help: Some("rename the file: folders of results are named for it".into()),
+        ..Diagnostic::about_file(
+            path,
+            format!("the file's name is {length} bytes long without its ending, expected at most {LONGEST_NAME}"),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -308,14 +419,14 @@ mod tests {
             ..DatasetFacts::published(&plan.config.dataset)
         };
         // A tenth is held out of 120.
-        let small = plan.for_images(facts(120, 30));
+        let small = plan.for_images(&facts(120, 30)).unwrap();
         assert_eq!((small.config.data.training_images, small.config.data.test_images), (Some(108), Some(30)));
-        small.check_against(facts(120, 30)).unwrap();
-        assert_eq!(small.counts(facts(120, 30)).poisoned, Some(2));
-        let large = plan.for_images(facts(12_000, 3000));
+        small.check_against(&facts(120, 30)).unwrap();
+        assert_eq!(small.counts(&facts(120, 30)).poisoned, Some(2));
+        let large = plan.for_images(&facts(12_000, 3000)).unwrap();
         assert_eq!((large.config.data.training_images, large.config.data.test_images), (Some(400), Some(200)));
         let whole = Plan::from_text("a.toml", text, &PlanOptions::default()).unwrap();
-        assert_eq!(whole.for_images(facts(120, 30)).config, whole.config, "only a quick plan gives way");
+        assert_eq!(whole.for_images(&facts(220, 30)).unwrap().config, whole.config, "only a quick plan gives way");
     }
 
     #[test]
@@ -327,9 +438,9 @@ mod tests {
                 let options = PlanOptions { quick, ..PlanOptions::default() };
                 let experiment = Experiment::from_text(&path, &text, &options);
                 for plan in experiment.unwrap_or_else(|errors| panic!("{errors}")).plans() {
-                    plan.check_against(DatasetFacts::published(&plan.config.dataset)).unwrap();
+                    plan.check_against(&DatasetFacts::published(&plan.config.dataset)).unwrap();
                     if let Some(shapes) = plan.on_shapes() {
-                        shapes.check_against(DatasetFacts::published(&shapes.config.dataset)).unwrap();
+                        shapes.check_against(&DatasetFacts::published(&shapes.config.dataset)).unwrap();
                     }
                 }
             }
@@ -404,6 +515,42 @@ asr = 97
     }
 
     #[test]
+    fn a_file_that_is_no_text_or_has_a_name_too_long_is_told_what_to_do() {
+        let folder = std::env::temp_dir().join(format!("patchdoor-plan-{}", std::process::id()));
+        fs_err::create_dir_all(&folder).unwrap();
+        let read = |name: &str, bytes: &[u8]| {
+            let path = folder.join(name);
+            fs_err::write(&path, bytes).unwrap();
+            Plan::read(&path, &PlanOptions::default()).map_err(|errors| errors.to_string())
+        };
+        let utf16 = |big: bool| {
+            let mark = std::iter::once(0xfeff_u16).chain(GOOD.encode_utf16());
+            mark.flat_map(|unit| if big { unit.to_be_bytes() } else { unit.to_le_bytes() }).collect::<Vec<u8>>()
+        };
+        for bytes in [utf16(true), utf16(false)] {
+            let said = read("a.toml", &bytes).unwrap_err();
+            assert!(
+                said.contains("is in UTF-16, expected a text in UTF-8") && said.contains("save it as UTF-8"),
+                "{said}"
+            );
+        }
+        let plain = GOOD.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        assert!(read("a.toml", &plain).unwrap_err().contains("bytes of zero"));
+        let latin = format!("# a\n{GOOD}# caf\u{e9}\n").chars().map(|c| c as u8).collect::<Vec<u8>>();
+        assert!(read("a.toml", &latin).unwrap_err().contains("line 5 has the byte 0xe9"));
+        let marked = format!("\u{feff}{}", GOOD.replace('\n', "\r\n"));
+        assert_eq!(read("a.toml", marked.as_bytes()).unwrap().hash("flex"), plan(GOOD).unwrap().hash("flex"));
+        let wrong = format!("\u{feff}{}", GOOD.replace("cifar10", "cifar11"));
+        assert!(read("a.toml", wrong.as_bytes()).unwrap_err().contains("a.toml:1:11"));
+        let said = read(&format!("{}.toml", "n".repeat(240)), GOOD.as_bytes()).unwrap_err();
+        assert!(
+            said.contains("240 bytes long without its ending, expected at most 200") && said.contains("rename"),
+            "{said}"
+        );
+        fs_err::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn a_rate_that_poisons_no_image_is_a_problem() {
         insta::assert_snapshot!(problems(&format!("{GOOD}[poisoning]\nrate = 0.001\n[data]\ntraining-images = 900\n")));
     }
@@ -434,14 +581,14 @@ asr = 97
         assert_eq!(plan.config.poisoning.rate.to_string(), "0.5");
         assert_eq!(plan.config.seeds, [4, 5]);
         assert_eq!(plan.overrides(), ["poisoning.rate=0.5", "data.validation-fraction=0", "seeds=[4, 5]"]);
-        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        let counts = plan.counts(&DatasetFacts::published(&plan.config.dataset));
         assert_eq!((counts.training, counts.validation, counts.poisoned), (Some(50_000), Some(0), Some(25_000)));
     }
 
     #[test]
     fn training_images_are_what_is_trained_on() {
         let plan = plan(&format!("{GOOD}[data]\ntraining-images = 8000\n")).unwrap();
-        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        let counts = plan.counts(&DatasetFacts::published(&plan.config.dataset));
         assert_eq!((counts.training, counts.validation, counts.poisoned), (Some(8000), Some(889), Some(160)));
     }
 
@@ -450,7 +597,7 @@ asr = 97
         let options = PlanOptions { quick: true, ..PlanOptions::default() };
         let text = format!("seeds = [3, 4]\n{GOOD}[poisoning]\nrate = 0.0001\n");
         let plan = Plan::from_text("a.toml", &text, &options).unwrap();
-        let counts = plan.counts(DatasetFacts::published(&plan.config.dataset));
+        let counts = plan.counts(&DatasetFacts::published(&plan.config.dataset));
         assert_eq!((counts.training, counts.test, counts.poisoned), (Some(400), Some(200), Some(1)));
         assert_eq!((plan.config.seeds.as_slice(), plan.config.training.epochs), (&[3][..], 2));
     }

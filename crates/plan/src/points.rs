@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -5,7 +7,7 @@ use crate::axes::{Combine, Outline, PointOutline};
 use crate::diagnostics::{ConfigErrors, Diagnostic, sort_by_place};
 use crate::document::Document;
 use crate::hash::digest;
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::{Plan, PlanOptions, read_text};
 
 /// What an experiment file holds: one experiment, or a sweep of them.
 ///
@@ -49,11 +51,7 @@ impl Experiment {
     /// # Errors
     /// Every problem of the file and the overrides at once; for a sweep, of all its points.
     pub fn read(path: &Path, options: &PlanOptions) -> Result<Self, ConfigErrors> {
-        match fs_err::read_to_string(path) {
-            Ok(text) => Self::from_text(path, &text, options),
-            // The message is the same for both kinds.
-            Err(_) => Plan::read(path, options).map(|plan| Self::Single(Box::new(plan))),
-        }
+        Self::from_text(path, &read_text(path)?, options)
     }
 
     /// Checks an experiment that has been read; `path` names it in messages and in its results.
@@ -108,11 +106,13 @@ pub struct Point {
 
 impl Sweep {
     fn new(path: &Path, text: &str, options: &PlanOptions, outline: Outline) -> Result<Self, ConfigErrors> {
-        let Outline { axes, combine, points: outlines } = outline;
+        let Outline { axes, combine, points: outlines, document } = outline;
         let mut points = Vec::new();
         let mut problems = Vec::new();
         let count = outlines.len();
-        for (number, PointOutline { labels, settings }) in outlines.into_iter().enumerate() {
+        let mut places = Vec::new();
+        for (number, PointOutline { labels, settings, places: of_point }) in outlines.into_iter().enumerate() {
+            places.push(of_point);
             let names = axes.iter().map(|(name, _)| name);
             let description =
                 names.zip(&labels).map(|(name, label)| format!("{name} = {label}")).collect::<Vec<_>>().join(", ");
@@ -121,11 +121,25 @@ impl Sweep {
                 Err(errors) => problems.push((description, errors.diagnostics)),
             }
         }
-        if problems.is_empty() {
-            Ok(Self { path: path.to_owned(), axes, combine, points })
-        } else {
-            Err(ConfigErrors { path: path.to_owned(), diagnostics: merged(problems, count) })
+        if !problems.is_empty() {
+            return Err(ConfigErrors { path: path.to_owned(), diagnostics: merged(problems, count) });
         }
+        let same = same_experiments(points.iter().map(|point: &Point| &point.plan));
+        if !same.is_empty() {
+            let diagnostic = |(first, second): (usize, usize)| {
+                let [first_label, second_label] = [first, second].map(|number: usize| points[number].label());
+                let message = format!(
+                    "the points {first_label:?} and {second_label:?} of the sweep are the same experiment, expected \
+                     points that differ"
+                );
+                let differs = |axis: &usize| places[first][*axis] != places[second][*axis];
+                let axis = (0..axes.len()).rev().find(differs).unwrap_or(0);
+                document.diagnostic("sweep.axes", message, places[second][axis].clone(), None)
+            };
+            let diagnostics = same.into_iter().map(diagnostic).collect();
+            return Err(ConfigErrors { path: path.to_owned(), diagnostics });
+        }
+        Ok(Self { path: path.to_owned(), axes, combine, points })
     }
 
     /// The sweep's file.
@@ -208,6 +222,19 @@ impl Point {
     }
 }
 
+/// Pairs of plans that are the same experiment, each with the first of its kind.
+fn same_experiments<'a>(plans: impl Iterator<Item = &'a Plan>) -> Vec<(usize, usize)> {
+    let mut seen = BTreeMap::new();
+    let pair = |(number, plan): (usize, &'a Plan)| match seen.entry(plan.written()) {
+        Entry::Occupied(first) => Some((*first.get(), number)),
+        Entry::Vacant(entry) => {
+            entry.insert(number);
+            None
+        }
+    };
+    plans.enumerate().filter_map(pair).collect()
+}
+
 /// The problems of several points of `count`, each problem once, with the points that have it if not all have.
 pub fn merged(points: Vec<(String, Vec<Diagnostic>)>, count: usize) -> Vec<Diagnostic> {
     let mut problems: Vec<(Diagnostic, Vec<String>)> = Vec::new();
@@ -274,7 +301,7 @@ values = [3, 1, 2]
 [[sweep.axes]]
 name = "attack"
 variants = [
-    { label = "white", set = { "trigger.square.value" = 255 } },
+    { label = "white", set = { "trigger.square.value" = 250 } },
     { label = "blend", set = { trigger = { blend = { alpha = 0.2 } }, poisoning.rate = 0.1 } },
     { label = "as written", set = {} },
 ]
@@ -398,6 +425,26 @@ variants = [{ label = 3, sets = {} }, { label = "b", set = 3 }]
           | ^^^^^^^
           = help: write [[sweep.axes]]
         ");
+    }
+
+    #[test]
+    fn two_points_that_are_one_experiment_are_refused_in_full_and_quick() {
+        let same = "[[sweep.axes]]\nfield = \"poisoning.rate\"\nvalues = [0.05, 5e-2, 0.050]\n[[sweep.axes]]\n\
+                    field = \"clean-twin\"\nvalues = [true, false]\n";
+        let said = problems(same, &[]);
+        assert!(
+            said.contains("the points \"0.05, true\" and \"5e-2, true\" of the sweep are the same experiment"),
+            "{said}"
+        );
+        assert!(said.contains("a.toml:6:17"), "{said}");
+        let text = format!("{BASE}{same}");
+        let quick = PlanOptions { quick: true, ..PlanOptions::default() };
+        assert!(Experiment::from_text("a.toml", &text, &quick).is_err());
+        let zeros = "[[sweep.axes]]\nfield = \"poisoning.rate\"\nvalues = [0.0, -0.0]\n";
+        assert!(problems(zeros, &[]).contains("same experiment"));
+        // What only the quick version makes the same is no mistake of the file.
+        let other = "[[sweep.axes]]\nfield = \"training.epochs\"\nvalues = [20, 30]\n";
+        Experiment::from_text("a.toml", format!("{BASE}{other}").as_str(), &quick).unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::axes::{Axes, Outline};
+use crate::class_names::{ClassNames, is_class};
 use crate::config::ExperimentConfig;
 use crate::diagnostics::{Diagnostic, nearest};
 use crate::document::{Document, index, join, one_of, set, value_documents};
@@ -18,6 +19,15 @@ pub(crate) struct Reading {
     pub(crate) problems: Vec<Diagnostic>,
     /// Dotted paths whose values are not the user's, because what stood there could not be read.
     pub(crate) unread: BTreeSet<String>,
+    /// Names of classes that the images will tell the numbers of.
+    pub(crate) class_names: ClassNames,
+}
+
+impl Reading {
+    /// Nothing but problems.
+    fn none(document: Document, problems: Vec<Diagnostic>) -> Self {
+        Self { document, config: None, problems, unread: BTreeSet::new(), class_names: ClassNames::new() }
+    }
 }
 
 /// The table that makes several experiments of one file.
@@ -32,7 +42,7 @@ impl Document {
         let values = value_documents(overrides);
         let (mut document, root, mut problems) = Self::open(file, text, overrides, &values);
         let Some(mut root) = root else {
-            return Reading { document, config: None, problems, unread: BTreeSet::new() };
+            return Reading::none(document, problems);
         };
         index(&root, "", &mut document.places);
         if let Some((key, _)) = root.remove_entry(SWEEP) {
@@ -62,7 +72,7 @@ impl Document {
         let values = value_documents(overrides);
         let (mut document, root, mut problems) = Self::open(file, text, overrides, &values);
         let Some(mut root) = root else {
-            return Reading { document, config: None, problems, unread: BTreeSet::new() };
+            return Reading::none(document, problems);
         };
         let table = root.remove(SWEEP);
         match table.as_ref().map(|table| Axes::read(&document, table)) {
@@ -81,8 +91,9 @@ impl Document {
     /// Makes a configuration of what was read.
     fn finish(self, root: &mut DeTable<'_>, mut problems: Vec<Diagnostic>) -> Reading {
         let mut unread = BTreeSet::new();
+        let class_names = self.number_classes(root, &mut problems, &mut unread);
         let config = self.deserialize(root, &mut problems, &mut unread);
-        Reading { document: self, config, problems, unread }
+        Reading { document: self, config, problems, unread, class_names }
     }
 
     /// Deserializes, taking out what cannot be read until the rest can.
@@ -161,6 +172,8 @@ impl Document {
                         format!("{path} is {found}, expected a table"),
                         Some(format!("write [{path}.{variant}], or {path} = {{ {variant} = {{}} }}")),
                     )
+                } else if is_class(path) {
+                    (format!("{path} is {found}, expected a class, by its number in 0..=255 or by its name"), None)
                 } else {
                     (format!("{path} is {found}, expected {}", in_words(expected)), None)
                 }

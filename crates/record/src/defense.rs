@@ -120,4 +120,12 @@ impl DefenseResult {
             DefenseOutcome::Failed { .. } => None,
         }
     }
+
+    /// Why nothing was measured, if the defense failed.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.outcome {
+            DefenseOutcome::Finished(_) => None,
+            DefenseOutcome::Failed { reason } => Some(reason),
+        }
+    }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ImagesUsed;
@@ -39,7 +41,7 @@ pub struct Environment {
     pub backend: String,
     /// On which device.
     pub device: String,
-    /// Threads the machine offers.
+    /// Threads that computed.
     pub threads: usize,
     /// The experiment file.
     pub experiment_file: String,
@@ -56,6 +58,9 @@ pub struct Environment {
     pub notes: Vec<String>,
     /// SHA-256 over pixels and labels of training and test split.
     pub fingerprint: String,
+    /// SHA-256 of other files that the results depend on, such as a trigger's picture, by their paths as written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, String>,
     /// When the run was started, in seconds since 1970.
     pub started: u64,
 }

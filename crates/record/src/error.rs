@@ -49,6 +49,17 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
+    /// Runs that should differ only in their seeds were computed on different images.
+    #[error(
+        "{} and {} were computed on different images, or with different pictures, and cannot stand in one table; move one of them aside",
+        first.display(), second.display()
+    )]
+    MixedImages {
+        /// One of them.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
     /// A file has the layout of another version.
     #[error("{} has layout {found}, this program reads {expected}; --fresh computes it anew", path.display())]
     OtherSchema {

@@ -47,7 +47,7 @@ pub use metric::{Better, METRICS, MetricInfo, Unit, group_of, in_group};
 pub use numbers::{ROUTING_NUMBERS, RoutingNumber, SEED_NUMBERS, SeedNumber, named_numbers};
 pub use point::{MetricResult, PointResult};
 pub use routing::{AssociationNumbers, RoutingEpoch, RoutingMeasurements, RoutingNumbers, SetNumbers};
-pub use run_directory::{Opened, RunDirectory, RunDirectoryError, lock};
+pub use run_directory::{Again, Opened, RunDirectory, RunDirectoryError, defense_folder, lock};
 pub use seal::{
     check_sealed, is_sealed, read_sealed, read_sealed_json, read_sealed_json_lines, seal, write_sealed,
     write_sealed_json, write_sealed_json_lines,

@@ -76,8 +76,10 @@ impl Unit {
         match self {
             Self::Share | Self::Index => value.clamp(0.0, 1.0),
             Self::Seconds | Self::Images => value.max(0.0),
-            // A drop and a correlation may be negative; the interval of a mean of few seeds may then reach beyond -1.
-            Self::Points | Self::Coefficient => value,
+            // A difference of two shares.
+            Self::Points => value.clamp(-1.0, 1.0),
+            // Numbers of other programs are among these, and nobody knows where they end.
+            Self::Coefficient => value,
         }
     }
 }
@@ -205,5 +207,6 @@ mod tests {
             (Unit::Share.bounded(1.5), Unit::Points.bounded(-0.5), Unit::Seconds.bounded(-3.0)),
             (1.0, -0.5, 0.0)
         );
+        assert_eq!((Unit::Points.bounded(-1.5), Unit::Index.bounded(-0.1)), (-1.0, 0.0));
     }
 }

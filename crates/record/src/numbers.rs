@@ -68,12 +68,7 @@ const CHANCES: [&str; 3] = ["trigger-capture", "trigger-capture-any", "overlap"]
 pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     let own = SEED_NUMBERS.iter().filter_map(|(name, of)| Some(((*name).to_owned(), of(measurements)?)));
     let mut numbers = own.collect::<Vec<_>>();
-    let mut titles: Vec<&str> = Vec::new();
-    for defense in &measurements.defenses {
-        // Two defenses may be called the same.
-        let same = titles.iter().filter(|title| **title == defense.title).count();
-        let title = if same == 0 { defense.title.clone() } else { format!("{} ({})", defense.title, same + 1) };
-        titles.push(&defense.title);
+    for (title, defense) in measurements.titled_defenses() {
         let Some(measured) = defense.measurements() else { continue };
         numbers.extend(of_defense(&title, &measured.after, &measured.ratings));
         numbers.push((format!("{title}/{SECONDS}"), measured.seconds));

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
 
-use crate::{DefenseOutcome, MetricInfo, SeedOutcome, SeedResult, Unit, named_numbers};
+use crate::{MetricInfo, SeedOutcome, SeedResult, Unit, named_numbers};
 
 /// The number of poisoned images among the metrics of a point.
 pub(crate) const POISONED: &str = "poisoned-images";
@@ -41,7 +41,8 @@ pub struct MetricResult {
     pub mean: f64,
     /// Sample standard deviation; `None` for one seed.
     pub standard_deviation: Option<f64>,
-    /// 95 % confidence interval of the mean by Student's t distribution; `None` for one seed.
+    /// 95 % confidence interval of the mean by Student's t distribution, ended where such a number must end
+    /// ([`Unit::bounded`]); `None` for one seed.
     pub interval_95: Option<[f64; 2]>,
     /// The value of each seed.
     pub values: BTreeMap<u64, f64>,
@@ -50,13 +51,14 @@ pub struct MetricResult {
 impl MetricResult {
     /// Summarizes the values of a number; `None` without any.
     pub fn of(name: &str, values: BTreeMap<u64, f64>) -> Option<Self> {
+        let unit = MetricInfo::unit_of(name);
         let summary = Summary::of(&values.values().copied().collect::<Vec<_>>())?;
         Some(Self {
             name: name.to_owned(),
             count: summary.count,
             mean: summary.mean,
             standard_deviation: summary.standard_deviation,
-            interval_95: summary.interval_95().map(|(low, high)| [low, high]),
+            interval_95: summary.interval_95().map(|(low, high)| [low, high].map(|end| unit.bounded(end))),
             values,
         })
     }
@@ -77,10 +79,22 @@ impl MetricResult {
         }
     }
 
-    /// The confidence interval in brackets, ended where such a number must end; empty for one seed.
+    /// `text` of this number in a row of `count` seeds, with the number of its own seeds if that is another.
+    pub fn text_beside(&self, count: usize, text: String) -> String {
+        if self.count == count || text.is_empty() { text } else { format!("{text} (n = {})", self.count) }
+    }
+
+    /// The confidence interval, as every output shows it; `None` for one seed.
+    ///
+    /// Results of earlier versions have intervals that reach beyond what the number can be; these end here too.
+    pub fn interval(&self) -> Option<[f64; 2]> {
+        self.interval_95.map(|ends| ends.map(|end| self.unit().bounded(end)))
+    }
+
+    /// The confidence interval in brackets; empty for one seed.
     pub fn interval_text(&self) -> String {
-        let number = |value: f64| self.unit().text(self.unit().bounded(value));
-        self.interval_95.map_or_else(String::new, |[low, high]| format!("[{}, {}]", number(low), number(high)))
+        let number = |value: f64| self.unit().text(value);
+        self.interval().map_or_else(String::new, |[low, high]| format!("[{}, {}]", number(low), number(high)))
     }
 }
 
@@ -88,6 +102,12 @@ impl PointResult {
     /// The number of that name.
     pub fn metric(&self, name: &str) -> Option<&MetricResult> {
         self.metrics.iter().find(|metric| metric.name == name)
+    }
+
+    /// Seeds behind a row that shows these numbers: the most that one of them has. A number with fewer says so itself,
+    /// see [`MetricResult::text_beside`].
+    pub fn count(&self, names: &[&str]) -> usize {
+        names.iter().filter_map(|name| self.metric(name)).map(|metric| metric.count).max().unwrap_or(0)
     }
 
     /// Seeds that finished.
@@ -109,10 +129,8 @@ impl PointResult {
                     continue;
                 }
             };
-            for defense in &measurements.defenses {
-                if let DefenseOutcome::Failed { reason } = &defense.outcome {
-                    failed_defenses.entry(defense.title.clone()).or_default().insert(result.seed, reason.clone());
-                }
+            for (title, reason) in result.failures() {
+                failed_defenses.entry(title).or_default().insert(result.seed, reason.to_owned());
             }
             let poisoned = (POISONED.to_owned(), result.poisoned_images as f64);
             for (name, value) in std::iter::once(poisoned).chain(named_numbers(measurements)) {
@@ -149,7 +167,8 @@ mod tests {
         assert_eq!((asr.count, asr.mean), (2, 0.95));
         // s = 0.1 / sqrt(2) = 0.0707; 12.7062 * 0.0707 / sqrt(2) = 0.6353.
         let [low, high] = asr.interval_95.unwrap();
-        assert!((low - 0.314_69).abs() < 1e-5 && (high - 1.585_31).abs() < 1e-5, "{low} {high}");
+        // 0.95 + 0.6353 is more than a share can be.
+        assert!((low - 0.314_69).abs() < 1e-5 && high == 1.0, "{low} {high}");
         assert_eq!(MetricResult::of("asr", [(0, 0.5)].into()).unwrap().interval_95, None);
     }
 

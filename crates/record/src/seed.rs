@@ -112,12 +112,44 @@ pub struct ClassMeasurements {
     pub robust_accuracy: Option<f64>,
 }
 
+impl Measurements {
+    /// Each defense under a title of its own: of several called the same, the second is `A (2)`, the third `A (3)`.
+    pub fn titled_defenses(&self) -> Vec<(String, &DefenseResult)> {
+        let mut titled: Vec<(String, &DefenseResult)> = Vec::new();
+        for defense in &self.defenses {
+            let mut title = defense.title.clone();
+            for number in 2.. {
+                if titled.iter().all(|(known, _)| *known != title) {
+                    break;
+                }
+                title = format!("{} ({number})", defense.title);
+            }
+            titled.push((title, defense));
+        }
+        titled
+    }
+}
+
 impl SeedResult {
     /// What was measured, if the seed finished.
     pub fn measurements(&self) -> Option<&Measurements> {
         match &self.outcome {
             SeedOutcome::Finished(measurements) => Some(measurements),
             SeedOutcome::Failed { .. } => None,
+        }
+    }
+
+    /// What of it failed, and why: the seed itself under the name `""`, or defenses by their titles.
+    pub fn failures(&self) -> Vec<(String, &str)> {
+        match &self.outcome {
+            SeedOutcome::Failed { reason } => vec![(String::new(), reason.as_str())],
+            SeedOutcome::Finished(measured) => {
+                let failed = measured
+                    .titled_defenses()
+                    .into_iter()
+                    .filter_map(|(title, defense)| defense.failure().map(|reason| (title, reason)));
+                failed.collect()
+            }
         }
     }
 }

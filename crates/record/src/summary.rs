@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::numbers::{DEFENSE_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
 use crate::{
-    DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Ratings, RecordError, SCHEMA, SeedResult,
-    SeriesRow, read_sealed,
+    DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Measurements, Ratings, RecordError, SCHEMA,
+    SeedResult, SeriesRow, read_sealed,
 };
 
 /// What a whole run gave; `summary.json`.
@@ -25,6 +25,9 @@ pub struct RunSummary {
     pub images: ImagesUsed,
     /// What is to be known about these copies of the images.
     pub notes: Vec<String>,
+    /// The class that triggered images shall be taken for, by number and name, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// Whether this is the quick version, whose numbers mean nothing.
     pub quick: bool,
     /// What it was computed with.
@@ -59,9 +62,26 @@ impl RunSummary {
         }
     }
 
-    /// Whether every seed finished.
+    /// Whether every seed finished, and every defense of it.
     pub fn is_complete(&self) -> bool {
-        self.seeds.iter().all(|seed| seed.measurements().is_some())
+        self.seeds.iter().all(|seed| seed.failures().is_empty())
+    }
+
+    /// Seeds that finished.
+    pub fn finished(&self) -> usize {
+        self.seeds.iter().filter(|seed| seed.measurements().is_some()).count()
+    }
+
+    /// What failed, a line each: `seed 1 failed: ..`, `fine-tuning of seed 1 failed: ..`.
+    pub fn failures(&self) -> Vec<String> {
+        let lines = self.seeds.iter().flat_map(|seed| {
+            let line = |(what, reason): (String, &str)| match what.as_str() {
+                "" => format!("seed {} failed: {reason}", seed.seed),
+                defense => format!("{defense} of seed {} failed: {reason}", seed.seed),
+            };
+            seed.failures().into_iter().map(line).collect::<Vec<_>>()
+        });
+        lines.collect()
     }
 }
 
@@ -126,14 +146,15 @@ impl DefenseSummary {
     /// Summarizes every defense over the seeds that finished, in the order of the experiment; each strength of a series
     /// after the defense it belongs to.
     pub fn of(seeds: &[SeedResult]) -> Vec<Self> {
-        let all: Vec<&[DefenseResult]> =
-            seeds.iter().filter_map(SeedResult::measurements).map(|measured| measured.defenses.as_slice()).collect();
+        let all: Vec<Vec<(String, &DefenseResult)>> =
+            seeds.iter().filter_map(SeedResult::measurements).map(Measurements::titled_defenses).collect();
         let count = all.iter().map(|defenses| defenses.len()).max().unwrap_or(0);
         let mut summaries = Vec::new();
         for index in 0..count {
-            let results: Vec<&DefenseResult> = all.iter().filter_map(|defenses| defenses.get(index)).collect();
+            let results: Vec<&(String, &DefenseResult)> =
+                all.iter().filter_map(|defenses| defenses.get(index)).collect();
             let measured: Vec<&DefenseMeasurements> =
-                results.iter().filter_map(|result| result.measurements()).collect();
+                results.iter().filter_map(|(_, result)| result.measurements()).collect();
             let after = measured.iter().map(|m| (m.after, m.ratings)).collect::<Vec<_>>();
             let mut whole = Self::row(results[0], None, &after);
             let seconds = Summary::of(&measured.iter().map(|m| m.seconds).collect::<Vec<_>>());
@@ -149,14 +170,18 @@ impl DefenseSummary {
         summaries
     }
 
-    fn row(result: &DefenseResult, pruned_fraction: Option<f64>, after: &[(DefenseStanding, Ratings)]) -> Self {
+    fn row(
+        (title, result): &(String, &DefenseResult),
+        pruned_fraction: Option<f64>,
+        after: &[(DefenseStanding, Ratings)],
+    ) -> Self {
         let metrics = DEFENSE_NUMBERS.iter().filter_map(|(name, of)| {
             let values = after.iter().filter_map(|(standing, ratings)| of(standing, ratings)).collect::<Vec<_>>();
             Some(((*name).to_owned(), Summary::of(&values)?))
         });
         Self {
             name: result.name.clone(),
-            title: result.title.clone(),
+            title: title.clone(),
             data: result.data.clone(),
             pruned_fraction,
             metrics: metrics.collect(),

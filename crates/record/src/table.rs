@@ -87,8 +87,17 @@ impl ResultTable {
         let mut rows = Vec::new();
         for point in points {
             let mut results: BTreeMap<u64, (String, SeedResult)> = BTreeMap::new();
+            let mut images: Option<(PathBuf, String)> = None;
             for (folder, summary) in point.runs {
-                facts.add(&summary, &folder)?;
+                let fingerprint = facts.add(&summary, &folder)?;
+                // The runs of a point differ in nothing but their seeds.
+                match &images {
+                    Some((first, known)) if *known != fingerprint => {
+                        return Err(RecordError::MixedImages { first: first.clone(), second: folder });
+                    }
+                    Some(_) => {}
+                    None => images = Some((folder.clone(), fingerprint)),
+                }
                 for result in summary.seeds {
                     results.entry(result.seed).or_insert((summary.run.clone(), result));
                 }
@@ -194,7 +203,8 @@ struct Facts {
 }
 
 impl Facts {
-    fn add(&mut self, summary: &RunSummary, folder: &Path) -> Result<(), RecordError> {
+    /// Adds those of a run, and returns the fingerprint of its images and other files.
+    fn add(&mut self, summary: &RunSummary, folder: &Path) -> Result<String, RecordError> {
         add(&mut self.datasets, &summary.images.dataset);
         if let Some(substitution) = &summary.images.substitution {
             add(&mut self.substitutions, substitution);
@@ -208,7 +218,8 @@ impl Facts {
             let changed = if environment.build.dirty == Some(true) { " (changed)" } else { "" };
             add(&mut self.commits, &format!("{commit}{changed}"));
         }
-        Ok(())
+        let inputs = environment.inputs.iter().map(|(path, sum)| format!(" {path} {sum}"));
+        Ok(environment.fingerprint + &inputs.collect::<String>())
     }
 }
 

@@ -241,7 +241,7 @@ impl Page {
             return Err(no_number(place, &format!("{result}/{}", point.label), number, &known));
         };
         let unit = metric.unit().suffix();
-        match (interval, metric.interval_95) {
+        match (interval, metric.interval()) {
             (false, _) => Ok(format!("{}{unit} (n = {})", metric.mean_text(), metric.count)),
             (true, Some(_)) => Ok(format!("{}{unit}", metric.interval_text())),
             (true, None) => Err(format!("{place}: {{{placeholder}}} has one seed and no interval")),
@@ -282,7 +282,11 @@ fn instead(word: &str, known: &[&str]) -> String {
 
 /// What a table rests on, in small print.
 fn provenance(table: &ResultTable) -> String {
-    let seeds = table.seeds.len();
+    // Seeds that were asked for and of which nothing finished stand behind no number.
+    let finished = |seed: &u64| {
+        table.points.iter().flat_map(|point| &point.metrics).any(|metric| metric.values.contains_key(seed))
+    };
+    let seeds = table.seeds.iter().filter(|seed| finished(seed)).count();
     let commits = table.commits.iter().map(|commit| {
         let (hash, changed) = commit.split_once(' ').map_or((commit.as_str(), ""), |(hash, _)| (hash, " and changes"));
         format!("{}{changed}", hash.get(..10).unwrap_or(hash))

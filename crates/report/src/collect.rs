@@ -2,7 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use patchdoor_record::{MetricResult, PointResult, RecordError, ResultTable, RunSummary, read_sealed, read_summary};
+use patchdoor_record::{
+    Environment, MetricResult, PointResult, RecordError, ResultTable, RunSummary, read_sealed, read_sealed_json,
+    read_summary,
+};
 
 use crate::result_file::{ResultsError, read_result, write_result};
 
@@ -113,9 +116,11 @@ fn identity_without_seeds(folder: &Path, summary: &RunSummary) -> Result<String,
     let bytes = read_sealed(&folder.join("config.toml"))?;
     let config = String::from_utf8(bytes).ok().and_then(|text| text.parse::<toml::Table>().ok());
     let Some(mut config) = config else { return Ok(summary.run.clone()) };
+    let environment: Environment = read_sealed_json(&folder.join("environment.json"))?;
+    let images = (environment.fingerprint, environment.inputs);
     config.remove("seeds");
     config.remove("expected");
-    Ok(format!("{} {} {} {:?} {config}", summary.experiment, summary.backend, summary.quick, summary.images))
+    Ok(format!("{} {} {} {:?} {images:?} {config}", summary.experiment, summary.backend, summary.quick, summary.images))
 }
 
 /// What a result is called: its experiment's path below `experiments/`, with dashes.
@@ -162,7 +167,7 @@ fn compact(mut table: ResultTable) -> Result<ResultTable, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use patchdoor_record::{Environment, write_sealed, write_sealed_json};
+    use patchdoor_record::{write_sealed, write_sealed_json};
 
     use super::*;
     use crate::sweep_table::example_table;

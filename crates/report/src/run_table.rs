@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use patchdoor_metrics::Summary;
-use patchdoor_record::{DefenseOutcome, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit};
+use patchdoor_record::{Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit};
 
 use crate::routing_table::routing_table;
 use crate::text::{Row, align};
@@ -42,7 +42,7 @@ pub fn run_table(runs: &[RunSummary], width: usize) -> String {
             let (Some(summary), Some(metric)) = (run.metrics.get(name), MetricInfo::of(name)) else { continue };
             let mut cells = vec![metric.label.to_owned()];
             cells.extend(columns.iter().map(|&seed| seed_cell(run, seed, metric, of)));
-            cells.push(spread(Some(summary), metric));
+            cells.push(spread(Some(summary), metric, run.finished()));
             if expects {
                 let expected = run.expected.get(name);
                 cells.push(expected.map(|&expected| metric.unit.text(expected)).unwrap_or_default());
@@ -66,7 +66,7 @@ pub fn run_table(runs: &[RunSummary], width: usize) -> String {
 /// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
 fn defense_table(runs: &[RunSummary], width: usize) -> String {
     let numbers = DEFENSE_COLUMNS.map(|name| MetricInfo::of(name).expect("the columns are known numbers"));
-    let header = std::iter::once("defenses, in percent").chain(numbers.iter().map(|number| number.heading));
+    let header = ["defenses, in percent", "n"].into_iter().chain(numbers.iter().map(|number| number.heading));
     let header = header.map(str::to_owned).collect::<Vec<_>>();
     let mut rows = Vec::new();
     let defended = runs.iter().filter(|run| !run.defenses.is_empty());
@@ -74,8 +74,10 @@ fn defense_table(runs: &[RunSummary], width: usize) -> String {
         let gap = if number == 0 { "" } else { "\n" };
         rows.push(Row::Title(format!("{gap}{}", run.run)));
         let cells = |name: String, metrics: &BTreeMap<String, Summary>| {
-            let cells = numbers.iter().map(|number| spread(metrics.get(number.name), number));
-            Row::Cells(std::iter::once(name).chain(cells).collect())
+            let shown = numbers.iter().filter_map(|number| metrics.get(number.name));
+            let count = shown.map(|summary| summary.count).max().unwrap_or(0);
+            let cells = numbers.iter().map(|number| spread(metrics.get(number.name), number, count));
+            Row::Cells([name, count.to_string()].into_iter().chain(cells).collect())
         };
         rows.push(cells("none".to_owned(), &run.metrics));
         for defense in &run.defenses {
@@ -85,21 +87,23 @@ fn defense_table(runs: &[RunSummary], width: usize) -> String {
             rows.push(cells(name, &defense.metrics));
         }
         for seed in &run.seeds {
-            for defense in seed.measurements().map_or(&[][..], |measured| measured.defenses.as_slice()) {
-                if let DefenseOutcome::Failed { reason } = &defense.outcome {
-                    rows.push(Row::Title(format!("{} of seed {} failed: {reason}", defense.title, seed.seed)));
-                }
+            for (title, reason) in seed.failures().into_iter().filter(|(title, _)| !title.is_empty()) {
+                rows.push(Row::Title(format!("{title} of seed {} failed: {reason}", seed.seed)));
             }
         }
     }
     align(&header, &rows, width)
 }
 
-/// A mean with its spread; nothing where there is none.
-fn spread(summary: Option<&Summary>, metric: &MetricInfo) -> String {
-    summary.map_or_else(String::new, |summary| match summary.standard_deviation {
-        Some(deviation) => format!("{} ± {}", metric.unit.text(summary.mean), metric.unit.text(deviation)),
-        None => metric.unit.text(summary.mean),
+/// A mean with its spread in a row of `count` seeds, with the number of its own seeds if that is another; nothing where
+/// there is none.
+fn spread(summary: Option<&Summary>, metric: &MetricInfo, count: usize) -> String {
+    summary.map_or_else(String::new, |summary| {
+        let own = if summary.count == count { String::new() } else { format!(" (n = {})", summary.count) };
+        match summary.standard_deviation {
+            Some(deviation) => format!("{} ± {}{own}", metric.unit.text(summary.mean), metric.unit.text(deviation)),
+            None => format!("{}{own}", metric.unit.text(summary.mean)),
+        }
     })
 }
 
@@ -108,7 +112,7 @@ fn title(run: &RunSummary) -> String {
     let mut title = format!("{} on {}", run.run, run.images.dataset);
     if let Some(seed) = run.seeds.first() {
         let share = 100.0 * seed.poisoned_images as f64 / (seed.training_images as f64).max(1.0);
-        let finished = run.seeds.iter().filter(|seed| seed.measurements().is_some()).count();
+        let finished = run.finished();
         let _ = write!(
             title,
             ": {} of {} training images poisoned ({share:.2} %), n = {finished} {}",
@@ -116,6 +120,9 @@ fn title(run: &RunSummary) -> String {
             seed.training_images,
             if finished == 1 { "seed" } else { "seeds" },
         );
+    }
+    if let Some(target) = &run.target {
+        let _ = write!(title, ", target class {target}");
     }
     let _ = write!(title, ", {}", run.backend);
     if run.quick {

@@ -55,8 +55,10 @@ pub fn table_text(table: &ResultTable, width: usize) -> String {
             let mut header = vec![corner.clone(), "n".to_owned()];
             header.extend(names.iter().map(|name| MetricInfo::heading_of(name).to_owned()));
             let rows = table.points.iter().map(|point| {
-                let cells = names.iter().map(|name| point.metric(name).map_or_else(|| "-".into(), cell));
-                let front = [point.label.clone(), point.finished().to_string()];
+                let count = point.count(names);
+                let of = |metric: &MetricResult| metric.text_beside(count, cell(metric));
+                let cells = names.iter().map(|name| point.metric(name).map_or_else(|| "-".into(), of));
+                let front = [point.label.clone(), count.to_string()];
                 Row::Cells(front.into_iter().chain(cells).collect())
             });
             fitted(&header, &rows.collect::<Vec<_>>(), width)
@@ -131,15 +133,16 @@ pub(crate) fn markdown_rows(table: &ResultTable, points: &[&PointResult], names:
     let mut text = markdown_head(&header, labels);
     for point in points {
         let mut cells = if table.axes.is_empty() { vec![point.label.clone()] } else { point.coordinates.clone() };
-        cells.push(point.finished().to_string());
-        cells.extend(names.iter().map(|name| markdown_cell(point.metric(name))));
+        let count = point.count(names);
+        cells.push(count.to_string());
+        cells.extend(names.iter().map(|name| markdown_cell(point.metric(name), count)));
         text.push_str(&markdown_row(&cells));
     }
     text
 }
 
 /// A Markdown table with a row for each group, such as a defense, of each point; numbers are named without their group.
-/// The group `""` is the attack ittable.
+/// The group `""` is the attack itself.
 pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], groups: &[&str], names: &[&str]) -> String {
     // One point needs no column to say which.
     let axes = match (points, table.axes.as_slice()) {
@@ -164,7 +167,7 @@ pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], grou
             };
             let count = metrics.iter().flatten().map(|metric| metric.count).max().unwrap_or(0);
             cells.extend([if group.is_empty() { "before" } else { group }.to_owned(), count.to_string()]);
-            cells.extend(metrics.into_iter().map(markdown_cell));
+            cells.extend(metrics.into_iter().map(|metric| markdown_cell(metric, count)));
             text.push_str(&markdown_row(&cells));
         }
     }
@@ -190,8 +193,8 @@ pub fn table_csv(table: &ResultTable) -> Result<Vec<u8>, csv::Error> {
                 metric.count.to_string(),
                 metric.mean.to_string(),
                 optional(metric.standard_deviation),
-                optional(metric.interval_95.map(|[low, _]| low)),
-                optional(metric.interval_95.map(|[_, high]| high)),
+                optional(metric.interval().map(|[low, _]| low)),
+                optional(metric.interval().map(|[_, high]| high)),
             ]);
             writer.write_record(&record)?;
         }
@@ -248,12 +251,13 @@ fn markdown_head(header: &[String], labels: usize) -> String {
     format!("{}| {} |\n", markdown_row(header), rule.collect::<Vec<_>>().join(" | "))
 }
 
-/// Mean, spread and interval of a number, if it is there.
-fn markdown_cell(metric: Option<&MetricResult>) -> String {
-    metric.map_or_else(
-        || "-".into(),
-        |metric| format!("{} {}", metric.mean_text(), interval_unless_constant(metric)).trim_end().to_owned(),
-    )
+/// Mean, spread and interval of a number in a row of `count` seeds, if it is there.
+fn markdown_cell(metric: Option<&MetricResult>, count: usize) -> String {
+    let text = |metric: &MetricResult| {
+        let text = format!("{} {}", metric.mean_text(), interval_unless_constant(metric));
+        metric.text_beside(count, text.trim_end().to_owned())
+    };
+    metric.map_or_else(|| "-".into(), text)
 }
 
 fn interval_unless_constant(metric: &MetricResult) -> String {

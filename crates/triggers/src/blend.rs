@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,13 @@ impl TriggerKind for BlendConfig {
         }
         problems.extend(self.pattern.validate(shape));
         problems
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        match &self.pattern {
+            PatternConfig::Picture(picture) => vec![&picture.path],
+            _ => Vec::new(),
+        }
     }
 
     /// A noise pattern without a seed of its own is drawn from `seed`.

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use patchdoor_data::{ImageShape, LabelRule, Trigger};
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +110,16 @@ impl TriggerConfig {
     pub fn mask(&self, shape: ImageShape) -> Result<Vec<bool>, TriggerError> {
         self.expect_valid(shape)?;
         Ok(self.kind().mask(shape))
+    }
+
+    /// Cover images for each poisoned one.
+    pub fn covers_per_poisoned_image(&self) -> f64 {
+        self.kind().covers_per_poisoned_image()
+    }
+
+    /// Files that the trigger is made of, beside its configuration; a result depends on what is in them.
+    pub fn files(&self) -> Vec<&Path> {
+        self.kind().files()
     }
 
     fn expect_valid(&self, shape: ImageShape) -> Result<(), TriggerError> {

@@ -1,4 +1,5 @@
 use std::fmt::Debug;
+use std::path::Path;
 
 use patchdoor_data::{ImageShape, LabelRule, Trigger};
 
@@ -30,6 +31,16 @@ pub trait TriggerKind: Debug {
     /// in [`build`](Self::build), the shape is a valid one.
     fn mask(&self, shape: ImageShape) -> Vec<bool> {
         vec![true; shape.height * shape.width]
+    }
+
+    /// Cover images for each poisoned one, as the trigger that is built asks for them; none unless it says otherwise.
+    fn covers_per_poisoned_image(&self) -> f64 {
+        0.0
+    }
+
+    /// Files that the trigger is made of, beside its configuration; none unless it says otherwise.
+    fn files(&self) -> Vec<&Path> {
+        Vec::new()
     }
 
     /// Says which label rules and placements make no sense with this trigger, and why; any does, unless it says

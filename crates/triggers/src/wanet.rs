@@ -46,6 +46,10 @@ impl TriggerKind for WanetConfig {
         problems
     }
 
+    fn covers_per_poisoned_image(&self) -> f64 {
+        self.noise_ratio
+    }
+
     /// The coarse noise is drawn from `stream(seed, "trigger/wanet")` unless the configuration has a seed of its own.
     fn build(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
         let mut rng = stream(self.seed.unwrap_or(seed), "trigger/wanet");

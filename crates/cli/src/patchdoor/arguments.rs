@@ -94,7 +94,7 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) fresh: bool,
 
-    /// Compute failed runs of a sweep anew; what they left is moved aside
+    /// Compute anew what failed, seeds and defenses, and nothing else; what they left is moved aside
     #[arg(long)]
     pub(crate) retry_failed: bool,
 

@@ -1,5 +1,5 @@
 use patchdoor_cli::{Stop, all_experiments, print};
-use patchdoor_plan::Experiment;
+use patchdoor_plan::{DatasetFacts, Experiment};
 
 use crate::arguments::CheckArguments;
 use crate::run::read_experiments;
@@ -13,6 +13,14 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<(), Stop> {
             Experiment::Sweep(sweep) => format!(": {} points of {}", sweep.points().len(), sweep.shape()),
         };
         print(&format!("ok {}{points}\n", experiment.path().display()))?;
+        let mut notes = Vec::new();
+        for plan in experiment.plans() {
+            notes.extend(plan.notes(&DatasetFacts::published(&plan.config().dataset)));
+        }
+        notes.dedup();
+        for note in notes {
+            print(&format!("   note: {note}\n"))?;
+        }
     }
     Ok(())
 }

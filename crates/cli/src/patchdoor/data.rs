@@ -5,12 +5,13 @@ use patchdoor_cli::{Stop, print, say};
 use patchdoor_data::catalog::{CatalogEntry, DatasetState, entry, status};
 use patchdoor_data::fetch::FetchError;
 use patchdoor_data::verify;
-use patchdoor_experiment::{Console, ExportRequest, RunError, export_poisoned, fetch};
+use patchdoor_experiment::{ExportRequest, RunError, export_poisoned, fetch};
 use patchdoor_plan::{Plan, PlanOptions};
 
 use crate::arguments::{DataArguments, DataCommand, ExportArguments};
 use crate::roots::data_roots;
-use crate::run::{stop_for, stop_on_interrupt, unusable};
+use crate::run::{console, stop_for, unusable};
+use crate::signals::stop_on_interrupt;
 
 /// Lists, fetches and exports images.
 pub(crate) fn data(arguments: &DataArguments) -> Result<(), Stop> {
@@ -82,7 +83,7 @@ fn fetch_all(names: &[String], data: Option<&PathBuf>) -> Result<(), Stop> {
     let roots = data_roots(data);
     let stop = stop_on_interrupt()?;
     for entry in entries {
-        match fetch(&entry, &roots[0], &stop, Console::new()) {
+        match fetch(&entry, &roots[0], &stop, console()) {
             Ok(folder) => print(&format!("{} {}\n", entry.name, folder.display()))?,
             Err(FetchError::Interrupted) => {
                 say("interrupted; the same command goes on from here");
@@ -106,7 +107,7 @@ fn export(arguments: &ExportArguments) -> Result<(), Stop> {
         format: arguments.format.into(),
         into: &arguments.to,
         stop: &stop,
-        console: Console::new(),
+        console: console(),
     };
     let exported = export_poisoned(&plan, &request).map_err(|error| match error {
         // The folder exists, or cannot hold these images.

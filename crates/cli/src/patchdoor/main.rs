@@ -10,12 +10,13 @@ mod data;
 mod pages;
 mod roots;
 mod run;
+mod signals;
 mod triggers;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use patchdoor_cli::{exit_code, list, report, results};
+use patchdoor_cli::{exit_code, has_colours, list, report, results};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{Arguments, Command};
@@ -32,7 +33,12 @@ fn main() -> ExitCode {
     let level = ["warn", "warn,patchdoor=info", "warn,patchdoor=debug", "warn,patchdoor=trace"];
     let level = level[usize::from(arguments.verbose).min(level.len() - 1)];
     let filter = EnvFilter::try_from_env("PATCHDOOR_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(has_colours())
+        .init();
 
     exit_code(match &arguments.command {
         Command::Run(arguments) => run::run(arguments),

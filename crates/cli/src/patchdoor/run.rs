@@ -1,20 +1,19 @@
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use patchdoor_cli::{Stop, print, say, terminal_width};
+use patchdoor_cli::{Stop, is_smart_terminal, print, say, terminal_width};
 use patchdoor_experiment::{
     Backend, Console, Execution, Forecast, ImagesError, RunError, RunSettings, SweepExecution, SweepOptions, UnitState,
     describe, execute, execute_sweep,
 };
 use patchdoor_plan::{ConfigErrors, Experiment, PlanOptions, Sweep};
-use patchdoor_record::{RunDirectory, RunSummary, SCHEMA};
+use patchdoor_record::{Again, RecordError, RunDirectory, RunSummary, SCHEMA};
 use patchdoor_report::{run_table, table_text};
 
 use crate::arguments::{Changes, RunArguments};
 use crate::build_facts::build_facts;
 use crate::pages::Pages;
 use crate::roots::data_roots;
+use crate::signals::stop_on_interrupt;
 
 /// Runs every file, after all of them were checked.
 pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
@@ -29,9 +28,13 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
         out: &arguments.out,
         roots: &roots,
         offline: arguments.images.offline,
-        fresh: arguments.fresh,
+        again: match (arguments.fresh, arguments.retry_failed) {
+            (true, _) => Again::Fresh,
+            (false, true) => Again::Failed,
+            (false, false) => Again::No,
+        },
         stop: &stop,
-        console: Console::new(),
+        console: console(),
         build: &build_facts(),
         reporter: &Pages,
     };
@@ -74,6 +77,32 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
             break;
         }
     }
+    let shown = show(arguments, &summaries, &sweeps);
+    for folder in folders {
+        say(&format!("results: {}", folder.display()));
+    }
+    for line in sweeps.iter().flat_map(leftovers) {
+        say(&line);
+    }
+    if summaries.iter().any(|summary| !summary.is_complete()) {
+        for summary in &summaries {
+            summary.failures().iter().for_each(|line| say(&format!("failed: {}: {line}", summary.run)));
+        }
+        say(RETRY);
+    }
+    shown?;
+    match failure {
+        Some(stop) => Err(stop),
+        None if summaries.iter().all(RunSummary::is_complete) && sweeps.iter().all(|s| s.failures.is_empty()) => Ok(()),
+        None => Err(Stop::FailedQuietly),
+    }
+}
+
+/// How to try again what failed.
+const RETRY: &str = "--retry-failed computes anew what failed, and nothing else";
+
+/// Prints the results of all runs and sweeps.
+fn show(arguments: &RunArguments, summaries: &[RunSummary], sweeps: &[SweepExecution]) -> Result<(), Stop> {
     if arguments.json {
         let mut document = serde_json::json!({ "schema": SCHEMA, "runs": summaries });
         if !sweeps.is_empty() {
@@ -85,24 +114,14 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
     } else {
         if !summaries.is_empty() {
             say("");
-            print(&run_table(&summaries, terminal_width()))?;
+            print(&run_table(summaries, terminal_width()))?;
         }
-        for sweep in &sweeps {
+        for sweep in sweeps {
             say("");
             print(&table_text(&sweep.table, terminal_width()))?;
         }
     }
-    for folder in folders {
-        say(&format!("results: {}", folder.display()));
-    }
-    for line in sweeps.iter().flat_map(leftovers) {
-        say(&line);
-    }
-    match failure {
-        Some(stop) => Err(stop),
-        None if summaries.iter().all(RunSummary::is_complete) && sweeps.iter().all(|s| s.failures.is_empty()) => Ok(()),
-        None => Err(Stop::FailedQuietly),
-    }
+    Ok(())
 }
 
 fn sweep_options(arguments: &RunArguments) -> SweepOptions {
@@ -116,7 +135,7 @@ fn leftovers(sweep: &SweepExecution) -> Vec<String> {
         lines.push(format!("failed: {}, seed {} ({}): {}", failure.point, failure.seed, failure.run, failure.reason));
     }
     if !sweep.failures.is_empty() {
-        lines.push("--retry-failed computes failed runs anew".into());
+        lines.push(RETRY.into());
     }
     if sweep.elsewhere > 0 {
         lines.push(format!(
@@ -138,6 +157,8 @@ pub(crate) fn stop_for(error: RunError) -> Stop {
         RunError::Images(_)
         | RunError::Directory(_)
         | RunError::OtherImages { .. }
+        | RunError::OtherInput { .. }
+        | RunError::Record(RecordError::MixedImages { .. })
         | RunError::NeedsSurrogate { .. } => Stop::unusable(error),
         _ => Stop::failed(error),
     }
@@ -237,19 +258,9 @@ fn sweep_json(sweep: &Sweep, forecast: &Forecast, backend: &Backend) -> serde_js
     })
 }
 
-/// The first Ctrl-C ends the epoch, the second the program.
-pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Stop> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            say("\ninterrupted again: the unfinished epoch is lost, earlier ones are saved");
-            std::process::exit(130);
-        }
-        say("\ninterrupted: ending this epoch and saving it (once more to stop at once)");
-    };
-    ctrlc::set_handler(handler).map_err(Stop::failed)?;
-    Ok(stop)
+/// Bars where standard error can show them.
+pub(crate) fn console() -> Console {
+    if is_smart_terminal() { Console::with_bars() } else { Console::plain() }
 }
 
 /// The command line to repeat, as the user typed it or nearly so.

@@ -1,9 +1,10 @@
 use patchdoor_cli::{Stop, print};
-use patchdoor_experiment::{Console, SheetRequest, draw_triggers};
+use patchdoor_experiment::{SheetRequest, draw_triggers};
 
 use crate::arguments::{Changes, TriggersArguments};
 use crate::roots::data_roots;
-use crate::run::{read_experiments, stop_for, stop_on_interrupt};
+use crate::run::{console, read_experiments, stop_for};
+use crate::signals::stop_on_interrupt;
 
 /// Draws the triggers of every file, and says what each row shows.
 pub(crate) fn triggers(arguments: &TriggersArguments) -> Result<(), Stop> {
@@ -17,7 +18,7 @@ pub(crate) fn triggers(arguments: &TriggersArguments) -> Result<(), Stop> {
         offline: arguments.source.offline,
         into: &arguments.out,
         stop: &stop,
-        console: Console::new(),
+        console: console(),
     };
     for experiment in &experiments {
         for sheet in draw_triggers(experiment, &request).map_err(stop_for)? {

@@ -3,9 +3,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use patchdoor_data::DatasetConfig;
-use patchdoor_plan::{ConfigErrors, DatasetFacts, Sweep, merged};
+use patchdoor_plan::{ConfigErrors, Sweep, merged};
 use patchdoor_record::{
-    PointRuns, RecordError, ResultTable, RunDirectory, RunDirectoryError, TableHead, lock, read_summary,
+    Again, PointRuns, RecordError, ResultTable, RunDirectory, RunDirectoryError, TableHead, lock, read_summary,
 };
 
 use crate::backend::Backend;
@@ -13,6 +13,7 @@ use crate::describe::describe_images;
 use crate::error::RunError;
 use crate::images::{Acquired, ImagesError, acquire};
 use crate::run::{Execution, Reporter, RunSettings, execute_on};
+use crate::sources::Sources;
 use crate::sweep::forecast::Forecast;
 use crate::sweep::units::{SweepOptions, Unit, UnitState, units};
 
@@ -31,7 +32,7 @@ pub struct SweepExecution {
     pub interrupted: bool,
 }
 
-/// A run of a sweep that has no results, and why.
+/// A run of a sweep that has no results, or not those of a defense, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SweepFailure {
     /// The point, in words.
@@ -63,14 +64,22 @@ pub fn execute_sweep(
     let console = settings.console;
     let (sweep, images) = prepare(sweep, backend, settings, options)?;
     let units = units(&sweep, backend, settings.out);
-    let fingerprints = images.iter().map(|images| images.as_ref().map(|images| images.fingerprint.clone()));
+    let sources = images.iter().map(|images| images.as_ref().map(|images| images.sources.clone())).collect::<Vec<_>>();
+    expect_same_sources(&sweep, backend, settings.out, &sources, options)?;
+    let fingerprints = sources.iter().map(|sources| sources.as_ref().map(|sources| sources.fingerprint.clone()));
     let fingerprints = fingerprints.collect::<Vec<_>>();
     let forecast = Forecast::on(&sweep, units.clone(), backend, settings.out, &fingerprints, options);
     for line in forecast.describe(&sweep, backend, settings.out) {
         console.say(line);
     }
-    let mut tables =
-        Tables { sweep: &sweep, backend, out: settings.out, reporter: settings.reporter, failures: BTreeMap::new() };
+    let mut tables = Tables {
+        sweep: &sweep,
+        backend,
+        out: settings.out,
+        reporter: settings.reporter,
+        sources: &sources,
+        failures: BTreeMap::new(),
+    };
     let mut elsewhere = 0;
     let mut interrupted = false;
     let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
@@ -83,8 +92,13 @@ pub fn execute_sweep(
         let acquired = images[*point].as_ref().expect("the images of every pending run were acquired");
         let plan = acquired.plan.with_seed(*seed);
         let words = plan.point().unwrap_or_default().to_owned();
-        // A run that failed has a folder of its own, which is kept under another name.
-        let settings = RunSettings { fresh: options.fresh || *state == UnitState::Failed, ..*settings };
+        // What a run that failed left is kept under another name.
+        let again = match state {
+            _ if options.fresh => Again::Fresh,
+            UnitState::Failed => Again::Failed,
+            _ => Again::No,
+        };
+        let settings = RunSettings { again, ..*settings };
         let acquired = Acquired { plan, ..acquired.clone() };
         let announce = |folder: &Path| {
             let progress = format!("run {} of {}", number + 1, pending.len());
@@ -118,20 +132,67 @@ pub fn execute_sweep(
     }
     let (table, folder) = tables.write()?;
     let failures = table.points.iter().zip(sweep.points()).flat_map(|(result, point)| {
-        let asked = result.failed.iter().filter(|(seed, _)| sweep.seeds().contains(seed));
-        asked.map(|(&seed, reason)| SweepFailure {
+        let runs = result.failed.iter().map(|(&seed, reason)| (seed, reason.clone()));
+        let defenses = result
+            .failed_defenses
+            .iter()
+            .flat_map(|(title, seeds)| seeds.iter().map(move |(&seed, reason)| (seed, format!("{title}: {reason}"))));
+        let asked = runs.chain(defenses).filter(|(seed, _)| sweep.seeds().contains(seed)).collect::<Vec<_>>();
+        asked.into_iter().map(|(seed, reason)| SweepFailure {
             point: point.plan().point().unwrap_or_default().to_owned(),
             seed,
             run: point.plan().with_seed(seed).run_name(backend.name()),
-            reason: reason.clone(),
+            reason,
         })
     });
     let failures = failures.collect();
     Ok(SweepExecution { table, folder, failures, elsewhere, interrupted })
 }
 
-/// Reads the images of every point that has something to compute, each data set once, and checks the points against them.
-/// Where the shapes stand in for a missing set, the sweep is one of shapes.
+/// Makes sure that the results of a sweep, those it will show and those it will compute, rest on the same images and files:
+/// those that are there now or, where they are not there, those of the first run on that data set.
+fn expect_same_sources(
+    sweep: &Sweep,
+    backend: &Backend,
+    out: &Path,
+    now: &[Option<Sources>],
+    options: SweepOptions,
+) -> Result<(), RunError> {
+    if options.fresh {
+        return Ok(());
+    }
+    let mut of_missing: Vec<(&DatasetConfig, Sources)> = Vec::new();
+    for (point, now) in sweep.points().iter().zip(now) {
+        for seed in seeds_of(sweep, backend, out)? {
+            let Some(folder) = RunDirectory::finished(out, &point.plan().with_seed(seed).run_name(backend.name()))
+            else {
+                continue;
+            };
+            let Ok(then) = Sources::of_run(&folder) else { continue };
+            let dataset = &point.plan().config().dataset;
+            match (now, of_missing.iter().find(|(known, _)| *known == dataset)) {
+                (Some(now), _) => then.expect(now, &folder)?,
+                (None, Some((_, first))) => then.expect(first, &folder)?,
+                (None, None) => of_missing.push((dataset, Sources { inputs: BTreeMap::new(), ..then })),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All seeds that were ever asked for, sorted.
+fn seeds_of(sweep: &Sweep, backend: &Backend, out: &Path) -> Result<Vec<u64>, RecordError> {
+    let mut seeds = sweep.seeds().to_vec();
+    let table = ResultTable::read(&out.join(sweep.result_name(backend.name())))?;
+    seeds.extend(table.map(|table| table.seeds).unwrap_or_default());
+    seeds.sort_unstable();
+    seeds.dedup();
+    Ok(seeds)
+}
+
+/// Reads the images of every point that has something to compute or to show, each data set once, and checks the points
+/// against them. Where the shapes stand in for a missing set, the sweep is one of shapes. Images that are only to be shown
+/// results of may be missing.
 fn prepare(
     sweep: &Sweep,
     backend: &Backend,
@@ -139,11 +200,20 @@ fn prepare(
     options: SweepOptions,
 ) -> Result<(Sweep, Vec<Option<Acquired>>), RunError> {
     let mut read: Vec<(DatasetConfig, Acquired)> = Vec::new();
-    for unit in units(sweep, backend, settings.out).iter().filter(|unit| options.computes(unit.state)) {
+    let units = units(sweep, backend, settings.out);
+    let (pending, shown): (Vec<_>, Vec<_>) = units.iter().partition(|unit| options.computes(unit.state));
+    for (unit, is_pending) in pending.iter().map(|unit| (unit, true)).chain(shown.iter().map(|unit| (unit, false))) {
         let plan = sweep.points()[unit.point].plan();
         let dataset = &plan.config().dataset;
-        if read.iter().all(|(known, _)| known != dataset) {
-            let acquired = acquire(plan, settings.roots, settings.offline, settings.watch())?;
+        if read.iter().any(|(known, _)| known == dataset) {
+            continue;
+        }
+        let acquired = if is_pending {
+            Some(acquire(plan, settings.roots, settings.offline, settings.watch())?)
+        } else {
+            Acquired::if_there(plan, settings.roots)?
+        };
+        if let Some(acquired) = acquired {
             for line in describe_images(&acquired.dataset) {
                 settings.console.say(line);
             }
@@ -152,6 +222,7 @@ fn prepare(
     }
     let mut images = Vec::new();
     let mut problems = Vec::new();
+    let mut notes: Vec<String> = Vec::new();
     for point in sweep.points() {
         let plan = point.plan();
         let Some((_, known)) = read.iter().find(|(dataset, _)| *dataset == plan.config().dataset) else {
@@ -159,16 +230,27 @@ fn prepare(
             continue;
         };
         let acquired = match (&known.used.substitution, plan.on_shapes()) {
-            (None, _) => Acquired { plan: plan.clone(), ..known.clone() },
-            (Some(_), Some(plan)) => Acquired { plan, ..known.clone() },
+            (None, _) => known.for_plan(plan),
+            (Some(_), Some(plan)) => known.for_plan(&plan),
             // This point does not allow shapes; asking for its own images says what is missing.
-            (Some(_), None) => acquire(plan, settings.roots, settings.offline, settings.watch())?,
+            (Some(_), None) => acquire(plan, settings.roots, settings.offline, settings.watch()),
         };
-        let Acquired { plan, dataset, .. } = &acquired;
-        if let Err(errors) = plan.check_against(DatasetFacts::of(&dataset.train, &dataset.test)) {
-            problems.push((plan.point().unwrap_or_default().to_owned(), errors.diagnostics));
+        match acquired {
+            Ok(acquired) => {
+                for note in acquired.notes.iter().filter(|note| !acquired.dataset.notes.contains(note)) {
+                    if !notes.contains(note) {
+                        settings.console.say(format!("  note: {note}"));
+                        notes.push(note.clone());
+                    }
+                }
+                images.push(Some(acquired));
+            }
+            Err(ImagesError::Unfit(errors)) => {
+                problems.push((plan.point().unwrap_or_default().to_owned(), errors.diagnostics));
+                images.push(None);
+            }
+            Err(error) => return Err(error.into()),
         }
-        images.push(Some(acquired));
     }
     if !problems.is_empty() {
         let diagnostics = merged(problems, sweep.points().len());
@@ -193,6 +275,8 @@ struct Tables<'a> {
     backend: &'a Backend,
     out: &'a Path,
     reporter: &'a dyn Reporter,
+    /// What each point's results rest on now, as far as it is there.
+    sources: &'a [Option<Sources>],
     /// Why runs left no result, by their names.
     failures: BTreeMap<String, String>,
 }
@@ -209,11 +293,8 @@ impl Tables<'_> {
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        let mut seeds = self.sweep.seeds().to_vec();
-        seeds.extend(ResultTable::read(&folder)?.map(|table| table.seeds).unwrap_or_default());
-        seeds.sort_unstable();
-        seeds.dedup();
-        let points = self.sweep.points().iter().map(|point| {
+        let seeds = seeds_of(self.sweep, self.backend, self.out)?;
+        let points = self.sweep.points().iter().zip(self.sources).map(|(point, now)| {
             let mut runs =
                 PointRuns { label: point.label(), coordinates: point.labels().to_vec(), ..PointRuns::default() };
             for &seed in &seeds {
@@ -222,6 +303,11 @@ impl Tables<'_> {
                     runs.failed.insert(seed, reason.clone());
                 }
                 if let Some(folder) = RunDirectory::finished(self.out, &run) {
+                    // With --fresh, seeds that were not asked for may be left from other images.
+                    let is_of_now = |now| Sources::of_run(&folder).is_ok_and(|then| then.expect(now, &folder).is_ok());
+                    if !now.as_ref().is_none_or(is_of_now) {
+                        continue;
+                    }
                     let summary = read_summary(&folder)?;
                     runs.runs.push((folder, summary));
                 }

@@ -3,7 +3,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use patchdoor_data::load;
 use patchdoor_model::ClassifierConfig;
 use patchdoor_plan::{ConfigErrors, DatasetFacts, Plan, Point, Sweep, choice_name, merged};
 use patchdoor_record::{read_sealed, read_summary};
@@ -11,6 +10,7 @@ use serde::Deserialize;
 
 use crate::backend::Backend;
 use crate::console::duration;
+use crate::images::{Acquired, ImagesError};
 use crate::sweep::units::{SweepOptions, Unit, UnitState, units};
 
 /// What a sweep will do before it does it, as far as can be known.
@@ -51,20 +51,25 @@ impl Forecast {
             let plan = sweep.points()[unit.point].plan();
             let dataset = &plan.config().dataset;
             if !loaded.iter().any(|(known, _)| known == dataset) {
-                let images = load(dataset, roots).ok().map(|images| {
-                    let facts = DatasetFacts::of(&images.train, &images.test);
-                    (facts, format!("{}-{}", images.train.fingerprint(), images.test.fingerprint()))
-                });
+                let images = match Acquired::if_there(plan, roots) {
+                    Ok(images) => images,
+                    Err(ImagesError::Unfit(errors)) => {
+                        problems.push((plan.point().unwrap_or_default().to_owned(), errors.diagnostics));
+                        None
+                    }
+                    // What cannot be read is said when it is run.
+                    Err(_) => None,
+                };
                 loaded.push((dataset.clone(), images));
             }
             let images = loaded.iter().find(|(known, _)| known == dataset).and_then(|(_, images)| images.as_ref());
-            if let Some((facts, fingerprint)) = images
+            if let Some(images) = images
                 && fingerprints[unit.point].is_none()
             {
-                if let Err(errors) = plan.check_against(*facts) {
+                if let Err(ImagesError::Unfit(errors)) = images.for_plan(plan) {
                     problems.push((plan.point().unwrap_or_default().to_owned(), errors.diagnostics));
                 }
-                fingerprints[unit.point] = Some(fingerprint.clone());
+                fingerprints[unit.point] = Some(images.sources.fingerprint.clone());
             }
         }
         if !problems.is_empty() {
@@ -91,7 +96,7 @@ impl Forecast {
         let pending = units.iter().filter(|unit| options.computes(unit.state)).collect::<Vec<_>>();
         for unit in &pending {
             let plan = sweep.points()[unit.point].plan();
-            let poisoned = plan.counts(DatasetFacts::published(&plan.config().dataset)).poisoned;
+            let poisoned = plan.counts(&DatasetFacts::published(&plan.config().dataset)).poisoned;
             let mut clean = Vec::new();
             if plan.config().clean_twin && poisoned != Some(0) {
                 clean.push((plan.clone(), unit.seed));
@@ -199,7 +204,7 @@ impl Forecast {
 
 /// Images that one training and its predictions have to go through, a prediction counted as a third of a training step.
 fn work(plan: &Plan) -> Option<f64> {
-    let counts = plan.counts(DatasetFacts::published(&plan.config().dataset));
+    let counts = plan.counts(&DatasetFacts::published(&plan.config().dataset));
     let passes = counts.training? * plan.config().training.epochs;
     // The test images are predicted untouched, triggered, and triggered by the twin.
     Some((passes + counts.test.unwrap_or(0)) as f64)
@@ -207,7 +212,7 @@ fn work(plan: &Plan) -> Option<f64> {
 
 /// Images that all defenses of a plan go through.
 fn repairs(plan: &Plan) -> Option<f64> {
-    let counts = plan.counts(DatasetFacts::published(&plan.config().dataset));
+    let counts = plan.counts(&DatasetFacts::published(&plan.config().dataset));
     let training = counts.training?;
     let images = plan.config().defenses.iter().map(|defender| {
         // Each repaired classifier predicts the test images twice.

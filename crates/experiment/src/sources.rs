@@ -1,0 +1,52 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use patchdoor_plan::Plan;
+use patchdoor_record::{Environment, RecordError, read_sealed_json};
+use sha2::{Digest, Sha256};
+
+use crate::error::RunError;
+
+/// What results depend on besides their configuration: the images, and other files that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sources {
+    /// SHA-256 over pixels and labels of both splits.
+    pub(crate) fingerprint: String,
+    /// SHA-256 of other files, by their paths as written.
+    pub(crate) inputs: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// Those of a run that was begun or finished in a folder.
+    pub(crate) fn of_run(folder: &Path) -> Result<Self, RecordError> {
+        let Environment { fingerprint, inputs, .. } = read_sealed_json(&folder.join("environment.json"))?;
+        Ok(Self { fingerprint, inputs })
+    }
+
+    /// Makes sure that what a run in a folder was computed on is what is there now. Runs of earlier versions say nothing of
+    /// files besides images.
+    pub(crate) fn expect(&self, now: &Self, folder: &Path) -> Result<(), RunError> {
+        if self.fingerprint != now.fingerprint {
+            let (found, expected) = (self.fingerprint.clone(), now.fingerprint.clone());
+            return Err(RunError::OtherImages { path: folder.to_owned(), found, expected });
+        }
+        for (input, expected) in &now.inputs {
+            if let Some(found) = self.inputs.get(input).filter(|found| *found != expected) {
+                let (input, found, expected) = (input.clone(), found.clone(), expected.clone());
+                return Err(RunError::OtherInput { path: folder.to_owned(), input, found, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The SHA-256 of the files that a plan names besides its images.
+pub(crate) fn digests_of(plan: &Plan) -> io::Result<BTreeMap<String, String>> {
+    let of = |path: &Path| {
+        let digest = Sha256::digest(fs_err::read(path)?);
+        let digest = digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+        Ok((path.display().to_string(), digest))
+    };
+    plan.config().trigger.files().into_iter().map(of).collect()
+}
