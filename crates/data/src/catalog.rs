@@ -290,7 +290,9 @@ mod tests {
         }
         let roots = [root.path().to_owned()];
         let notes = load(&DatasetConfig::Cifar100, &roots).unwrap().notes;
-        assert_eq!(notes, ["cifar100 in part: 1 of 50000 training and 1 of 10000 test images"]);
+        assert_eq!(notes[0], "cifar100 in part: 1 of 50000 training and 1 of 10000 test images");
+        assert_eq!(notes[1], "1 of 1 test images is also a training image");
+        assert_eq!(notes[2], "no training image of classes apple, aquarium_fish, baby, beaver, bed and 94 more");
         let error = verify("cifar100", &roots).unwrap_err().to_string();
         assert!(
             error.ends_with("cifar-100-binary holds 0 training images of class 0 (apple), expected 500"),

@@ -393,7 +393,9 @@ mod tests {
             dataset.notes,
             [
                 "CIFAR-10 (reconstructed; 1 images JPEG-decoded)",
-                "cifar10 in part: 5 of 50000 training and 1 of 10000 test images"
+                "cifar10 in part: 5 of 50000 training and 1 of 10000 test images",
+                "no training image of classes airplane, frog, horse, ship, truck",
+                "no test image of classes airplane, automobile, bird, cat, deer and 4 more",
             ]
         );
     }

@@ -317,7 +317,8 @@ mod tests {
     #[test]
     fn classes_and_files_come_in_the_order_of_their_names_and_are_resized() {
         let directory = good_folder();
-        let (train, test) = read(directory.path(), 8).unwrap();
+        let FolderImages { train, test, notes } = read(directory.path(), &FolderConfig::new("", 8)).unwrap();
+        assert_eq!(notes, ["train: 2 files are not read (1 .txt, 1 hidden), such as cat/.hidden.png"]);
         assert_eq!(train.classes(), ["cat", "dog"]);
         assert_eq!(train.labels(), [0, 1, 1]);
         assert_eq!(train.image(1).pixel(0, 0), [4, 5, 6]);
@@ -345,12 +346,12 @@ mod tests {
     fn what_is_wrong_with_a_folder_is_named() {
         let directory = good_folder();
         let root = directory.path();
-        let error = || read(root, 8).unwrap_err().to_string();
+        let error = || read(root, &FolderConfig::new("", 8)).unwrap_err().to_string();
         fs_err::create_dir(root.join("test/fish")).unwrap();
         assert!(error().contains("test holds classes fish, expected only those of"), "{}", error());
         fs_err::remove_dir(root.join("test/fish")).unwrap();
         fs_err::create_dir(root.join("train/ant")).unwrap();
-        assert!(error().contains("ant holds no images, expected at least one .png, .jpg or .jpeg"), "{}", error());
+        assert!(error().contains("ant holds no images, expected at least one file that ends in .png, .jpg,"), "{}", error());
         fs_err::remove_dir(root.join("train/ant")).unwrap();
         fs_err::remove_dir_all(root.join("test/dog")).unwrap();
         assert!(error().contains("test holds no class"), "{}", error());
@@ -379,8 +380,8 @@ mod tests {
                     fs_err::write(&path, file).unwrap();
                 }
             }
-            if let Ok(pixels) = read_image(&path, 4) {
-                prop_assert_eq!(pixels.len(), 48);
+            if let Ok(image) = read_picture(&path, 4, 4) {
+                prop_assert_eq!(image.pixels().len(), 48);
             }
         }
     }

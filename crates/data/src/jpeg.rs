@@ -1,10 +1,5 @@
 //! Whether a JPEG file is whole. Decoders, ours too, paint what is missing of a photograph grey.
 
-use std::borrow::Cow;
-
-/// Bytes of false scan data that a file without an end is continued with.
-const TAIL: usize = 64;
-
 const END: [u8; 2] = [0xff, 0xd9];
 
 /// What the markers of a file say about its end.
@@ -85,14 +80,18 @@ fn next_marker(file: &[u8], at: &mut usize) -> Option<u8> {
     }
 }
 
-/// A file without an end marker, continued in three ways: a decoder that needs none of them makes the same picture of all,
-/// one that lacks data makes different ones.
+/// A file without an end marker, continued with `tail` bytes of false data: a decoder that needs none of them makes the
+/// same picture of all, one that lacks data makes different ones. The first has no such bytes.
 ///
-/// Zeros at its end are taken off first: some programs lay out a file in zeros before they download it.
-pub(crate) fn continuations(file: &[u8]) -> [Cow<'static, [u8]>; 3] {
+/// A decoder drops a row of blocks that it cannot finish, and would show the same of all without the rest of that row: the
+/// tail must be long enough for every block of the picture.
+///
+/// Zeros at the file's end are taken off first: some programs lay out a file in zeros before they download it.
+pub(crate) fn continuations(file: &[u8], tail: usize) -> [Vec<u8>; 4] {
     let end = file.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
     let file = &file[..end];
     let file = file.strip_suffix(&[0xff]).unwrap_or(file);
-    let with = |tail: &[u8]| Cow::Owned([file, tail, &END].concat());
-    [with(&[]), with(&[0; TAIL]), with(&[0xaa; TAIL])]
+    let with = |byte: u8, length: usize| [file, &vec![byte; length], &END].concat();
+    // Zeros are a code of every table. The others are one of most, and differ from it and from each other.
+    [with(0, 0), with(0, tail), with(0xaa, tail), with(0x55, tail)]
 }

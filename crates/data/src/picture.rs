@@ -81,12 +81,11 @@ impl From<image::ImageError> for PictureError {
 /// its header says that it has more than 89,478,485 pixels, which is found out before anything is decoded.
 pub fn read_picture(path: &Path, height: usize, width: usize) -> Result<Image, DataError> {
     let file = fs_err::read(path)?;
-    let picture = decode(&file).map_err(|source| DataError::ImageFile { path: path.to_owned(), others: 0, source })?;
+    let unusable = |source| DataError::ImageFile { path: path.to_owned(), others: 0, source };
+    let picture = decode(&file).map_err(unusable)?;
     let from = [picture.height() as usize, picture.width() as usize];
-    let pixels = rgb(&picture)
-        .map_err(|source| DataError::ImageFile { path: path.to_owned(), others: 0, source })
-        .map(|pixels| resize::bilinear(&pixels, 3, from, [height, width]))?;
-    Image::new(ImageShape { height, width, channels: 3 }, pixels)
+    let pixels = rgb(&picture).map_err(unusable)?;
+    Image::new(ImageShape { height, width, channels: 3 }, resize::bilinear(&pixels, 3, from, [height, width]))
 }
 
 /// Decodes a whole file.
@@ -105,25 +104,37 @@ fn decode(file: &[u8]) -> Result<DynamicImage, PictureError> {
         End::Marked => decode_as(format, file),
         End::Missing => Err(PictureError::BreaksOff),
         End::Open => {
-            let [first, second, third] = jpeg::continuations(file);
+            let (width, height) = size(decoder(format, file)?.as_ref())?;
+            // A block of 8x8 takes 64 codes of at most three bits each where all of them are zeros; there are three colours.
+            let tail = width.next_multiple_of(16) as usize * height.next_multiple_of(16) as usize * 3 * 3 / 8;
+            let [first, others @ ..] = jpeg::continuations(file, tail);
             let picture = decode_as(format, &first)?;
-            let is_whole = [second, third].iter().all(|file| decode_as(format, file).is_ok_and(|other| other == picture));
+            let is_whole = others.iter().all(|file| decode_as(format, file).is_ok_and(|other| other == picture));
             if is_whole { Ok(picture) } else { Err(PictureError::BreaksOff) }
         }
     }
 }
 
 fn decode_as(format: ImageFormat, file: &[u8]) -> Result<DynamicImage, PictureError> {
+    let decoder = decoder(format, file)?;
+    size(decoder.as_ref())?;
+    Ok(DynamicImage::from_decoder(decoder)?)
+}
+
+/// What reads a header and, if asked, the picture.
+fn decoder(format: ImageFormat, file: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, PictureError> {
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MEMORY);
     let mut reader = ImageReader::with_format(Cursor::new(file), format);
     reader.limits(limits);
-    let decoder = reader.into_decoder()?;
+    Ok(Box::new(reader.into_decoder()?))
+}
+
+/// Width and height, unless there are too many pixels to decode, or none.
+fn size(decoder: &dyn ImageDecoder) -> Result<(u32, u32), PictureError> {
     let (width, height) = decoder.dimensions();
-    if !(1..=LARGEST).contains(&(u64::from(width) * u64::from(height))) {
-        return Err(PictureError::Size { width, height });
-    }
-    Ok(DynamicImage::from_decoder(decoder)?)
+    let is_usable = (1..=LARGEST).contains(&(u64::from(width) * u64::from(height)));
+    is_usable.then_some((width, height)).ok_or(PictureError::Size { width, height })
 }
 
 /// The colours of a picture, height x width x channel, by Pillow's rules.
