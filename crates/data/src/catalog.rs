@@ -157,7 +157,11 @@ impl CatalogEntry {
 
     /// Names of the files that `directory` lacks.
     pub(crate) fn missing_files(&self, directory: &Path) -> Vec<String> {
-        if self.files == idx::FILES { idx::missing_files(directory) } else { forms::missing_files(directory, self.files) }
+        if self.files == idx::FILES {
+            idx::missing_files(directory)
+        } else {
+            forms::missing_files(directory, self.files)
+        }
     }
 }
 

@@ -82,7 +82,8 @@ fn is_pickle(bytes: &[u8]) -> bool {
 fn records_of_pickle(path: &Path, bytes: &[u8], layout: RecordLayout) -> Result<Vec<u8>, DataError> {
     let corrupt = |offset, found, expected| DataError::Corrupt { path: path.to_owned(), offset, found, expected };
     let pickle = Pickle::read(bytes).map_err(|error| corrupt(error.offset, error.found, error.expected))?;
-    let missing = |key: &str| corrupt(0, format!("no {key:?} in the pickle"), format!("one with {}", layout.keys.join(", ")));
+    let missing =
+        |key: &str| corrupt(0, format!("no {key:?} in the pickle"), format!("one with {}", layout.keys.join(", ")));
     let data = pickle.get("data").ok_or_else(|| missing("data"))?;
     let row = ImageShape::RGB_32.size();
     let expected = || format!("rows of {row} bytes under \"data\"");

@@ -3,14 +3,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cifar::{RecordLayout, read_records};
-use crate::forms::{self, Form};
 use crate::error::invalid;
 use crate::folder::FolderConfig;
+use crate::forms::{self, Form};
 use crate::shapes::ShapesConfig;
 use crate::verification::check_published;
-use crate::{
-    DataError, ImageSet, ImageShape, catalog, duplicates, folder, gtsrb, gtsrb_files, idx, labels, shapes,
-};
+use crate::{DataError, ImageSet, ImageShape, catalog, duplicates, folder, gtsrb, gtsrb_files, idx, labels, shapes};
 
 /// Which images an experiment uses.
 ///

@@ -31,8 +31,13 @@ pub(crate) fn notes(train: &ImageSet, test: &ImageSet) -> Vec<String> {
     }
     for (split, set) in [("training", train), ("test", test)] {
         let counts = set.class_counts();
-        let empty: Vec<&str> =
-            set.classes().iter().zip(counts).filter(|(_, count)| *count == 0).map(|(class, _)| class.as_str()).collect();
+        let empty: Vec<&str> = set
+            .classes()
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count == 0)
+            .map(|(class, _)| class.as_str())
+            .collect();
         notes.extend(no_image_of(split, &empty));
     }
     notes

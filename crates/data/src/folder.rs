@@ -205,16 +205,20 @@ fn wrong_layout(
 ) -> Result<DataError, DataError> {
     let found = names(directory)?;
     let mut expected = layout(config);
-    let other = found.iter().find(|name| {
-        OTHER_TESTS.iter().any(|other| name.eq_ignore_ascii_case(other)) && directory.join(name).is_dir()
-    });
+    let other = found
+        .iter()
+        .find(|name| OTHER_TESTS.iter().any(|other| name.eq_ignore_ascii_case(other)) && directory.join(name).is_dir());
     match other {
         Some(other) if has_train && !has_test => {
-            expected.push_str(&format!("; with test = {other:?} in [dataset.folder] the images of {other} are the test split"));
+            expected.push_str(&format!(
+                "; with test = {other:?} in [dataset.folder] the images of {other} are the test split"
+            ));
         }
         _ if has_test => {}
         _ if has_train || !class_folders(directory)?.is_empty() => {
-            expected.push_str("; with test-fraction = 0.2 in [dataset.folder] a fifth of its images becomes the test split");
+            expected.push_str(
+                "; with test-fraction = 0.2 in [dataset.folder] a fifth of its images becomes the test split",
+            );
         }
         _ => {}
     }
@@ -351,7 +355,11 @@ mod tests {
         assert!(error().contains("test holds classes fish, expected only those of"), "{}", error());
         fs_err::remove_dir(root.join("test/fish")).unwrap();
         fs_err::create_dir(root.join("train/ant")).unwrap();
-        assert!(error().contains("ant holds no images, expected at least one file that ends in .png, .jpg,"), "{}", error());
+        assert!(
+            error().contains("ant holds no images, expected at least one file that ends in .png, .jpg,"),
+            "{}",
+            error()
+        );
         fs_err::remove_dir(root.join("train/ant")).unwrap();
         fs_err::remove_dir_all(root.join("test/dog")).unwrap();
         assert!(error().contains("test holds no class"), "{}", error());

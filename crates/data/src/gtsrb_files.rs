@@ -67,13 +67,17 @@ fn as_published(location: &Path) -> Option<Result<SignFiles, Vec<String>>> {
 
 /// `Train/0/*.png`, `Test/*.png`, `Train.csv` and `Test.csv`.
 fn as_kaggle(location: &Path) -> Option<Result<SignFiles, Vec<String>>> {
-    let train = ["Train", "train"].map(|folder| location.join(folder)).into_iter().find(|folder| folder.join("0").is_dir());
+    let train =
+        ["Train", "train"].map(|folder| location.join(folder)).into_iter().find(|folder| folder.join("0").is_dir());
     let train = train?;
     let test = ["Test", "test"].map(|folder| location.join(folder)).into_iter().find(|folder| folder.is_dir());
-    let [train_table, test_table] = ["Train.csv", "Test.csv"].map(|table| Some(location.join(table)).filter(|table| table.is_file()));
+    let [train_table, test_table] =
+        ["Train.csv", "Test.csv"].map(|table| Some(location.join(table)).filter(|table| table.is_file()));
     let names = [("Test", test.is_none()), ("Test.csv", test_table.is_none())];
     Some(match (test, test_table) {
-        (Some(test), Some(test_table)) => Ok(SignFiles { location: location.to_owned(), train, train_table, test, test_table }),
+        (Some(test), Some(test_table)) => {
+            Ok(SignFiles { location: location.to_owned(), train, train_table, test, test_table })
+        }
         _ => Err(lacked(&names)),
     })
 }

@@ -81,7 +81,9 @@ impl Listing {
             // Python compares paths as text, not part by part.
             found.sort_by(|(a, _), (b, _)| a.as_os_str().cmp(b.as_os_str()));
             for (folder, files) in found {
-                listing.pictures.extend(files.into_iter().map(|file| (directory.join(&folder).join(file), label as u8)));
+                listing
+                    .pictures
+                    .extend(files.into_iter().map(|file| (directory.join(&folder).join(file), label as u8)));
             }
             if listing.pictures.len() == before.0 {
                 let others = listing.left.values().sum::<usize>() - before.1;
@@ -89,7 +91,10 @@ impl Listing {
                 return Err(DataError::BadFolder {
                     path,
                     found: format!("no images{others}"),
-                    expected: format!("at least one file that ends in {}", ENDINGS.map(|ending| format!(".{ending}")).join(", ")),
+                    expected: format!(
+                        "at least one file that ends in {}",
+                        ENDINGS.map(|ending| format!(".{ending}")).join(", ")
+                    ),
                 });
             }
         }

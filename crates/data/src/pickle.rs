@@ -194,7 +194,10 @@ impl<'a> Machine<'a> {
                 0x89 => self.push(Value::Number(0)),
                 b'I' | b'L' => {
                     let line = self.line()?;
-                    let number = line.trim_end_matches('L').parse().map_err(|_| self.refused(&format!("the number {line:?}")))?;
+                    let number = line
+                        .trim_end_matches('L')
+                        .parse()
+                        .map_err(|_| self.refused(&format!("the number {line:?}")))?;
                     self.push(Value::Number(number));
                 }
                 b'J' => {
@@ -271,7 +274,8 @@ impl<'a> Machine<'a> {
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
-                    let (Value::Text(module), Value::Text(name)) = (self.values[module].clone(), self.values[name].clone())
+                    let (Value::Text(module), Value::Text(name)) =
+                        (self.values[module].clone(), self.values[name].clone())
                     else {
                         return Err(self.refused("a name that is no text"));
                     };
@@ -436,7 +440,9 @@ impl<'a> Machine<'a> {
             }
             (Known::Reconstruct, Some(Value::Name(Known::Array)), _) => Value::Array(None),
             (Known::Type, Some(Value::Text(kind)), _) => Value::Type(kind.clone().into_owned(), false),
-            (Known::Type, Some(Value::Bytes(kind)), _) => Value::Type(String::from_utf8_lossy(kind).into_owned(), false),
+            (Known::Type, Some(Value::Bytes(kind)), _) => {
+                Value::Type(String::from_utf8_lossy(kind).into_owned(), false)
+            }
             (Known::Scalar, Some(Value::Type(kind, is_big_endian)), Some(Value::Bytes(bytes))) => {
                 match numbers(bytes, kind, *is_big_endian).as_deref() {
                     Some([number]) => Value::Number(*number),

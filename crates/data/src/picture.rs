@@ -7,9 +7,8 @@ use crate::jpeg::{self, End};
 use crate::{DataError, Image, ImageShape, resize};
 
 /// Endings of the files that are taken for pictures, in lower case. What a picture is, its first bytes say.
-pub(crate) const ENDINGS: [&str; 15] = [
-    "png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm",
-];
+pub(crate) const ENDINGS: [&str; 15] =
+    ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm"];
 
 /// The most pixels of a picture that is decoded, the bound from which Pillow warns of a decompression bomb: a quarter of
 /// a gibibyte, three bytes each.
@@ -142,7 +141,9 @@ fn rgb(picture: &DynamicImage) -> Result<Vec<u8>, PictureError> {
     let upper = |value: u16| (value >> 8) as u8;
     Ok(match picture {
         DynamicImage::ImageRgb8(image) => image.as_raw().clone(),
-        DynamicImage::ImageRgba8(image) => image.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]]).collect(),
+        DynamicImage::ImageRgba8(image) => {
+            image.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]]).collect()
+        }
         DynamicImage::ImageLuma8(image) => image.pixels().flat_map(|pixel| [pixel.0[0]; 3]).collect(),
         DynamicImage::ImageLumaA8(image) => image.pixels().flat_map(|pixel| [pixel.0[0]; 3]).collect(),
         DynamicImage::ImageLuma16(image) => image.pixels().flat_map(|pixel| [upper(pixel.0[0]); 3]).collect(),

@@ -56,8 +56,7 @@ fn weights(from: usize, to: usize) -> Vec<Weights> {
         let centre = (index as f64 + 0.5) * scale;
         let first = (centre - support + 0.5).max(0.0) as usize;
         let end = ((centre + support + 0.5) as usize).min(from);
-        let triangle =
-            |at: usize| (1.0 - (((at as f64) - centre + 0.5) * (1.0 / support)).abs()).max(0.0);
+        let triangle = |at: usize| (1.0 - (((at as f64) - centre + 0.5) * (1.0 / support)).abs()).max(0.0);
         let sum: f64 = (first..end).map(triangle).sum();
         let fixed = |at| (0.5 + triangle(at) / sum * f64::from(1 << PRECISION_BITS)) as i32;
         Weights { first, weights: (first..end).map(fixed).collect() }

@@ -140,7 +140,10 @@ fn a_pickle_that_is_more_than_data_is_refused() {
     std::fs::write(folder.join("test"), b"\x80\x02}.").unwrap();
     for (content, expected) in [
         // os.system("true")
-        (&b"\x80\x02cos\nsystem\nU\x04true\x85R."[..], "at byte 2: found the name os.system, expected a pickle of lists, bytes and numbers only"),
+        (
+            &b"\x80\x02cos\nsystem\nU\x04true\x85R."[..],
+            "at byte 2: found the name os.system, expected a pickle of lists, bytes and numbers only",
+        ),
         (b"\x80\x02}U\x04dataK\0s.", "at byte 0: found the number 0, expected rows of 3072 bytes under \"data\""),
         (b"\x80\x02}.", "at byte 0: found no \"data\" in the pickle, expected one with coarse_labels, fine_labels"),
         (b"\x80\x02}U\x04da", "at byte 7: found the end of the file, expected 2 more bytes of a pickle"),
@@ -267,7 +270,10 @@ fn signs_are_read_as_published_as_torchvision_and_as_kaggle_keep_them() {
     // A table without classes is the wrong one.
     std::fs::write(kaggle.path().join("Test.csv"), "Filename;Width\n00000.png;3\n").unwrap();
     let wrong = error(&DatasetConfig::Gtsrb, kaggle.path());
-    assert_eq!(wrong, "ROOT/Test.csv is corrupt at byte 0: found Filename, Width, expected a column ClassId among them");
+    assert_eq!(
+        wrong,
+        "ROOT/Test.csv is corrupt at byte 0: found Filename, Width, expected a column ClassId among them"
+    );
 }
 
 #[test]
@@ -319,7 +325,11 @@ fn a_link_is_followed_unless_it_leads_nowhere_or_back() {
         ]
     );
     for (link, target, expected) in [
-        ("train/bee/gone.png", "nowhere.png", "ROOT/train/bee/gone.png holds a link to nowhere.png, which is not there, expected"),
+        (
+            "train/bee/gone.png",
+            "nowhere.png",
+            "ROOT/train/bee/gone.png holds a link to nowhere.png, which is not there, expected",
+        ),
         ("train/loop", "../train", "ROOT/train/loop holds a link back to"),
         ("train/ant/round", "..", "ROOT/train/ant/round holds a link back to"),
         ("train/ant/sub", ".", "ROOT/train/ant/sub holds a link back to"),

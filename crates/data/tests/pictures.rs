@@ -62,7 +62,11 @@ fn no_file_that_is_cut_anywhere_gives_other_pixels_than_the_whole() {
         for length in (0..file.len()).step_by(if file.len() > 900 { 7 } else { 1 }).chain(file.len() - 20..file.len()) {
             let cut = written(&file[..length]);
             if let Ok(image) = read_picture(cut.path(), 19, 23) {
-                assert!(image == whole, "{name}, of which {length} of {} bytes are there, is another picture", file.len());
+                assert!(
+                    image == whole,
+                    "{name}, of which {length} of {} bytes are there, is another picture",
+                    file.len()
+                );
             }
         }
     });
@@ -94,7 +98,10 @@ fn why_a_file_is_no_picture_is_said_once_on_one_line() {
     damaged[60] ^= 1;
     for (content, expected) in [
         (&b""[..], "the file is empty"),
-        (b"<!DOCTYPE html><html>", "it begins with \"<!DOCTYPE html><\", which no PNG, JPEG, WebP, BMP, TIFF, GIF or PNM file does"),
+        (
+            b"<!DOCTYPE html><html>",
+            "it begins with \"<!DOCTYPE html><\", which no PNG, JPEG, WebP, BMP, TIFF, GIF or PNM file does",
+        ),
         (&png[..png.len() / 2], "the file breaks off: part of the picture is missing"),
         (&png[..20], "the file breaks off: part of the picture is missing"),
         (b"\xff\xd8\xff", "the file breaks off: part of the picture is missing"),
