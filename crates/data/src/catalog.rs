@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
-use crate::idx;
+use crate::{forms, idx};
 
 /// A data set made of files.
 #[derive(Clone, Debug)]
@@ -86,8 +86,8 @@ pub fn catalog() -> Vec<CatalogEntry> {
             folder: "gtsrb-32x32",
             files: &["train.bin", "test.bin"],
             archives: Vec::new(),
-            by_hand: "resize the official images (https://benchmark.ini.rub.de) to 32x32 and write them, ordered by \
-                         class, track and frame, as CIFAR-10 records to gtsrb-32x32/train.bin and test.bin",
+            by_hand: "unpack GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip \
+                         (https://benchmark.ini.rub.de) in a data folder",
         },
         CatalogEntry {
             name: "mnist",
@@ -145,42 +145,23 @@ impl CatalogEntry {
         !self.archives.is_empty()
     }
 
-    /// Finds the data set's folder in the first of `roots` that has it whole; a root may also be that folder itself.
+    /// Finds the data set in the first of `roots` that has it whole, and returns its folder or its archive; a root may also
+    /// be that folder itself. `docs/datasets.md` lists the forms in which it may lie there.
     ///
     /// # Errors
     ///
-    /// [`DataError::Missing`] if no root has the folder, [`DataError::Incomplete`] if those that do lack files of it.
+    /// [`DataError::Missing`] if no root has it in any form, [`DataError::Incomplete`] if those that do lack files of it.
     pub fn locate(&self, roots: &[PathBuf]) -> Result<PathBuf, DataError> {
-        let candidates: Vec<PathBuf> = roots
-            .iter()
-            .map(|root| if root.ends_with(self.folder) { root.clone() } else { root.join(self.folder) })
-            .collect();
-        let mut incomplete = None;
-        for directory in candidates.iter().filter(|directory| directory.is_dir()) {
-            let missing = self.missing_files(directory);
-            if missing.is_empty() {
-                return Ok(directory.clone());
-            }
-            incomplete.get_or_insert((directory.clone(), missing));
-        }
-        let how_to_get = self.how_to_get();
-        Err(match incomplete {
-            Some((directory, missing)) => DataError::Incomplete { directory, missing, how_to_get },
-            None => DataError::Missing { dataset: self.name.to_owned(), looked_in: candidates, how_to_get },
-        })
+        self.find(roots).map(|found| found.location)
     }
 
     /// Names of the files that `directory` lacks.
     pub(crate) fn missing_files(&self, directory: &Path) -> Vec<String> {
-        let is_idx = self.files == idx::FILES;
-        self.files
-            .iter()
-            .filter(|file| {
-                let path = if is_idx { idx::plain_or_gzipped(directory, file) } else { directory.join(file) };
-                !path.is_file()
-            })
-            .map(|&file| file.to_owned())
-            .collect()
+        if self.files == idx::FILES {
+            idx::missing_files(directory)
+        } else {
+            forms::missing_files(directory, self.files)
+        }
     }
 }
 
@@ -313,7 +294,9 @@ mod tests {
         }
         let roots = [root.path().to_owned()];
         let notes = load(&DatasetConfig::Cifar100, &roots).unwrap().notes;
-        assert_eq!(notes, ["cifar100 in part: 1 of 50000 training and 1 of 10000 test images"]);
+        assert_eq!(notes[0], "cifar100 in part: 1 of 50000 training and 1 of 10000 test images");
+        assert_eq!(notes[1], "1 of 1 test images is also a training image");
+        assert_eq!(notes[2], "no training image of classes apple, aquarium_fish, baby, beaver, bed and 94 more");
         let error = verify("cifar100", &roots).unwrap_err().to_string();
         assert!(
             error.ends_with("cifar-100-binary holds 0 training images of class 0 (apple), expected 500"),

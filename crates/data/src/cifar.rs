@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::pickle::Pickle;
 use crate::{DataError, ImageSet, ImageShape};
 
 /// Records read by one task: their bytes (786 KiB) and the pixels made of them stay in a core's cache.
@@ -20,29 +21,106 @@ pub(crate) struct RecordLayout {
     label_bytes: usize,
     /// Which of them is the label we use.
     label_at: usize,
+    /// Under which keys the "Python version" keeps them.
+    keys: &'static [&'static str],
 }
 
 impl RecordLayout {
     /// One label byte; CIFAR-10 and everything stored like it.
-    pub(crate) const CIFAR10: Self = Self { label_bytes: 1, label_at: 0 };
+    pub(crate) const CIFAR10: Self = Self { label_bytes: 1, label_at: 0, keys: &["labels"] };
     /// A coarse and a fine label byte, of which the fine one counts.
-    pub(crate) const CIFAR100: Self = Self { label_bytes: 2, label_at: 1 };
+    pub(crate) const CIFAR100: Self = Self { label_bytes: 2, label_at: 1, keys: &["coarse_labels", "fine_labels"] };
 
     pub(crate) fn record_size(self) -> usize {
         self.label_bytes + ImageShape::RGB_32.size()
     }
 }
 
-/// Reads the records of `files`, in that order, into one set.
+/// A file of images, on the disk or unpacked.
+#[derive(Debug)]
+pub(crate) enum Batch {
+    /// A file of records.
+    File(PathBuf),
+    /// Records in memory, and the file they are from.
+    Memory(PathBuf, Vec<u8>),
+}
+
+impl Batch {
+    /// The file at `path`: as it is if it holds records, in memory if it is one of the "Python version".
+    pub(crate) fn open(path: PathBuf, layout: RecordLayout) -> Result<Self, DataError> {
+        let mut first = [0];
+        let is_pickled = fs_err::File::open(&path)?.read(&mut first)? == 1 && is_pickle(&first);
+        if is_pickled { Self::of(path.clone(), fs_err::read(path)?, layout) } else { Ok(Self::File(path)) }
+    }
+
+    /// What `bytes` hold, records or a pickle of the "Python version".
+    pub(crate) fn of(path: PathBuf, bytes: Vec<u8>, layout: RecordLayout) -> Result<Self, DataError> {
+        let records = if is_pickle(&bytes) { records_of_pickle(&path, &bytes, layout)? } else { bytes };
+        Ok(Self::Memory(path, records))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Memory(path, _) => path,
+        }
+    }
+
+    fn length(&self) -> Result<u64, DataError> {
+        match self {
+            Self::File(path) => Ok(fs_err::metadata(path)?.len()),
+            Self::Memory(_, records) => Ok(records.len() as u64),
+        }
+    }
+}
+
+/// Whether a file begins like a pickle; no record does, for no class has the number 128.
+fn is_pickle(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&0x80)
+}
+
+/// The records that a batch of the "Python version" holds: rows of planes, and labels in a list of their own.
+fn records_of_pickle(path: &Path, bytes: &[u8], layout: RecordLayout) -> Result<Vec<u8>, DataError> {
+    let corrupt = |offset, found, expected| DataError::Corrupt { path: path.to_owned(), offset, found, expected };
+    let pickle = Pickle::read(bytes).map_err(|error| corrupt(error.offset, error.found, error.expected))?;
+    let missing =
+        |key: &str| corrupt(0, format!("no {key:?} in the pickle"), format!("one with {}", layout.keys.join(", ")));
+    let data = pickle.get("data").ok_or_else(|| missing("data"))?;
+    let row = ImageShape::RGB_32.size();
+    let expected = || format!("rows of {row} bytes under \"data\"");
+    let rows = match pickle.rows(data) {
+        Ok((rows, length)) if length == row => rows,
+        Ok((_, length)) => return Err(corrupt(0, format!("rows of {length} bytes"), expected())),
+        Err(found) => return Err(corrupt(0, found, expected())),
+    };
+    let count = rows.len() / row;
+    let mut records = vec![0; count * layout.record_size()];
+    for (record, row) in records.chunks_exact_mut(layout.record_size()).zip(rows.chunks_exact(row)) {
+        record[layout.label_bytes..].copy_from_slice(row);
+    }
+    for (at, key) in layout.keys.iter().enumerate() {
+        let labels = pickle.get(key).ok_or_else(|| missing(key))?;
+        let expected = || format!("{count} labels under {key:?}");
+        let labels = pickle.numbers(labels).map_err(|found| corrupt(0, found, expected()))?;
+        if labels.len() != count {
+            return Err(corrupt(0, format!("{} labels", labels.len()), expected()));
+        }
+        for (record, &label) in records.chunks_exact_mut(layout.record_size()).zip(&labels) {
+            record[at] = u8::try_from(label).map_err(|_| corrupt(0, format!("label {label}"), expected()))?;
+        }
+    }
+    Ok(records)
+}
+
+/// Reads the records of `batches`, in that order, into one set.
 pub(crate) fn read_records(
-    files: &[PathBuf],
+    batches: &[Batch],
     layout: RecordLayout,
     classes: Arc<[String]>,
 ) -> Result<ImageSet, DataError> {
     let record_size = layout.record_size();
-    let mut counts = Vec::with_capacity(files.len());
-    for path in files {
-        counts.push(count_records(path, fs_err::metadata(path)?.len(), record_size)?);
+    let mut counts = Vec::with_capacity(batches.len());
+    for batch in batches {
+        counts.push(count_records(batch.path(), batch.length()?, record_size)?);
     }
     let total: usize = counts.iter().sum();
     let size = ImageShape::RGB_32.size();
@@ -51,35 +129,41 @@ pub(crate) fn read_records(
 
     let mut tasks = Vec::new();
     let (mut pixels_left, mut labels_left) = (pixels.as_mut_slice(), labels.as_mut_slice());
-    for (path, &count) in files.iter().zip(&counts) {
+    for (batch, &count) in batches.iter().zip(&counts) {
         for first in (0..count).step_by(RECORDS_PER_TASK) {
             let records = RECORDS_PER_TASK.min(count - first);
             let (pixels, rest) = pixels_left.split_at_mut(records * size);
             pixels_left = rest;
             let (labels, rest) = labels_left.split_at_mut(records);
             labels_left = rest;
-            tasks.push((path, first, pixels, labels));
+            tasks.push((batch, first, pixels, labels));
         }
     }
     let task_bytes = RECORDS_PER_TASK.min(total) * record_size;
     tasks.into_par_iter().try_for_each_init(
         || vec![0; task_bytes],
-        |buffer, (path, first, pixels, labels)| {
-            let buffer = &mut buffer[..labels.len() * record_size];
-            let mut file = fs_err::File::open(path)?;
-            file.seek(SeekFrom::Start((first * record_size) as u64))?;
-            file.read_exact(buffer)?;
-            unpack_records(buffer, layout, pixels, labels);
+        |buffer, (batch, first, pixels, labels)| {
+            let (start, length) = (first * record_size, labels.len() * record_size);
+            match batch {
+                Batch::File(path) => {
+                    let buffer = &mut buffer[..length];
+                    let mut file = fs_err::File::open(path)?;
+                    file.seek(SeekFrom::Start(start as u64))?;
+                    file.read_exact(buffer)?;
+                    unpack_records(buffer, layout, pixels, labels);
+                }
+                Batch::Memory(_, records) => unpack_records(&records[start..start + length], layout, pixels, labels),
+            }
             Ok::<(), DataError>(())
         },
     )?;
 
     let mut first = 0;
-    for (path, &count) in files.iter().zip(&counts) {
-        check_labels(path, &labels[first..first + count], layout, classes.len())?;
+    for (batch, &count) in batches.iter().zip(&counts) {
+        check_labels(batch.path(), &labels[first..first + count], layout, classes.len())?;
         first += count;
     }
-    tracing::debug!(images = total, files = files.len(), "read records");
+    tracing::debug!(images = total, files = batches.len(), "read records");
     ImageSet::new(ImageShape::RGB_32, pixels, labels, classes)
 }
 
@@ -139,7 +223,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("batch.bin");
         fs_err::write(&path, bytes).unwrap();
-        read_records(&[path], layout, labels::owned(classes))
+        read_records(&[Batch::open(path, layout)?], layout, labels::owned(classes))
     }
 
     fn record(label: &[u8]) -> Vec<u8> {
@@ -171,7 +255,7 @@ mod tests {
     fn many_records_of_several_files_keep_their_order() {
         let directory = tempfile::tempdir().unwrap();
         let mut next = 0_u32;
-        let files: Vec<PathBuf> = [300, 1, 257]
+        let files: Vec<Batch> = [300, 1, 257]
             .iter()
             .enumerate()
             .map(|(number, &count)| {
@@ -183,7 +267,7 @@ mod tests {
                     next += 1;
                 }
                 fs_err::write(&path, bytes).unwrap();
-                path
+                Batch::open(path, RecordLayout::CIFAR10).unwrap()
             })
             .collect();
         let set = read_records(&files, RecordLayout::CIFAR10, labels::owned(&labels::CIFAR10)).unwrap();
@@ -221,7 +305,7 @@ mod tests {
     fn an_empty_and_a_missing_file_are_errors() {
         let error = read(&[], RecordLayout::CIFAR10, &labels::CIFAR10).unwrap_err().to_string();
         assert!(error.contains("found an empty file"), "{error}");
-        let error = read_records(&["no/such/file.bin".into()], RecordLayout::CIFAR10, labels::owned(&labels::CIFAR10));
+        let error = Batch::open("no/such/file.bin".into(), RecordLayout::CIFAR10);
         assert!(error.unwrap_err().to_string().contains("no/such/file.bin"));
     }
 

@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::cifar::{RecordLayout, read_records};
 use crate::error::invalid;
 use crate::folder::FolderConfig;
+use crate::forms::{self, Form};
 use crate::shapes::ShapesConfig;
-use crate::{DataError, ImageSet, ImageShape, catalog, folder, gtsrb, idx, labels, shapes};
+use crate::verification::check_published;
+use crate::{DataError, ImageSet, ImageShape, catalog, duplicates, folder, gtsrb, gtsrb_files, idx, labels, shapes};
 
 /// Which images an experiment uses.
 ///
@@ -119,14 +121,7 @@ impl DatasetConfig {
                     }
                 }
             }
-            Self::Folder(config) => {
-                if config.path.as_os_str().is_empty() {
-                    problems.push(invalid("path", "empty", "a folder"));
-                }
-                if !(1..=1024).contains(&config.size) {
-                    problems.push(invalid("size", config.size, "1 to 1024 pixels"));
-                }
-            }
+            Self::Folder(config) => problems.extend(config.validate()),
             Self::Cifar10 | Self::Cifar100 | Self::Gtsrb | Self::Mnist | Self::FashionMnist => {}
         }
         problems
@@ -188,53 +183,63 @@ pub fn load(config: &DatasetConfig, roots: &[PathBuf]) -> Result<Dataset, DataEr
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
     }
-    let location = match config {
-        DatasetConfig::Shapes(_) => None,
-        DatasetConfig::Folder(config) => Some(folder::locate(config, roots)?),
-        _ => catalog::entry(config.name()).map(|entry| entry.locate(roots)).transpose()?,
+    let Loaded { location, train, test, mut notes } = match config {
+        DatasetConfig::Shapes(config) => {
+            let (train, test) = shapes::draw(config)?;
+            Loaded { location: None, train, test, notes: Vec::new() }
+        }
+        DatasetConfig::Folder(config) => {
+            let directory = folder::locate(config, roots)?;
+            let images = folder::read(&directory, config)?;
+            Loaded { location: Some(directory), train: images.train, test: images.test, notes: images.notes }
+        }
+        _ => published(config, roots)?,
     };
-    let (train, test) = match (config, location.as_deref()) {
-        (DatasetConfig::Cifar10, Some(directory)) => {
-            let batches = [1, 2, 3, 4, 5].map(|batch| format!("data_batch_{batch}.bin"));
-            read_record_splits(directory, &batches, "test_batch.bin", RecordLayout::CIFAR10, &labels::CIFAR10)?
+    notes.extend(facts(config, location.as_deref(), &train, &test)?);
+    tracing::info!(dataset = config.name(), train = train.len(), test = test.len(), "loaded");
+    Ok(Dataset { train, test, name: config.name().to_owned(), location, notes })
+}
+
+/// What a reader has made.
+struct Loaded {
+    location: Option<PathBuf>,
+    train: ImageSet,
+    test: ImageSet,
+    notes: Vec<String>,
+}
+
+/// Reads a published data set, in whatever form it lies in `roots`.
+fn published(config: &DatasetConfig, roots: &[PathBuf]) -> Result<Loaded, DataError> {
+    let entry = catalog::entry(config.name()).expect("the catalog has every data set made of files");
+    let found = entry.find(roots)?;
+    let mut notes = Vec::new();
+    let batches = |layout, classes: &[&str]| {
+        let classes = labels::owned(classes);
+        let (train, test) = forms::batches(&entry, &found, layout)?;
+        Ok::<_, DataError>((read_records(&train, layout, classes.clone())?, read_records(&[test], layout, classes)?))
+    };
+    let (train, test) = match (config, &found.form) {
+        (DatasetConfig::Gtsrb, Form::Signs(files)) => {
+            let (train, test, about) = gtsrb_files::read(files)?;
+            notes.extend(about);
+            (train, test)
         }
-        (DatasetConfig::Cifar100, Some(directory)) => {
-            let train = ["train.bin".to_owned()];
-            read_record_splits(directory, &train, "test.bin", RecordLayout::CIFAR100, &labels::CIFAR100)?
-        }
-        (DatasetConfig::Gtsrb, Some(directory)) => {
-            let train = ["train.bin".to_owned()];
-            let (train, test) =
-                read_record_splits(directory, &train, "test.bin", RecordLayout::CIFAR10, &labels::GTSRB)?;
+        (DatasetConfig::Gtsrb, _) => {
+            let (train, test) = batches(RecordLayout::CIFAR10, &labels::GTSRB)?;
             match gtsrb::tracks(train.labels()) {
                 Some(tracks) => (train.with_groups(tracks)?, test),
                 None => (train, test),
             }
         }
-        (DatasetConfig::Mnist, Some(directory)) => idx::read_directory(directory, &labels::MNIST)?,
-        (DatasetConfig::FashionMnist, Some(directory)) => idx::read_directory(directory, &labels::FASHION_MNIST)?,
-        (DatasetConfig::Folder(config), Some(directory)) => folder::read(directory, config.size)?,
-        (DatasetConfig::Shapes(config), _) => shapes::draw(config)?,
-        (_, None) => unreachable!("the catalog has every data set made of files"),
+        (DatasetConfig::Mnist, _) => idx::read_directory(&found.location, &labels::MNIST)?,
+        (DatasetConfig::FashionMnist, _) => idx::read_directory(&found.location, &labels::FASHION_MNIST)?,
+        (DatasetConfig::Cifar100, _) => batches(RecordLayout::CIFAR100, &labels::CIFAR100)?,
+        _ => batches(RecordLayout::CIFAR10, &labels::CIFAR10)?,
     };
-    let notes = notes(config, location.as_deref(), &train, &test)?;
-    tracing::info!(dataset = config.name(), train = train.len(), test = test.len(), "loaded");
-    Ok(Dataset { train, test, name: config.name().to_owned(), location, notes })
+    Ok(Loaded { location: Some(found.location), train, test, notes })
 }
 
-fn read_record_splits(
-    directory: &Path,
-    train: &[String],
-    test: &str,
-    layout: RecordLayout,
-    classes: &[&str],
-) -> Result<(ImageSet, ImageSet), DataError> {
-    let classes = labels::owned(classes);
-    let train: Vec<PathBuf> = train.iter().map(|file| directory.join(file)).collect();
-    Ok((read_records(&train, layout, classes.clone())?, read_records(&[directory.join(test)], layout, classes)?))
-}
-
-fn notes(
+fn facts(
     config: &DatasetConfig,
     location: Option<&Path>,
     train: &ImageSet,
@@ -260,9 +265,14 @@ fn notes(
             train.len(),
             test.len(),
         ));
+    } else if let (Some(location), false) = (location, matches!(config, DatasetConfig::Folder(_))) {
+        check_published(config, location, train, test)?;
     }
     if *config == DatasetConfig::Gtsrb && train.groups().is_none() {
         notes.push("gtsrb without known tracks: a validation split shows signs that were trained on".to_owned());
+    }
+    if !matches!(config, DatasetConfig::Shapes(_)) {
+        notes.extend(duplicates::notes(train, test));
     }
     Ok(notes)
 }
@@ -288,13 +298,13 @@ mod tests {
         assert_eq!(parse("dataset = \"shapes\"").unwrap(), DatasetConfig::Shapes(ShapesConfig::default()));
         let shapes = ShapesConfig { train: 50, ..ShapesConfig::default() };
         assert_eq!(parse("[dataset.shapes]\ntrain = 50").unwrap(), DatasetConfig::Shapes(shapes));
-        let folder = FolderConfig { path: "here".into(), size: 32 };
+        let folder = FolderConfig::new("here", 32);
         assert_eq!(parse("dataset.folder.path = \"here\"").unwrap(), DatasetConfig::Folder(folder));
     }
 
     #[test]
     fn every_configuration_survives_toml() {
-        let folder = FolderConfig { path: "here".into(), size: 48 };
+        let folder = FolderConfig::new("here", 48);
         for dataset in [
             DatasetConfig::Cifar10,
             DatasetConfig::Cifar100,
@@ -340,7 +350,7 @@ mod tests {
             ["train is 9, expected 10 to 10000000 images", "test is 0, expected 10 to 10000000 images"]
         );
         assert_eq!(
-            texts(DatasetConfig::Folder(FolderConfig { path: "".into(), size: 0 })),
+            texts(DatasetConfig::Folder(FolderConfig::new("", 0))),
             ["path is empty, expected a folder", "size is 0, expected 1 to 1024 pixels"]
         );
         assert!(texts(DatasetConfig::Cifar10).is_empty());
@@ -381,7 +391,9 @@ mod tests {
             dataset.notes,
             [
                 "CIFAR-10 (reconstructed; 1 images JPEG-decoded)",
-                "cifar10 in part: 5 of 50000 training and 1 of 10000 test images"
+                "cifar10 in part: 5 of 50000 training and 1 of 10000 test images",
+                "no training image of classes airplane, frog, horse, ship, truck",
+                "no test image of classes airplane, automobile, bird, cat, deer and 4 more",
             ]
         );
     }

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use crate::PictureError;
+
 /// What can go wrong between a file and a poisoned set of images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,9 +58,20 @@ pub enum DataError {
         /// What should be there.
         expected: String,
     },
-    /// An image file could not be decoded or encoded.
-    #[error("{} is no image we can use", path.display())]
+    /// A picture could not be decoded.
+    #[error("{} is no image we can use{}", path.display(), and_others(*others))]
     ImageFile {
+        /// The file.
+        path: PathBuf,
+        /// How many files beside it are none either.
+        others: usize,
+        /// Why.
+        #[source]
+        source: PictureError,
+    },
+    /// A picture could not be written.
+    #[error("{} could not be written", path.display())]
+    ImageNotWritten {
         /// The file.
         path: PathBuf,
         /// What the codec says.
@@ -123,6 +136,14 @@ pub enum DataError {
 
 pub(crate) fn invalid(field: &'static str, found: impl std::fmt::Display, allowed: impl Into<String>) -> DataError {
     DataError::InvalidField { field, found: format!("{found}"), allowed: allowed.into() }
+}
+
+fn and_others(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        1 => ", nor is 1 other file".to_owned(),
+        _ => format!(", nor are {others} other files"),
+    }
 }
 
 fn list(paths: &[PathBuf]) -> String {

@@ -119,7 +119,7 @@ fn write_png(set: &ImageSet, index: usize, path: &Path) -> Result<(), DataError>
     let ImageShape { height, width, .. } = set.shape();
     let format = image::ImageFormat::Png;
     image::save_buffer_with_format(path, set.pixels(index), width as u32, height as u32, color, format)
-        .map_err(|source| DataError::ImageFile { path: path.to_owned(), source })
+        .map_err(|source| DataError::ImageNotWritten { path: path.to_owned(), source })
 }
 
 /// `train/3-cat/00017.png`, with as many digits as the largest index needs, so that names sort like numbers.
@@ -230,7 +230,7 @@ mod tests {
         with_export(|data, directory| {
             let into = directory.join("poisoned");
             export(data, ExportFormat::PngFolder, &into).unwrap();
-            let read = load(&DatasetConfig::Folder(FolderConfig { path: into.clone(), size: 32 }), &[]).unwrap();
+            let read = load(&DatasetConfig::Folder(FolderConfig::new(into.clone(), 32)), &[]).unwrap();
             assert_eq!(read.train.classes()[3], "3-frame");
             assert_eq!(read.train.class_counts(), data.train.class_counts());
             // Read back by class, images stand in the order of (label, index).

@@ -672,7 +672,10 @@ mod tests {
     #[test]
     fn gtsrb_says_how_to_get_it() {
         let error = fetch(&crate::catalog::entry("gtsrb").unwrap(), Path::new("none"), &mut go_on).unwrap_err();
-        assert!(error.to_string().starts_with("gtsrb cannot be downloaded; resize the official images"), "{error}");
+        assert!(
+            error.to_string().starts_with("gtsrb cannot be downloaded; unpack GTSRB_Final_Training_Images.zip"),
+            "{error}"
+        );
     }
 
     #[test]

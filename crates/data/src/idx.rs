@@ -21,14 +21,27 @@ pub(crate) const FILES: [&str; 4] =
 
 /// Reads both splits; images must be 28x28.
 pub(crate) fn read_directory(directory: &Path, classes: &[&str]) -> Result<(ImageSet, ImageSet), DataError> {
-    let [train_images, train_labels, test_images, test_labels] = FILES.map(|file| plain_or_gzipped(directory, file));
+    let [train_images, train_labels, test_images, test_labels] =
+        FILES.map(|file| find(directory, file).unwrap_or_else(|| directory.join(file)));
     Ok((read_split(&train_images, &train_labels, classes)?, read_split(&test_images, &test_labels, classes)?))
 }
 
-/// The path of an IDX file as it is in `directory`, with or without `.gz`.
-pub(crate) fn plain_or_gzipped(directory: &Path, file: &str) -> PathBuf {
-    let plain = directory.join(file);
-    if plain.exists() { plain } else { directory.join(format!("{file}.gz")) }
+/// Names of the files that `directory` lacks under any of their names.
+pub(crate) fn missing_files(directory: &Path) -> Vec<String> {
+    FILES.into_iter().filter(|file| find(directory, file).is_none()).map(str::to_owned).collect()
+}
+
+/// An IDX file as it lies in `directory`: with or without `.gz`, as `train-images.idx3-ubyte` (what the archives on
+/// Kaggle and some unpackers write), or in a folder of the file's name.
+fn find(directory: &Path, file: &str) -> Option<PathBuf> {
+    let dotted = file.replace("-idx", ".idx");
+    let names = [file.to_owned(), format!("{file}.gz"), dotted.clone(), format!("{dotted}.gz")];
+    let plain = names.iter().map(|name| directory.join(name)).find(|path| path.is_file());
+    plain.or_else(|| {
+        let folders = names.iter().map(|name| directory.join(name)).filter(|path| path.is_dir());
+        let inside = folders.flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+        inside.into_iter().find(|path| path.is_file())
+    })
 }
 
 /// Reads images and their labels (<http://yann.lecun.com/exdb/mnist/>, "File formats").

@@ -42,18 +42,26 @@ mod augmentation;
 pub mod catalog;
 mod cifar;
 mod dataset;
+mod duplicates;
 mod error;
 pub mod export;
 pub mod fetch;
 mod folder;
+mod forms;
 mod gtsrb;
+mod gtsrb_files;
 mod idx;
 mod image;
 mod image_set;
+mod jpeg;
 mod labels;
+mod listing;
+mod pickle;
+mod picture;
 mod poisoning;
 mod published;
 mod random;
+mod resize;
 mod shapes;
 pub mod split;
 mod trigger;
@@ -65,6 +73,7 @@ pub use error::DataError;
 pub use folder::FolderConfig;
 pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
+pub use picture::{PictureError, read_picture};
 pub use poisoning::{
     Budget, CleanLabel, CountRule, CoverExample, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan,
     SourceSpecific, trigger_all_images, trigger_test_images,

@@ -43,12 +43,8 @@ pub fn verify(name: &str, roots: &[PathBuf]) -> Result<Verification, DataError> 
     };
     let dataset = load(&config, roots)?;
     let location = dataset.location.clone();
-    for (split, set, published) in [
-        ("training", &dataset.train, published_counts(&config, true)),
-        ("test", &dataset.test, published_counts(&config, false)),
-    ] {
-        check_counts(location.as_deref().unwrap_or(Path::new(name)), split, set, published.as_deref())?;
-    }
+    let place = location.as_deref().unwrap_or(Path::new(name));
+    check_published(&config, place, &dataset.train, &dataset.test)?;
     Ok(Verification {
         location,
         train_counts: dataset.train.class_counts(),
@@ -56,6 +52,25 @@ pub fn verify(name: &str, roots: &[PathBuf]) -> Result<Verification, DataError> 
         fingerprints: [dataset.train.fingerprint(), dataset.test.fingerprint()],
         notes: dataset.notes,
     })
+}
+
+/// Compares the number of images of each class with what is published.
+///
+/// # Errors
+///
+/// [`DataError::WrongCounts`], as for [`verify`].
+pub(crate) fn check_published(
+    config: &DatasetConfig,
+    path: &Path,
+    train: &ImageSet,
+    test: &ImageSet,
+) -> Result<(), DataError> {
+    for (split, set, published) in
+        [("training", train, published_counts(config, true)), ("test", test, published_counts(config, false))]
+    {
+        check_counts(path, split, set, published.as_deref())?;
+    }
+    Ok(())
 }
 
 /// Images of each class as published, if there is one number; the shapes are as many as asked for.

@@ -76,7 +76,7 @@ impl TriggerConfig {
     ///
     /// # Errors
     ///
-    /// The first of the problems that [`validate`](Self::validate) finds, or [`TriggerError::Picture`].
+    /// The first of the problems that [`validate`](Self::validate) finds.
     pub fn build_seeded(&self, shape: ImageShape, seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
         self.expect_valid(shape)?;
         self.kind().build(shape, seed)
@@ -89,7 +89,7 @@ impl TriggerConfig {
     ///
     /// The first of the problems that the placement's `validate` finds, or this trigger's for what the placement makes
     /// it cover; [`TriggerError::InvalidField`] if the placement waits for a surrogate's counts
-    /// ([`PlacementConfig::resolve`]); [`TriggerError::Picture`].
+    /// ([`PlacementConfig::resolve`]).
     pub fn build_placed(
         &self,
         shape: ImageShape,

@@ -14,15 +14,6 @@ pub enum TriggerError {
         /// What is allowed.
         allowed: String,
     },
-    /// A picture to mix in could not be read or decoded.
-    #[error("{} is no picture we can use", path.display())]
-    Picture {
-        /// The file.
-        path: PathBuf,
-        /// What the codec says.
-        #[source]
-        source: image::ImageError,
-    },
     /// Something is already where a contact sheet should go.
     #[error("{} exists already; it is never overwritten", path.display())]
     Exists {

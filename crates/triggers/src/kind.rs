@@ -20,7 +20,7 @@ pub trait TriggerKind: Debug {
     ///
     /// # Errors
     ///
-    /// What only shows in building: [`TriggerError::Picture`] if a file cannot be decoded.
+    /// What only shows in building, such as a file that has gone since.
     ///
     /// # Panics
     ///

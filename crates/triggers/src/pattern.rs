@@ -1,8 +1,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use image::imageops::FilterType;
-use patchdoor_data::{Image, ImageShape, StreamRng, stream};
+use patchdoor_data::{DataError, Image, ImageShape, StreamRng, read_picture, stream};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +24,7 @@ pub enum PatternConfig {
     Checker(CheckerPattern),
     /// Every channel of every pixel drawn on its own.
     Noise(NoisePattern),
-    /// A PNG or JPEG file, resized to the image without keeping proportions.
+    /// A file of any usual format, read and resized as [`read_picture`] does, without keeping proportions.
     Picture(PicturePattern),
 }
 
@@ -70,18 +69,14 @@ pub struct PicturePattern {
 }
 
 impl PatternConfig {
-    /// Checks every field against the images and returns all problems at once. Whether a file is there is checked, what
-    /// it holds only when the pattern is drawn.
+    /// Checks every field against the images and returns all problems at once; a file is read.
     pub fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
         let mut problems = Vec::new();
         match self {
             Self::Checker(CheckerPattern { cell: 0, .. }) => {
                 problems.push(invalid("pattern.checker.cell", 0, "1 pixel or more"));
             }
-            Self::Picture(picture) if !picture.path.is_file() => {
-                let found = picture.path.display();
-                problems.push(invalid("pattern.picture.path", found, "the path of a PNG or JPEG file"));
-            }
+            Self::Picture(picture) => problems.extend(picture.read(shape).err()),
             Self::Noise(NoisePattern { seed: Some(seed), per_image: true }) => {
                 problems.push(invalid("pattern.noise.seed", seed, "none where per-image is true"));
             }
@@ -98,8 +93,7 @@ impl PatternConfig {
     ///
     /// # Errors
     ///
-    /// The first of the problems that [`validate`](Self::validate) finds, or [`TriggerError::Picture`] if a file cannot
-    /// be decoded.
+    /// The first of the problems that [`validate`](Self::validate) finds.
     pub(crate) fn draw(&self, shape: ImageShape, seed: u64) -> Result<Pattern, TriggerError> {
         if let Some(problem) = self.validate(shape).into_iter().next() {
             return Err(problem);
@@ -151,14 +145,20 @@ fn uniform_noise(shape: ImageShape, rng: &mut StreamRng) -> Image {
 
 impl PicturePattern {
     fn read(&self, shape: ImageShape) -> Result<Vec<u8>, TriggerError> {
-        let failed = |source| TriggerError::Picture { path: self.path.clone(), source };
-        let reader = image::ImageReader::open(&self.path)
-            .and_then(image::ImageReader::with_guessed_format)
-            .map_err(|error| failed(error.into()))?;
-        let picture = reader.decode().map_err(failed)?;
-        let (width, height) = (shape.width as u32, shape.height as u32);
-        let resized = image::imageops::resize(&picture.to_rgb8(), width, height, FilterType::Triangle);
-        Ok(from_rgb(shape, |row, column, _| resized.get_pixel(column as u32, row as u32).0))
+        let picture = read_picture(&self.path, shape.height, shape.width).map_err(|error| {
+            let path = self.path.display();
+            let found = match error {
+                DataError::ImageFile { source, .. } => format!("{path} ({source})"),
+                DataError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    format!("{path}, which is not there")
+                }
+                error => format!("{path} ({error})"),
+            };
+            invalid("pattern.picture.path", found, "the path of a picture")
+        })?;
+        Ok(from_rgb(shape, |row, column, _| {
+            picture.pixel(row, column).try_into().expect("a picture has three channels")
+        }))
     }
 }
 
@@ -287,8 +287,16 @@ mod tests {
         assert_eq!(drawn(&config, GREY, 0).pixel(0, 0), [76]);
         fs_err::write(&path, "no picture").unwrap();
         let error = config.draw(GREY, 0).unwrap_err().to_string();
-        assert!(error.ends_with("picture.png is no picture we can use"), "{error}");
+        let why = "picture.png (it begins with \"no picture\", which no PNG, JPEG, WebP, BMP, TIFF, GIF or PNM file does), \
+                   expected the path of a picture";
+        assert!(error.ends_with(why), "{error}");
+        // A plan that names it is refused before anything is drawn.
+        assert_eq!(config.validate(GREY)[0].to_string(), error);
+        fs_err::write(&path, "").unwrap();
+        let error = config.validate(GREY)[0].to_string();
+        assert!(error.ends_with("picture.png (the file is empty), expected the path of a picture"), "{error}");
         let error = PatternConfig::Picture(PicturePattern { path: "nowhere.png".into() }).draw(GREY, 0).unwrap_err();
-        assert_eq!(error.to_string(), "pattern.picture.path is nowhere.png, expected the path of a PNG or JPEG file");
+        let expected = "pattern.picture.path is nowhere.png, which is not there, expected the path of a picture";
+        assert_eq!(error.to_string(), expected);
     }
 }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use patchdoor_cli::{Stop, is_smart_terminal, print, say, terminal_width};
 use patchdoor_experiment::{
     Backend, Console, Execution, Forecast, ImagesError, RunError, RunSettings, SweepExecution, SweepOptions, UnitState,
-    describe, execute, execute_sweep,
+    execute, execute_sweep, preview,
 };
 use patchdoor_plan::{ConfigErrors, Experiment, PlanOptions, Sweep};
 use patchdoor_record::{Again, RecordError, RunDirectory, RunSummary, SCHEMA};
@@ -187,7 +187,7 @@ pub(crate) fn read_experiments(files: &[PathBuf], changes: &Changes) -> Result<V
     if problems.is_empty() { Ok(experiments) } else { Err(unusable(&problems)) }
 }
 
-/// Prints what would run. For a single experiment the text is a configuration that can be run itself.
+/// Prints what would run; images that are there are read. For a single experiment the text is a configuration that can be run itself.
 fn dry_run(
     arguments: &RunArguments,
     experiments: &[Experiment],
@@ -222,7 +222,7 @@ fn dry_run(
     for plan in plans {
         let name = plan.run_name(backend.name());
         let folder = out.join(&name);
-        for line in describe(plan, None, backend, &folder) {
+        for line in preview(plan, roots, backend, &folder).map_err(stop_for)? {
             print(&format!("# {line}\n"))?;
         }
         if RunDirectory::finished(out, &name).is_some() {
