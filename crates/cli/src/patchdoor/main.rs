@@ -7,9 +7,12 @@ mod arguments;
 mod build_facts;
 mod check;
 mod data;
+mod doctor;
 mod pages;
 mod roots;
 mod run;
+mod study;
+mod tie;
 mod triggers;
 
 use std::process::ExitCode;
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("PATCHDOOR_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 
+    tie::set(arguments.tied);
     exit_code(match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::check(arguments),
@@ -42,5 +46,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report(arguments),
         Command::Results(arguments) => results(arguments),
         Command::Triggers(arguments) => triggers::triggers(arguments),
+        Command::Doctor(arguments) => doctor::doctor(arguments),
+        Command::Study(arguments) => study::study(arguments),
     })
 }

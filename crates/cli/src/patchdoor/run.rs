@@ -15,11 +15,15 @@ use crate::arguments::{Changes, RunArguments};
 use crate::build_facts::build_facts;
 use crate::pages::Pages;
 use crate::roots::data_roots;
+use crate::tie;
 
 /// Runs every file, after all of them were checked.
 pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
     let experiments = read_experiments(&arguments.files, &arguments.changes)?;
     let backend = arguments.backend.resolve().map_err(Stop::unusable)?;
+    if let Some(reason) = backend.fallback() {
+        say(reason);
+    }
     let roots = data_roots(arguments.images.data.as_ref());
     if arguments.dry_run {
         return dry_run(arguments, &experiments, &backend, &roots);
@@ -249,6 +253,7 @@ pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Stop> {
         say("\ninterrupted: ending this epoch and saving it (once more to stop at once)");
     };
     ctrlc::set_handler(handler).map_err(Stop::failed)?;
+    tie::stop_at_a_line(&stop);
     Ok(stop)
 }
 
