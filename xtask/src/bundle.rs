@@ -46,6 +46,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "cache")]
     kernels: PathBuf,
 
+    /// Take along, too, which kernels were found fastest; only what a GPU of the same kind measured is worth that
+    #[arg(long)]
+    autotune: bool,
+
     /// A program that is built already, instead of building one
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -137,7 +141,10 @@ fn contents(arguments: &Arguments, program: &Path, scratch: &Path) -> anyhow::Re
     }
     if arguments.kernels.is_dir() {
         say(&format!("taking along the kernels in {}", arguments.kernels.display()));
-        collect(&arguments.kernels, "cache", &mut files)?;
+        let mut kernels = Vec::new();
+        collect(&arguments.kernels, "cache", &mut kernels)?;
+        kernels.retain(|file| arguments.autotune || !file.name.split('/').any(|part| part == "autotune"));
+        files.append(&mut kernels);
     }
     for name in &arguments.data {
         say(&format!("packing {name}"));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_cli::{Stop, print, say, terminal_width};
 use patchdoor_experiment::{
-    Backend, Console, Execution, Forecast, ImagesError, RunError, RunSettings, SweepExecution, SweepOptions, UnitState,
+    Backend, Console, Execution, Forecast, ImagesError, MemoryForecast, RunError, RunSettings, SweepExecution, SweepOptions, UnitState,
     describe, execute, execute_sweep,
 };
 use patchdoor_plan::{ConfigErrors, Experiment, PlanOptions, Sweep};
@@ -193,7 +193,8 @@ fn dry_run(
         let plans = plans.iter().map(|plan| {
             let name = plan.run_name(backend.name());
             let finished = RunDirectory::finished(out, &name).is_some();
-            serde_json::json!({ "run": name, "finished": finished, "config": plan.config() })
+            let memory = MemoryForecast::of(plan);
+            serde_json::json!({ "run": name, "finished": finished, "memory": memory, "config": plan.config() })
         });
         let mut document = serde_json::json!({ "schema": SCHEMA, "plans": plans.collect::<Vec<_>>() });
         if !sweeps.is_empty() {
@@ -208,6 +209,7 @@ fn dry_run(
         for line in describe(plan, None, backend, &folder) {
             print(&format!("# {line}\n"))?;
         }
+        print(&format!("# {}\n", MemoryForecast::of(plan).line()))?;
         if RunDirectory::finished(out, &name).is_some() {
             print("#   finished earlier: running it shows its results\n")?;
         }
@@ -216,6 +218,11 @@ fn dry_run(
     for (sweep, forecast) in sweeps {
         for line in forecast.describe(sweep, backend, out).into_iter().chain(forecast.points(sweep, backend)) {
             print(&format!("{line}\n"))?;
+        }
+        // Its points are computed one after another.
+        let memory = sweep.points().iter().map(|point| MemoryForecast::of(point.plan()));
+        if let Some(largest) = memory.max_by_key(|memory| memory.device) {
+            print(&format!("{}\n", largest.line()))?;
         }
     }
     Ok(())

@@ -41,6 +41,26 @@ pub(super) fn keep(runs: &Path, kept: &Path) -> anyhow::Result<Vec<String>> {
     Ok(left_out)
 }
 
+/// Copies what a GPU found out about kernels, to be reused by the next bundle: `cache` below the folder that commands run
+/// in, as a bundle's `cubecl.toml` says. The kernels themselves are larger, and can be compiled without a GPU.
+///
+/// # Errors
+/// If something cannot be copied.
+pub(super) fn keep_autotune(cache: &Path, kept: &Path) -> anyhow::Result<()> {
+    const MOST_AUTOTUNE: u64 = 4 << 20;
+    let mut size = 0;
+    for file in files_below(cache) {
+        let is_autotune = file.components().any(|part| part.as_os_str() == "autotune");
+        size += if is_autotune { length(&file) } else { 0 };
+        if is_autotune && size < MOST_AUTOTUNE {
+            let to = kept.join("cache").join(file.strip_prefix(cache).unwrap_or(&file));
+            fs::create_dir_all(to.parent().unwrap_or(kept))?;
+            fs::copy(&file, to)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a file is only there to go on from.
 fn is_passing(file: &Path) -> bool {
     file.components().any(|part| part.as_os_str() == "checkpoint") || file.extension().is_some_and(|end| end == "lock")
@@ -115,6 +135,13 @@ mod tests {
         assert!(total(&kept) < MOST);
         // A second time the same is kept, not more.
         assert_eq!(keep(&runs, &kept).expect("copied"), left_out);
+        let cache = folder.path().join("cache");
+        for name in ["0.10/device/autotune/matmul.json.log", "ptx/kernels.json.log"] {
+            fs::create_dir_all(cache.join(name).parent().expect("a folder")).expect("made");
+            fs::write(cache.join(name), "x").expect("written");
+        }
+        keep_autotune(&cache, &kept).expect("copied");
+        assert!(kept.join("cache/0.10/device/autotune/matmul.json.log").exists() && !kept.join("cache/ptx").exists());
         let log = kept.join("log");
         fs::write(&log, vec![b'x'; 300 << 10]).expect("written");
         shorten(&log).expect("shortened");

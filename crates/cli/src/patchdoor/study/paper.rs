@@ -12,7 +12,7 @@ use patchdoor_experiment::Backend;
 use serde_json::Value;
 
 use super::child::{Ending, run};
-use super::keep::{keep, shorten};
+use super::keep::{keep, keep_autotune, shorten};
 use super::record::{StepRecord, StudyRecord};
 use super::report::report;
 use super::steps::{EPOCHS, Step, Training, Work, load_of, numbers, overrides, source_file, steps};
@@ -96,6 +96,7 @@ impl<'a> Study<'a> {
             self.record.steps.insert(step.name.clone(), outcome);
             self.write(&[]).map_err(Stop::Failed)?;
         }
+        keep_autotune(Path::new("cache"), &self.kept).map_err(Stop::Failed)?;
         let left_out = keep(&self.runs(), &self.kept).map_err(Stop::Failed)?;
         self.write(&left_out).map_err(Stop::Failed)?;
         print(&format!("{}\n", self.kept.join("report.md").display()))?;

@@ -181,7 +181,14 @@ pub(super) fn numbers(work: &Work, document: &Value) -> BTreeMap<String, f64> {
                 for (name, metric) in run["metrics"].as_object().into_iter().flatten() {
                     put(name.clone(), &metric["mean"]);
                 }
-                put("images/s".into(), &run["seeds"][0]["outcome"]["measured"]["images-per-second"]);
+                put("images/s".into(), &run["seeds"][0]["outcome"]["finished"]["images-per-second"]);
+                for defense in run["defenses"].as_array().into_iter().flatten() {
+                    let (title, data) = (defense["title"].as_str(), defense["data"].as_str());
+                    let label = format!("{} on {} images", title.unwrap_or_default(), data.unwrap_or_default());
+                    for name in ["asr", "clean-accuracy"] {
+                        put(format!("{label}: {name}"), &defense["metrics"][name]["mean"]);
+                    }
+                }
             }
             for point in document["sweeps"][0]["points"].as_array().into_iter().flatten() {
                 let label = point["label"].as_str().unwrap_or_default();
@@ -241,8 +248,14 @@ mod tests {
 
     #[test]
     fn numbers_of_runs_and_sweeps_are_found() {
-        let run = serde_json::json!({ "runs": [{ "metrics": { "asr": { "mean": 0.5 } } }] });
-        assert_eq!(numbers(&Work::Quick, &run), BTreeMap::from([("asr".to_owned(), 0.5)]));
+        let run = serde_json::json!({ "runs": [{
+            "metrics": { "asr": { "mean": 0.5 } },
+            "seeds": [{ "outcome": { "finished": { "images-per-second": 80.0 } } }],
+            "defenses": [{ "title": "fine-tuning", "data": "clean", "metrics": { "asr": { "mean": 0.125 } } }],
+        }] });
+        let expected = [("asr", 0.5), ("images/s", 80.0), ("fine-tuning on clean images: asr", 0.125)];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(numbers(&Work::Quick, &run), BTreeMap::from(expected));
         let sweep = serde_json::json!({ "runs": [], "sweeps": [{ "points": [
             { "label": "random", "metrics": [{ "name": "asr", "mean": 0.25 }, { "name": "other", "mean": 1.0 }] },
         ] }] });
