@@ -191,7 +191,8 @@ mod tests {
         assert_eq!(backend.fallback(), None);
         let error = BackendError::NoGpu { reason: "the driver sees no device".into() };
         let backend = backend.instead_of_cuda(&error);
-        let expected = format!("no usable NVIDIA GPU (the driver sees no device): computing on the CPU with {}", backend.name());
+        let expected =
+            format!("no usable NVIDIA GPU (the driver sees no device): computing on the CPU with {}", backend.name());
         assert_eq!(backend.fallback(), Some(expected.as_str()));
     }
 

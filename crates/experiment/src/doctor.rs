@@ -193,7 +193,8 @@ fn memory() -> Finding {
     };
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
     let limit: Option<u64> = limit.filter(|limit| *limit < total);
-    let limited = limit.map_or_else(String::new, |limit| format!(", of which this process may use {}", gibibytes(limit)));
+    let limited =
+        limit.map_or_else(String::new, |limit| format!(", of which this process may use {}", gibibytes(limit)));
     let found = format!("{}, {} free{limited}", gibibytes(total), gibibytes(free));
     let usable = limit.map_or(free, |limit| limit.min(free));
     let means = (usable < ENOUGH_MEMORY)
@@ -264,7 +265,8 @@ mod tests {
             assert!(!finding.means.iter().chain([&finding.found]).any(|text| text.contains('\n')), "{finding:?}");
         }
         let names = diagnosis.findings.iter().map(|finding| finding.name).collect::<Vec<_>>();
-        let expected = ["backends", "GPU", "driver", "NVRTC", "CUDA headers", "processor", "SIMD", "memory", "disk", "shapes"];
+        let expected =
+            ["backends", "GPU", "driver", "NVRTC", "CUDA headers", "processor", "SIMD", "memory", "disk", "shapes"];
         assert_eq!(names[..expected.len()], expected);
         let cifar10 = diagnosis.findings.iter().find(|finding| finding.name == "cifar10").expect("a finding");
         assert!(!cifar10.there && cifar10.found == "not below no/such/folder", "{cifar10:?}");
@@ -273,7 +275,8 @@ mod tests {
 
     #[test]
     fn a_library_that_is_not_looked_at_comes_with_its_remedy() {
-        let search = Search { found: None, elsewhere: Some("/py/lib/libnvrtc.so.13".into()), looked_in: vec!["/lib".into()] };
+        let search =
+            Search { found: None, elsewhere: Some("/py/lib/libnvrtc.so.13".into()), looked_in: vec!["/lib".into()] };
         let finding = searched("NVRTC", search, "no", |path| path.parent().expect("a folder").display().to_string());
         assert!(!finding.there);
         assert_eq!(finding.found, "looked in /lib");

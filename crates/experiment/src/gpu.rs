@@ -35,9 +35,8 @@ pub(crate) fn look() -> Result<Gpu, String> {
 /// The first GPU, if there is a driver for it.
 pub(crate) fn driver_and_device() -> Result<Gpu, String> {
     let says = |error: cudarc::driver::DriverError| format!("the driver says {error:?}");
-    let count = quietly(CudaContext::device_count)
-        .ok_or("its driver library (libcuda) is not installed")?
-        .map_err(says)?;
+    let count =
+        quietly(CudaContext::device_count).ok_or("its driver library (libcuda) is not installed")?.map_err(says)?;
     if count == 0 {
         return Err("the driver sees no device".into());
     }

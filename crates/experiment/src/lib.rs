@@ -73,6 +73,6 @@ pub use images::ImagesError;
 pub use memory::MemoryForecast;
 pub use operations::{OperationCheck, check_operations};
 pub use poisoned::{ExportRequest, Exported, export_poisoned};
-pub use speed::{Speed, SpeedRequest, measure_speed};
 pub use run::{Execution, Reporter, RunSettings, execute};
+pub use speed::{Speed, SpeedRequest, measure_speed};
 pub use sweep::{Forecast, SweepExecution, SweepFailure, SweepOptions, UnitState, execute_sweep};

@@ -44,7 +44,13 @@ impl MemoryForecast {
         let batch = batch_size as u64 * NUMBER;
         let parameters = footprint.parameters as u64 * NUMBER;
         let optimizer = match &config.training.optimizer {
-            OptimizerConfig::Sgd(sgd) => if sgd.momentum > 0.0 { parameters } else { 0 },
+            OptimizerConfig::Sgd(sgd) => {
+                if sgd.momentum > 0.0 {
+                    parameters
+                } else {
+                    0
+                }
+            }
             OptimizerConfig::Adam(_) => 2 * parameters,
         };
         let weights = parameters + footprint.statistics as u64 * NUMBER;

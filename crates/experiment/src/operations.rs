@@ -56,7 +56,14 @@ impl OnBackend for AllOperations {
         let symmetric = |kernel: usize, stride| ConvOptions::symmetric([kernel; 2], stride);
         let convolutions = [
             ("convolution 3x3 of 3 channels", [32, 32], [3, 16], 1, 3, symmetric(3, 1)),
-            ("convolution 3x3, stride 2, as TensorFlow pads", [32, 32], [16, 32], 1, 3, ConvOptions::same([32, 32], [3, 3], 2)),
+            (
+                "convolution 3x3, stride 2, as TensorFlow pads",
+                [32, 32],
+                [16, 32],
+                1,
+                3,
+                ConvOptions::same([32, 32], [3, 3], 2),
+            ),
             ("convolution 3x3, stride 2, symmetric", [32, 32], [16, 32], 1, 3, symmetric(3, 2)),
             ("convolution 3x3, stride 2, odd size", [9, 7], [5, 6], 1, 3, ConvOptions::same([9, 7], [3, 3], 2)),
             ("convolution 1x1, stride 2", [16, 16], [32, 64], 1, 1, symmetric(1, 2)),
@@ -155,7 +162,8 @@ fn weighted<B: TrainingBackend>(device: &B::Device) -> Values {
         let (gamma, beta) = (input::<B, 1>([80], 2, device), input::<B, 1>([80], 3, device));
         let normalized = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), 1e-3);
         let trace = Trace::of(normalized.output, device).gradient("gradient of the map", &map);
-        let mut values = trace.gradient("gradient of the weights", &weights).gradient("gradient of gamma", &gamma).values;
+        let mut values =
+            trace.gradient("gradient of the weights", &weights).gradient("gradient of gamma", &gamma).values;
         let output = weighted_scale_shift_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone());
         values.extend(Trace::of(output, device).gradient("gradient of the scaled map", &map).values);
         values

@@ -193,8 +193,11 @@ mod tests {
         touch(&package);
         assert_eq!(surroundings.nvrtc().elsewhere, Some(package));
         touch(&root.join("etc/x"));
-        fs_err::write(root.join("etc/ld.so.cache"), b"glibc-ld\0\x01libnvrtc.so.13\0/opt/x/libnvrtc.so.13\0".as_slice())
-            .expect("written");
+        fs_err::write(
+            root.join("etc/ld.so.cache"),
+            b"glibc-ld\0\x01libnvrtc.so.13\0/opt/x/libnvrtc.so.13\0".as_slice(),
+        )
+        .expect("written");
         assert_eq!(surroundings.nvrtc().found, Some("/opt/x/libnvrtc.so.13".into()));
         touch(&root.join("own/libnvrtc.so"));
         let given = |name: &str| (name == "LD_LIBRARY_PATH").then(|| root.join("own").into_os_string());

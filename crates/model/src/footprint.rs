@@ -117,7 +117,13 @@ mod tests {
         let moe = |config: PatchMoeConfig| ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 2, ..config });
         let configs = [
             moe(PatchMoeConfig::default()),
-            moe(PatchMoeConfig { patch_size: 2, patches_per_expert: 3, expert_kernel: 3, experts: 8, ..Default::default() }),
+            moe(PatchMoeConfig {
+                patch_size: 2,
+                patches_per_expert: 3,
+                expert_kernel: 3,
+                experts: 8,
+                ..Default::default()
+            }),
             moe(PatchMoeConfig { expert_form: ExpertForm::Gathered, patch_channels: Some(40), ..Default::default() }),
             ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 2, ..WideResNetConfig::default() }),
         ];

@@ -18,8 +18,8 @@ use crate::routing::{ExpertChoice, Routing};
 use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, Trunk};
 use crate::{
-    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, Initializer, InputShape, ModelError, NetworkConfig, Padding,
-    Part,
+    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, Initializer, InputShape, ModelError,
+    NetworkConfig, Padding, Part,
 };
 
 /// The patch-level mixture of experts of Chowdhury et al. (2023, arXiv:2306.04073) as attacked by
@@ -194,11 +194,9 @@ impl NetworkConfig for PatchMoeConfig {
         footprint.keep(3 * self.experts * self.patches(input));
         let seen = match self.expert_form {
             ExpertForm::Masked => Map { channels: self.experts * map.channels, ..map },
-            ExpertForm::Gathered => Map {
-                height: self.patches_per_expert,
-                width: positions,
-                channels: self.experts * map.channels,
-            },
+            ExpertForm::Gathered => {
+                Map { height: self.patches_per_expert, width: positions, channels: self.experts * map.channels }
+            }
         };
         footprint.norm(seen.channels);
         if self.expert_form == ExpertForm::Gathered {

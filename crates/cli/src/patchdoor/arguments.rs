@@ -186,10 +186,8 @@ pub(crate) struct TriggersArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0, also where something is missing; 2, the backend asked for cannot be used.\n\n\
-                  Examples:\n  cargo xtask doctor\n  cargo xtask doctor --backend cuda --json"
-)]
+#[command(after_help = "Exit codes: 0, also where something is missing; 2, the backend asked for cannot be used.\n\n\
+                  Examples:\n  cargo xtask doctor\n  cargo xtask doctor --backend cuda --json")]
 pub(crate) struct DoctorArguments {
     /// What shall be computed with
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
@@ -217,15 +215,19 @@ pub(crate) struct StudyArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum StudyCommand {
     /// Check, time and train at the authors' scale, step by step, and end within a time limit
-    #[command(after_help = "Every step has a time limit of its own; its results are written when it ends. The same command \
+    #[command(
+        after_help = "Every step has a time limit of its own; its results are written when it ends. The same command \
                       goes on with what is not done. What is worth keeping is in DIR/keep, in less than 16 MiB: \
                       report.md there says what ran, what did not, and why.\n\n\
                       Exit codes: 0 nothing failed, 1 a step failed, 2 unusable command line or machine, 130 interrupted.\n\n\
                       Examples:\n  cargo xtask study paper --minutes 8 --backend cuda\n  \
-                      cargo xtask study paper --minutes 3 --tiny --backend flex")]
+                      cargo xtask study paper --minutes 3 --tiny --backend flex"
+    )]
     Paper(PaperArguments),
     /// Compare every operation and its gradients with the CPU's
-    #[command(after_help = "Examples:\n  cargo xtask study operations\n  cargo xtask study operations --backend cuda --json")]
+    #[command(
+        after_help = "Examples:\n  cargo xtask study operations\n  cargo xtask study operations --backend cuda --json"
+    )]
     Operations {
         /// What to compute with
         #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]

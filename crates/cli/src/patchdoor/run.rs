@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_cli::{Stop, print, say, terminal_width};
 use patchdoor_experiment::{
-    Backend, Console, Execution, Forecast, ImagesError, MemoryForecast, RunError, RunSettings, SweepExecution, SweepOptions, UnitState,
-    describe, execute, execute_sweep,
+    Backend, Console, Execution, Forecast, ImagesError, MemoryForecast, RunError, RunSettings, SweepExecution,
+    SweepOptions, UnitState, describe, execute, execute_sweep,
 };
 use patchdoor_plan::{ConfigErrors, Experiment, PlanOptions, Sweep};
 use patchdoor_record::{RunDirectory, RunSummary, SCHEMA};

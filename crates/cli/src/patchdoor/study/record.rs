@@ -92,8 +92,7 @@ impl StudyRecord {
             (name.clone(), json!({ "outcome": outcome, "what": what, "seconds": seconds, "numbers": numbers }))
         });
         let steps = steps.collect::<serde_json::Map<_, _>>();
-        let document =
-            json!({ "schema": SCHEMA, "settings": self.settings, "epochs": self.epochs, "steps": steps });
+        let document = json!({ "schema": SCHEMA, "settings": self.settings, "epochs": self.epochs, "steps": steps });
         let partial = path.with_extension("json.partial");
         fs::write(&partial, format!("{}\n", serde_json::to_string_pretty(&document)?))?;
         fs::rename(partial, path)?;

@@ -9,7 +9,8 @@ pub(super) fn report(record: &StudyRecord, steps: &[Step], left_out: &[String]) 
     let setting = |name: &str| record.settings.get(name).map_or("unknown", String::as_str);
     let tiny = if setting("tiny") == "true" { " A rehearsal: **its numbers mean nothing**." } else { "" };
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "On {} ({}), program {}.{tiny}\n", setting("backend"), setting("device"), setting("program"));
+    let _ =
+        writeln!(text, "On {} ({}), program {}.{tiny}\n", setting("backend"), setting("device"), setting("program"));
     if let Some(epochs) = record.epochs {
         let _ = writeln!(text, "Trainings of {epochs} epochs (the authors': {}).\n", super::steps::EPOCHS);
     }
