@@ -44,6 +44,15 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
 }
 
+/// What a JSON file holds.
+///
+/// # Panics
+/// If it cannot be read or is none.
+pub fn json_of(file: &Path) -> serde_json::Value {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
 /// A temporary folder to run experiments in, without images and without a way to fetch any.
 #[derive(Debug)]
 pub struct Bench {

@@ -8,6 +8,7 @@ mod bench_against;
 mod bench_gate;
 mod bench_pytorch;
 mod bench_statistics;
+mod bundle;
 mod ci;
 mod run;
 
@@ -54,6 +55,16 @@ enum Command {
     /// Draw what triggers do to images: original, triggered, ten times the difference
     #[command(disable_help_flag = true)]
     Triggers(Passed),
+    /// Say what this machine offers to experiments, and what each lack means
+    #[command(disable_help_flag = true)]
+    Doctor(Passed),
+    /// Check, time and train at the authors' scale within a time limit, the most valuable first
+    #[command(disable_help_flag = true)]
+    Study(Passed),
+    /// Write program, experiments and images for a machine without network and Rust
+    #[command(after_help = "Examples:\n  cargo xtask bundle --backend cuda --data cifar10 --split 60M\n  \
+                      cargo xtask bundle --backend flex --data cifar10 --images 20000 --out /tmp/bundle")]
+    Bundle(bundle::Arguments),
     /// Do what continuous integration does, cheapest first, until something fails
     #[command(after_help = "Examples:\n  cargo xtask ci\n  cargo xtask ci format clippy")]
     Ci {
@@ -88,6 +99,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Report(passed) => run::look("report", &passed.arguments),
         Command::Results(passed) => run::look("results", &passed.arguments),
         Command::Triggers(passed) => run::run("triggers", &passed.arguments),
+        Command::Doctor(passed) => run::run("doctor", &passed.arguments),
+        Command::Study(passed) => run::run("study", &passed.arguments),
+        Command::Bundle(arguments) => bundle::bundle(&arguments),
         Command::Ci { steps, against } => ci::ci(&steps, against.as_deref()),
         Command::Bench(arguments) => bench::bench(arguments),
     }

@@ -22,7 +22,13 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
         let _ = std::io::stdout().write_all(text.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let feature = match if command == "run" { usable_feature(arguments) } else { Ok(None) } {
+    let feature = match command {
+        "run" | "study" => usable_feature(arguments),
+        // It says itself what a GPU lacks; with one, only a build with CUDA can look at it closely.
+        "doctor" => feature(arguments).map(|feature| feature.filter(|&name| name != "cuda" || has_nvidia_driver())),
+        _ => Ok(None),
+    };
+    let feature = match feature {
         Ok(feature) => feature,
         Err(problem) => {
             let _ = writeln!(std::io::stderr(), "error: {problem}");

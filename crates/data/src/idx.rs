@@ -33,7 +33,7 @@ pub(crate) fn missing_files(directory: &Path) -> Vec<String> {
 
 /// An IDX file as it lies in `directory`: with or without `.gz`, as `train-images.idx3-ubyte` (what the archives on
 /// Kaggle and some unpackers write), or in a folder of the file's name.
-fn find(directory: &Path, file: &str) -> Option<PathBuf> {
+pub(crate) fn find(directory: &Path, file: &str) -> Option<PathBuf> {
     let dotted = file.replace("-idx", ".idx");
     let names = [file.to_owned(), format!("{file}.gz"), dotted.clone(), format!("{dotted}.gz")];
     let plain = names.iter().map(|name| directory.join(name)).find(|path| path.is_file());

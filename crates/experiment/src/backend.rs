@@ -31,6 +31,7 @@ pub enum BackendChoice {
 pub struct Backend {
     kind: Kind,
     device: String,
+    fallback: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,19 +73,17 @@ impl BackendChoice {
     /// If it is not compiled in, or there is no GPU for it.
     pub fn resolve(self) -> Result<Backend, BackendError> {
         match self {
-            Self::Auto => {
-                #[cfg(feature = "cuda")]
-                if let Ok(device) = gpu() {
-                    return Ok(Backend { kind: Kind::Cuda, device });
-                }
-                Self::Flex.resolve().or_else(|_| Self::Ndarray.resolve())
-            }
+            Self::Auto if !cfg!(feature = "cuda") => Self::Flex.resolve().or_else(|_| Self::Ndarray.resolve()),
+            Self::Auto => Self::Cuda.resolve().or_else(|error| {
+                let backend = Self::Flex.resolve().or_else(|_| Self::Ndarray.resolve());
+                backend.map(|backend| backend.instead_of_cuda(&error))
+            }),
             #[cfg(feature = "cuda")]
-            Self::Cuda => gpu().map(|device| Backend { kind: Kind::Cuda, device }),
+            Self::Cuda => gpu().map(|device| Backend::new(Kind::Cuda, device)),
             #[cfg(feature = "flex")]
-            Self::Flex => Ok(Backend { kind: Kind::Flex, device: processor() }),
+            Self::Flex => Ok(Backend::new(Kind::Flex, processor())),
             #[cfg(feature = "ndarray")]
-            Self::Ndarray => Ok(Backend { kind: Kind::Ndarray, device: processor() }),
+            Self::Ndarray => Ok(Backend::new(Kind::Ndarray, processor())),
             #[allow(unreachable_patterns, reason = "reachable unless every backend is compiled in")]
             missing => Err(BackendError::NotBuilt {
                 name: match missing {
@@ -99,6 +98,26 @@ impl BackendChoice {
 }
 
 impl Backend {
+    #[allow(dead_code, reason = "unused in a build without any backend")]
+    fn new(kind: Kind, device: String) -> Self {
+        Self { kind, device, fallback: None }
+    }
+
+    /// The same backend, taken because there is no GPU to use.
+    fn instead_of_cuda(mut self, error: &BackendError) -> Self {
+        let reason = match error {
+            BackendError::NoGpu { reason } => reason.clone(),
+            error @ BackendError::NotBuilt { .. } => error.to_string(),
+        };
+        self.fallback = Some(format!("no usable NVIDIA GPU ({reason}): computing on the CPU with {}", self.name()));
+        self
+    }
+
+    /// Why this backend was taken and not the one a user would rather have, if so; one line.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
     /// The backend's name, as on the command line.
     pub fn name(&self) -> &'static str {
         match self.kind {
@@ -143,31 +162,14 @@ pub fn built_in() -> Vec<&'static str> {
     all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
-/// The first GPU's name. burn itself panics in a thread of its own without a driver, so this asks first.
+/// The first GPU's name, if everything is there that computing on it takes.
 #[cfg(feature = "cuda")]
 fn gpu() -> Result<String, BackendError> {
-    use cudarc::driver::CudaContext;
-    use std::panic;
-
-    let no_gpu = |reason: String| BackendError::NoGpu { reason };
-    // cudarc panics where the driver library is missing; its own test for it is an unsafe function.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
-    let count = panic::catch_unwind(CudaContext::device_count);
-    panic::set_hook(hook);
-    let count = count
-        .map_err(|_| no_gpu("its driver library (libcuda) is not installed".into()))?
-        .map_err(|error| no_gpu(format!("the driver says {error:?}")))?;
-    if count == 0 {
-        return Err(no_gpu("the driver sees no device".into()));
-    }
-    let context = CudaContext::new(0).map_err(|error| no_gpu(format!("the driver says {error:?}")))?;
-    Ok(context.name().unwrap_or_else(|_| "NVIDIA GPU".into()))
+    crate::gpu::look().map(|gpu| gpu.name).map_err(|reason| BackendError::NoGpu { reason })
 }
 
 /// The processor's name and its number of threads.
-#[cfg(any(feature = "flex", feature = "ndarray"))]
-fn processor() -> String {
+pub(crate) fn processor() -> String {
     let threads = threads();
     let cores = if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
     let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -182,6 +184,25 @@ fn processor() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_falls_back_says_why_and_on_what() {
+        let backend = Backend::new(BackendChoice::Auto.resolve().expect("the CPU").kind, "a processor".into());
+        assert_eq!(backend.fallback(), None);
+        let error = BackendError::NoGpu { reason: "the driver sees no device".into() };
+        let backend = backend.instead_of_cuda(&error);
+        let expected =
+            format!("no usable NVIDIA GPU (the driver sees no device): computing on the CPU with {}", backend.name());
+        assert_eq!(backend.fallback(), Some(expected.as_str()));
+    }
+
+    #[test]
+    fn only_auto_falls_back_and_only_where_the_build_has_cuda() {
+        let fallback = |choice: BackendChoice| choice.resolve().ok().and_then(|backend| backend.fallback);
+        assert_eq!(fallback(BackendChoice::Flex), None);
+        let auto = BackendChoice::Auto.resolve().expect("the CPU at least");
+        assert_eq!(auto.fallback().is_some(), cfg!(feature = "cuda") && auto.name() != "cuda");
+    }
 
     #[test]
     fn a_backend_outside_the_build_is_an_error_that_names_the_feature() {

@@ -24,8 +24,7 @@ pub fn preview(plan: &Plan, roots: &[PathBuf], backend: &Backend, folder: &Path)
         Err(error) => return Err(ImagesError::from(error).into()),
     };
     let facts = DatasetFacts::of(&dataset.train, &dataset.test);
-    let plan = plan.for_images(facts);
-    plan.check_against(facts).map_err(ImagesError::from)?;
-    let lines = describe(&plan, Some(facts), backend, folder);
+    let plan = plan.for_images(&facts).map_err(ImagesError::from)?;
+    let lines = describe(&plan, Some(&facts), backend, folder);
     Ok(lines.into_iter().chain(describe_images(&dataset)).collect())
 }

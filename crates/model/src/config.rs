@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelError, PatchMoeConfig, WideResNetConfig};
+use crate::{Footprint, ModelError, PatchMoeConfig, WideResNetConfig};
 
 /// Height, width and channels of the images a classifier takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,9 @@ pub trait NetworkConfig {
 
     /// Makes it the thinnest of its kind, all layers kept.
     fn make_quick(&mut self);
+
+    /// How many numbers it holds, for classes of such images.
+    fn footprint(&self, input: InputShape, classes: usize) -> Footprint;
 
     /// How many experts each routed layer has; `None` without experts.
     fn experts(&self) -> Option<usize> {

@@ -37,6 +37,7 @@ mod dense;
 mod description;
 mod error;
 mod filters;
+mod footprint;
 mod init;
 mod network;
 mod parts;
@@ -61,6 +62,7 @@ pub use config::{
 pub use description::WeightsDescription;
 pub use error::ModelError;
 pub use filters::{FilterActivity, FilterGroup, Pruning, Removal};
+pub use footprint::Footprint;
 pub use network::{NormInput, NormLayer};
 pub use parts::Part;
 pub use patch_moe::{ExpertForm, GateOrder, PatchMoe, PatchMoeConfig};

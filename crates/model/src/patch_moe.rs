@@ -10,6 +10,7 @@ use crate::batch_norm::BatchNormRelu;
 use crate::config::{invalid, validate_trunk};
 use crate::convolution::Convolution;
 use crate::dense::Dense;
+use crate::footprint::Map;
 use crate::init::ParameterSource;
 use crate::network::{FilterLayer, Network, NormInput, NormLayer};
 use crate::router::PatchRouter;
@@ -17,8 +18,8 @@ use crate::routing::{ExpertChoice, Routing};
 use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, Trunk};
 use crate::{
-    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Initializer, InputShape, ModelError, NetworkConfig, Padding,
-    Part,
+    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, Initializer, InputShape, ModelError,
+    NetworkConfig, Padding, Part,
 };
 
 /// The patch-level mixture of experts of Chowdhury et al. (2023, arXiv:2306.04073) as attacked by
@@ -179,6 +180,36 @@ impl NetworkConfig for PatchMoeConfig {
         self.widen_factor = 1;
         self.expert_channels = None;
         self.patch_channels = None;
+    }
+
+    fn footprint(&self, input: InputShape, classes: usize) -> Footprint {
+        let mut footprint = Footprint::default();
+        let map = footprint.trunk(input, self.widen_factor);
+        footprint.norm_before_convolution(map);
+        let map = footprint.convolution(map, self.resolved_patch_channels(), 3, 2);
+        footprint.keep(map.numbers());
+        let positions = self.patch_size * self.patch_size;
+        footprint.parameters += self.experts * positions * map.channels;
+        // Softmax, mask and weights of every patch.
+        footprint.keep(3 * self.experts * self.patches(input));
+        let seen = match self.expert_form {
+            ExpertForm::Masked => Map { channels: self.experts * map.channels, ..map },
+            ExpertForm::Gathered => {
+                Map { height: self.patches_per_expert, width: positions, channels: self.experts * map.channels }
+            }
+        };
+        footprint.norm(seen.channels);
+        if self.expert_form == ExpertForm::Gathered {
+            // Their normalization keeps the patches taken; that of whole maps keeps the map itself.
+            footprint.keep(seen.numbers());
+        }
+        footprint.keep(seen.numbers());
+        let features = self.experts * self.resolved_expert_channels();
+        // Each expert's filters see its own channels only.
+        let kernel = self.expert_kernel * self.expert_kernel;
+        footprint.parameters += features * (map.channels * kernel + 1);
+        footprint.head(Map { channels: features, ..seen }, classes);
+        footprint
     }
 
     fn experts(&self) -> Option<usize> {

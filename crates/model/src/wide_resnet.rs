@@ -13,7 +13,7 @@ use crate::routing::Routing;
 use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, ResidualBlock, Trunk};
 use crate::{
-    BatchNormConfig, ClassifierConfig, Initializer, InputShape, ModelError, NetworkConfig, Padding, Part,
+    BatchNormConfig, ClassifierConfig, Footprint, Initializer, InputShape, ModelError, NetworkConfig, Padding, Part,
     PatchMoeConfig,
 };
 
@@ -58,6 +58,14 @@ impl NetworkConfig for WideResNetConfig {
 
     fn make_quick(&mut self) {
         self.widen_factor = 1;
+    }
+
+    fn footprint(&self, input: InputShape, classes: usize) -> Footprint {
+        let mut footprint = Footprint::default();
+        let map = footprint.trunk(input, self.widen_factor);
+        let map = footprint.block(map, 64 * self.widen_factor, 2);
+        footprint.head(map, classes);
+        footprint
     }
 
     fn nearest_patch_moe(&self) -> PatchMoeConfig {

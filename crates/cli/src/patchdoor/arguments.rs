@@ -28,6 +28,10 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
 
+    /// End when standard input does, and after this epoch when a line comes: what a study does with its children
+    #[arg(long, global = true, hide = true)]
+    pub(crate) tied: bool,
+
     /// Say more on standard error: runs, -vv epochs, -vvv batches (PATCHDOOR_LOG takes a filter)
     #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -54,6 +58,16 @@ pub(crate) enum Command {
     Results(ResultsArguments),
     /// Draw what triggers do to images: original, triggered, ten times the difference
     Triggers(TriggersArguments),
+    /// Say what this machine offers to experiments, and what each lack means
+    Doctor(DoctorArguments),
+    /// Measure at the authors' scale within a time limit, the most valuable first
+    #[command(
+        subcommand_required = true,
+        arg_required_else_help = true,
+        after_help = "Examples:\n  cargo xtask study paper --minutes 8 --backend cuda\n  \
+                      cargo xtask study speed --widen 1 --seconds 10"
+    )]
+    Study(StudyArguments),
 }
 
 #[derive(Debug, Args)]
@@ -172,6 +186,133 @@ pub(crate) struct TriggersArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0, also where something is missing; 2, the backend asked for cannot be used.\n\n\
+                  Examples:\n  cargo xtask doctor\n  cargo xtask doctor --backend cuda --json")]
+pub(crate) struct DoctorArguments {
+    /// What shall be computed with
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+
+    /// Where images are looked for first; then in PATCHDOOR_DATA, then in data/
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// Where results would go
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) out: PathBuf,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StudyArguments {
+    #[command(subcommand)]
+    pub(crate) command: StudyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StudyCommand {
+    /// Check, time and train at the authors' scale, step by step, and end within a time limit
+    #[command(
+        after_help = "Every step has a time limit of its own; its results are written when it ends. The same command \
+                      goes on with what is not done. What is worth keeping is in DIR/keep, in less than 16 MiB: \
+                      report.md there says what ran, what did not, and why.\n\n\
+                      Exit codes: 0 nothing failed, 1 a step failed, 2 unusable command line or machine, 130 interrupted.\n\n\
+                      Examples:\n  cargo xtask study paper --minutes 8 --backend cuda\n  \
+                      cargo xtask study paper --minutes 3 --tiny --backend flex"
+    )]
+    Paper(PaperArguments),
+    /// Compare every operation and its gradients with the CPU's
+    #[command(
+        after_help = "Examples:\n  cargo xtask study operations\n  cargo xtask study operations --backend cuda --json"
+    )]
+    Operations {
+        /// What to compute with
+        #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+        backend: BackendChoice,
+        /// Relative distance up to which they agree; products in TF32 differ by about 1e-3
+        #[arg(long, value_name = "NUMBER", default_value_t = 3e-3)]
+        tolerance: f64,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time training steps of the paper's network
+    #[command(after_help = "Examples:\n  cargo xtask study speed --widen 1 --seconds 10\n  \
+                      cargo xtask study speed --widen 10 --backend cuda --json")]
+    Speed {
+        /// What to compute with
+        #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+        backend: BackendChoice,
+        /// Widen factor
+        #[arg(long, value_name = "FACTOR", default_value_t = 10)]
+        widen: usize,
+        /// Images of a step
+        #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+        batch: usize,
+        /// Steps of a timed stretch
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+        steps: usize,
+        /// How long to go on
+        #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
+        seconds: f64,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PaperArguments {
+    /// Minutes after which it has ended, whatever is done by then
+    #[arg(long, value_name = "M", value_parser = minutes)]
+    pub(crate) minutes: f64,
+
+    /// What to compute with
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+
+    /// Where images are looked for first; then in PATCHDOOR_DATA, then in data/
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// Where everything goes
+    #[arg(long, value_name = "DIR", default_value = "study")]
+    pub(crate) out: PathBuf,
+
+    /// A Python with PyTorch to compare with
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    pub(crate) python: PathBuf,
+
+    /// The same steps with few images, a thin network and short timings: a rehearsal whose numbers mean nothing
+    #[arg(long)]
+    pub(crate) tiny: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(number @ 1..=65536) => Ok(number),
+        Ok(_) => Err("1 to 65536".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn between(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let number = text.parse::<f64>().map_err(|error| error.to_string())?;
+    if (least..=most).contains(&number) { Ok(number) } else { Err(format!("{least} to {most}")) }
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    between(text, 0.1, 100_000.0)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    between(text, 0.0, 100_000.0)
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DataArguments {
     #[command(subcommand)]
     pub(crate) command: DataCommand,
@@ -202,6 +343,34 @@ pub(crate) enum DataCommand {
     #[command(after_help = "Examples:\n  cargo xtask data export experiments/badnets.toml --to poisoned\n  \
                       cargo xtask data export experiments/badnets.toml --to poisoned --format cifar10 --seed 1")]
     Export(ExportArguments),
+    /// Pack a data set into one small file without loss, to carry it to another machine
+    #[command(after_help = "Examples:\n  cargo xtask data pack cifar10 --to cifar10.packed\n  \
+                      cargo xtask data pack cifar10 --to cifar10.packed --images 20000")]
+    Pack {
+        /// Data set
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// File to write; it must not exist
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// At most so many training images [default: all]
+        #[arg(long, value_name = "N")]
+        images: Option<usize>,
+        /// Where images are looked for first; then in PATCHDOOR_DATA, then in data/
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
+    /// Restore a packed data set to the byte
+    #[command(after_help = "Examples:\n  cargo xtask data unpack cifar10.packed\n  \
+                      cargo xtask data unpack cifar10.packed --data /mnt/images")]
+    Unpack {
+        /// What `pack` wrote
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where it goes [default: PATCHDOOR_DATA, then data/]
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -270,7 +439,7 @@ mod tests {
 
     #[test]
     fn help_ends_with_two_examples() {
-        let paths: [&[&str]; 10] = [
+        let paths: [&[&str]; 17] = [
             &[],
             &["run"],
             &["check"],
@@ -281,6 +450,13 @@ mod tests {
             &["report"],
             &["results"],
             &["triggers"],
+            &["doctor"],
+            &["study"],
+            &["study", "paper"],
+            &["study", "operations"],
+            &["study", "speed"],
+            &["data", "pack"],
+            &["data", "unpack"],
         ];
         for path in paths {
             let text = help(path);

@@ -1,10 +1,11 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use fs_err as fs;
 use patchdoor_cli::{Stop, print, say};
 use patchdoor_data::catalog::{CatalogEntry, DatasetState, entry, status};
 use patchdoor_data::fetch::FetchError;
-use patchdoor_data::verify;
+use patchdoor_data::{packed, verify};
 use patchdoor_experiment::{ExportRequest, RunError, export_poisoned, fetch};
 use patchdoor_plan::{Plan, PlanOptions};
 
@@ -19,6 +20,8 @@ pub(crate) fn data(arguments: &DataArguments) -> Result<(), Stop> {
         DataCommand::List { data } => list(data.as_ref()),
         DataCommand::Fetch { names, data } => fetch_all(names, data.as_ref()),
         DataCommand::Export(arguments) => export(arguments),
+        DataCommand::Pack { name, to, images, data } => pack(name, to, *images, data.as_ref()),
+        DataCommand::Unpack { file, data } => unpack(file, data.as_ref()),
     }
 }
 
@@ -123,4 +126,22 @@ fn export(arguments: &ExportArguments) -> Result<(), Stop> {
         exported.test_images,
         exported.triggered_images,
     ))
+}
+
+/// Packs a data set without loss.
+fn pack(name: &str, to: &Path, images: Option<usize>, data: Option<&PathBuf>) -> Result<(), Stop> {
+    if to.exists() {
+        return Err(Stop::unusable(anyhow!("{} exists already; it is never overwritten", to.display())));
+    }
+    let packed = packed::pack(name, &data_roots(data), images).map_err(Stop::unusable)?;
+    let partial = to.with_extension("partial");
+    let written = fs::write(&partial, &packed).and_then(|()| fs::rename(&partial, to));
+    written.map_err(Stop::failed)?;
+    print(&format!("{}: {:.1} MB\n", to.display(), packed.len() as f64 / 1e6))
+}
+
+/// Restores a packed data set.
+fn unpack(file: &Path, data: Option<&PathBuf>) -> Result<(), Stop> {
+    let (name, folder) = packed::unpack(file, &data_roots(data)[0]).map_err(Stop::unusable)?;
+    print(&format!("{name} {}\n", folder.display()))
 }

@@ -7,10 +7,13 @@ mod arguments;
 mod build_facts;
 mod check;
 mod data;
+mod doctor;
 mod pages;
 mod roots;
 mod run;
 mod signals;
+mod study;
+mod tie;
 mod triggers;
 
 use std::process::ExitCode;
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         .with_ansi(has_colours())
         .init();
 
+    tie::set(arguments.tied);
     exit_code(match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::check(arguments),
@@ -48,5 +52,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report(arguments),
         Command::Results(arguments) => results(arguments),
         Command::Triggers(arguments) => triggers::triggers(arguments),
+        Command::Doctor(arguments) => doctor::doctor(arguments),
+        Command::Study(arguments) => study::study(arguments),
     })
 }

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use patchdoor_cli::{Stop, is_smart_terminal, print, say, terminal_width};
 use patchdoor_experiment::{
-    Backend, Console, Execution, Forecast, ImagesError, RunError, RunSettings, SweepExecution, SweepOptions, UnitState,
-    execute, execute_sweep, preview,
+    Backend, Console, Execution, Forecast, ImagesError, MemoryForecast, RunError, RunSettings, SweepExecution,
+    SweepOptions, UnitState, execute, execute_sweep, preview,
 };
 use patchdoor_plan::{ConfigErrors, Experiment, PlanOptions, Sweep};
 use patchdoor_record::{Again, RecordError, RunDirectory, RunSummary, SCHEMA};
@@ -19,6 +19,9 @@ use crate::signals::stop_on_interrupt;
 pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
     let experiments = read_experiments(&arguments.files, &arguments.changes)?;
     let backend = arguments.backend.resolve().map_err(Stop::unusable)?;
+    if let Some(reason) = backend.fallback() {
+        say(reason);
+    }
     let roots = data_roots(arguments.images.data.as_ref());
     if arguments.dry_run {
         return dry_run(arguments, &experiments, &backend, &roots);
@@ -210,7 +213,8 @@ fn dry_run(
         let plans = plans.iter().map(|plan| {
             let name = plan.run_name(backend.name());
             let finished = RunDirectory::finished(out, &name).is_some();
-            serde_json::json!({ "run": name, "finished": finished, "config": plan.config() })
+            let memory = MemoryForecast::of(plan);
+            serde_json::json!({ "run": name, "finished": finished, "memory": memory, "config": plan.config() })
         });
         let mut document = serde_json::json!({ "schema": SCHEMA, "plans": plans.collect::<Vec<_>>() });
         if !sweeps.is_empty() {
@@ -225,6 +229,7 @@ fn dry_run(
         for line in preview(plan, roots, backend, &folder).map_err(stop_for)? {
             print(&format!("# {line}\n"))?;
         }
+        print(&format!("# {}\n", MemoryForecast::of(plan).line()))?;
         if RunDirectory::finished(out, &name).is_some() {
             print("#   finished earlier: running it shows its results\n")?;
         }
@@ -233,6 +238,11 @@ fn dry_run(
     for (sweep, forecast) in sweeps {
         for line in forecast.describe(sweep, backend, out).into_iter().chain(forecast.points(sweep, backend)) {
             print(&format!("{line}\n"))?;
+        }
+        // Its points are computed one after another.
+        let memory = sweep.points().iter().map(|point| MemoryForecast::of(point.plan()));
+        if let Some(largest) = memory.max_by_key(|memory| memory.device) {
+            print(&format!("{}\n", largest.line()))?;
         }
     }
     Ok(())

@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use patchdoor_cli::{Stop, say};
 
+use crate::tie;
+
 /// The first Ctrl-C, hangup or request to end ends the epoch, the second the program.
 ///
 /// A signal that is ignored when the program starts stays ignored: that is what `nohup` and `trap '' HUP` ask for.
@@ -16,6 +18,7 @@ pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Stop> {
         }
         say("\ninterrupted: ending this epoch and saving it (once more to stop at once)");
     })?;
+    tie::stop_at_a_line(&stop);
     Ok(stop)
 }
 
