@@ -210,9 +210,8 @@ fn wrong_layout(
         .find(|name| OTHER_TESTS.iter().any(|other| name.eq_ignore_ascii_case(other)) && directory.join(name).is_dir());
     match other {
         Some(other) if has_train && !has_test => {
-            expected.push_str(&format!(
-                "; with test = {other:?} in [dataset.folder] the images of {other} are the test split"
-            ));
+            let hint = format!("; with test = {other:?} in [dataset.folder] the images of {other} are the test split");
+            expected += &hint;
         }
         _ if has_test => {}
         _ if has_train || !class_folders(directory)?.is_empty() => {

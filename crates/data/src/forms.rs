@@ -106,13 +106,11 @@ impl CatalogEntry {
             }
         }
         let how_to_get = self.how_to_get();
-        Err(match incomplete {
-            Some((directory, missing)) => DataError::Incomplete { directory, missing, how_to_get },
-            None => {
-                let how_to_get = how_to_get + &self.lying_there(roots);
-                DataError::Missing { dataset: self.name.to_owned(), looked_in, how_to_get }
-            }
-        })
+        if let Some((directory, missing)) = incomplete {
+            return Err(DataError::Incomplete { directory, missing, how_to_get });
+        }
+        let how_to_get = how_to_get + &self.lying_there(roots);
+        Err(DataError::Missing { dataset: self.name.to_owned(), looked_in, how_to_get })
     }
 
     /// Names what lies in `roots` and seems to be of this data set, but in no form we read.

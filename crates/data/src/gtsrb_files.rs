@@ -31,7 +31,7 @@ const TEST_TABLE: &str = "GT-final_test.csv";
 pub(crate) fn find(root: &Path) -> Option<Result<SignFiles, (PathBuf, Vec<String>)>> {
     let mut lacking = None;
     for location in PLACES.map(|place| if place.is_empty() { root.to_owned() } else { root.join(place) }) {
-        match [as_published(&location), as_kaggle(&location)].into_iter().flatten().reduce(|a, b| a.or(b)) {
+        match [as_published(&location), as_kaggle(&location)].into_iter().flatten().reduce(Result::or) {
             Some(Ok(files)) => return Some(Ok(files)),
             Some(Err(missing)) => drop(lacking.get_or_insert((location, missing))),
             None => {}
@@ -158,7 +158,7 @@ fn training_files(files: &SignFiles, left: &mut Vec<PathBuf>) -> Result<(Labelle
                     images.push((path, class));
                 }
                 Kind::Litter => {}
-                Kind::OtherFile if entry.name.starts_with("GT-") && entry.name.ends_with(".csv") => tables.push(path),
+                Kind::OtherFile if entry.name.starts_with("GT-") && is_table(&entry.name) => tables.push(path),
                 _ => left.push(path),
             }
         }
@@ -205,7 +205,7 @@ fn test_files(files: &SignFiles, left: &mut Vec<PathBuf>) -> Result<Labelled, Da
         match entry.kind {
             Kind::Picture => drop(there.insert(entry.name)),
             Kind::Litter => {}
-            Kind::OtherFile if entry.name.ends_with(".csv") => {}
+            Kind::OtherFile if is_table(&entry.name) => {}
             _ => left.push(path),
         }
     }
@@ -272,6 +272,10 @@ fn rows(table: &Path, needs_class: bool) -> Result<Vec<Row>, DataError> {
         })
     };
     reader.records().map(row).collect()
+}
+
+fn is_table(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"))
 }
 
 /// The class that a folder or a field of a table names: `00014` or `14`.

@@ -208,7 +208,7 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<Entry>, DataError> {
         let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
             return Err(DataError::BadFolder {
                 path: directory.to_owned(),
-                found: format!("the name {:?}, which is no UTF-8", path.file_name().unwrap_or_default()),
+                found: format!("the name {}, which is no UTF-8", path.file_name().unwrap_or_default().display()),
                 expected: "names in UTF-8".to_owned(),
             });
         };

@@ -1,7 +1,7 @@
 //! Python's pickles, as far as CIFAR's batches need them.
 //!
 //! A pickle is a program, and Python's own reader runs whatever that program names. This one builds numbers, texts, bytes,
-//! lists, tuples, dictionaries and NumPy's arrays of them, and refuses every other name and operation. All values lie in
+//! lists, tuples, dictionaries and `NumPy`'s arrays of them, and refuses every other name and operation. All values lie in
 //! one vector and refer to each other by index, so that no file, however nested, can exhaust stack or memory.
 
 use std::borrow::Cow;
@@ -35,7 +35,7 @@ enum Value<'a> {
     Dictionary(Vec<(usize, usize)>),
     /// A class or function of Python that we know.
     Name(Known),
-    /// A type of NumPy's, such as `u1`, and whether its bytes come most significant first.
+    /// A type of `NumPy`'s, such as `u1`, and whether its bytes come most significant first.
     Type(String, bool),
     Array(Option<Array>),
 }
@@ -133,7 +133,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Whole numbers as NumPy stores them.
+/// Whole numbers as `NumPy` stores them.
 fn numbers(bytes: &[u8], kind: &str, is_big_endian: bool) -> Option<Vec<i64>> {
     let size = match kind {
         "u1" | "i1" | "b1" => 1,
@@ -170,6 +170,7 @@ struct Machine<'a> {
 type Step<T> = Result<T, PickleError>;
 
 impl<'a> Machine<'a> {
+    #[allow(clippy::too_many_lines, reason = "one line or two for each operation")]
     fn run(mut self) -> Step<Pickle<'a>> {
         loop {
             self.op = self.at;
@@ -462,7 +463,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// BUILD: gives an array or a type of NumPy's its content.
+    /// BUILD: gives an array or a type of `NumPy`'s its content.
     fn build(&mut self) -> Step<()> {
         let state = self.pop()?;
         let onto = *self.stack.last().ok_or_else(|| self.refused("an empty stack"))?;

@@ -1,6 +1,7 @@
 //! Data sets in every form people have them. `data/make.py` wrote those of `data/datasets.tar.gz`, and the fingerprints of
 //! what torchvision reads of them to `data/datasets.tsv`.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use patchdoor_data::{Dataset, DatasetConfig, FolderConfig, load};
@@ -175,11 +176,13 @@ fn idx(kind: &str, count: u8) -> Vec<u8> {
     bytes
 }
 
+/// How a file is called.
+type Naming<'a> = &'a dyn Fn(&str) -> String;
+
 #[test]
 fn mnist_is_read_under_all_the_names_it_has() {
     let dotted = |name: &str| name.replace("-idx", ".idx");
     let plain = |name: &str| name.to_owned();
-    type Naming<'a> = &'a dyn Fn(&str) -> String;
     let namings: [(&str, Naming, bool); 7] = [
         ("mnist", &plain, false),
         ("mnist", &dotted, false),
@@ -245,7 +248,7 @@ fn signs_are_read_as_published_as_torchvision_and_as_kaggle_keep_them() {
             let path = format!("Train/{class}/{class:05}_{track:05}_{frame:05}.png");
             std::fs::create_dir_all(kaggle.path().join(&path).parent().unwrap()).unwrap();
             image::open(from).unwrap().save(kaggle.path().join(&path)).unwrap();
-            lines += &format!("23,17,3,3,14,15,{class},{path}\r\n");
+            write!(lines, "23,17,3,3,14,15,{class},{path}\r\n").unwrap();
         }
     }
     std::fs::write(kaggle.path().join("Train.csv"), &lines).unwrap();
@@ -256,7 +259,7 @@ fn signs_are_read_as_published_as_torchvision_and_as_kaggle_keep_them() {
     for (number, class) in [42, 0, 7].into_iter().enumerate() {
         let from = place.join(format!("Final_Test/Images/{number:05}.ppm"));
         image::open(from).unwrap().save(kaggle.path().join(format!("Test/{number:05}.png"))).unwrap();
-        lines += &format!("23,19,3,3,14,15,{class},Test/{number:05}.png\r\n");
+        write!(lines, "23,19,3,3,14,15,{class},Test/{number:05}.png\r\n").unwrap();
     }
     std::fs::write(kaggle.path().join("Test.csv"), &lines).unwrap();
     let dataset = read(&DatasetConfig::Gtsrb, kaggle.path());
@@ -423,8 +426,8 @@ fn a_test_split_of_our_own_is_true_to_the_classes_and_the_same_each_time() {
     std::fs::remove_dir(root.path().join("train")).unwrap();
     assert_eq!(fingerprints(&read(&DatasetConfig::Folder(cut(0)), root.path())), fingerprints(&first));
     let little = DatasetConfig::Folder(FolderConfig { test_fraction: Some(0.01), ..folder(root.path()) });
-    let none = error(&little, root.path());
-    assert_eq!(none, "test-fraction is 0.01, expected one that leaves images in both parts of 20");
+    let refusal = error(&little, root.path());
+    assert_eq!(refusal, "test-fraction is 0.01, expected one that leaves images in both parts of 20");
 }
 
 #[test]

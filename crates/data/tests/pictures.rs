@@ -85,7 +85,7 @@ fn a_photograph_needs_its_data_and_not_its_end() {
         }
         // Half, alone and laid out in zeros as some downloads are.
         let half = &file[..open.len() - 40];
-        for content in [half.to_vec(), [half, &vec![0; 42]].concat(), [half, &vec![0; 5000]].concat()] {
+        for content in [half.to_vec(), [half, &[0; 42]].concat(), [half, &[0; 5000]].concat()] {
             assert!(matches!(reason(written(&content).path()), PictureError::BreaksOff), "{name}");
         }
     }
