@@ -88,7 +88,8 @@ impl Footprint {
 #[cfg(test)]
 mod tests {
     use burn_flex::{Flex, FlexDevice};
-    use patchdoor_data::stream;
+    use rand::SeedableRng;
+    use rand::rngs::ChaCha8Rng;
 
     use super::*;
     use crate::{ClassifierConfig, ExpertForm, PatchMoeConfig, WideResNetConfig};
@@ -128,7 +129,7 @@ mod tests {
             ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 2, ..WideResNetConfig::default() }),
         ];
         for config in configs {
-            let built = config.init::<Flex>(CIFAR, 43, &mut stream(0, "weights"), &FlexDevice).expect("valid");
+            let built = config.init::<Flex>(CIFAR, 43, &mut ChaCha8Rng::seed_from_u64(0), &FlexDevice).expect("valid");
             assert_eq!(config.network().footprint(CIFAR, 43).parameters, built.parameters(), "{config:?}");
         }
     }
