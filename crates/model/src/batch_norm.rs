@@ -1,7 +1,8 @@
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_kernels::{
-    Kernels, Normalized, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+    Kernels, Normalized, average_statistics, batch_norm_relu, join, scale_shift_relu, weighted_batch_norm_relu,
+    weighted_scale_shift_relu,
 };
 use rand::Rng;
 
@@ -53,8 +54,7 @@ impl<B: Kernels> BatchNormRelu<B> {
 
     fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let normalized = batch_norm_relu(x, self.gamma.val(), self.beta.val(), self.epsilon);
-        self.update(&self.running_mean, normalized.mean);
-        self.update(&self.running_variance, normalized.variance);
+        Self::update_groups(&[self], &normalized);
         normalized.output
     }
 
@@ -100,22 +100,34 @@ impl<B: Kernels> BatchNormRelu<B> {
     /// All groups' gammas, and all their betas.
     fn joined_parameters(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
         let (gammas, betas) = groups.iter().map(|group| (group.gamma.val(), group.beta.val())).unzip();
-        [Tensor::cat(gammas, 0), Tensor::cat(betas, 0)]
+        [join(gammas), join(betas)]
     }
 
     /// All groups' scales in inference, and all their shifts.
     fn joined_scales_and_shifts(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
         let (scales, shifts) = groups.iter().map(|group| group.scale_and_shift()).unzip();
-        [Tensor::cat(scales, 0), Tensor::cat(shifts, 0)]
+        [join(scales), join(shifts)]
     }
 
     /// Gives every group its part of a batch's statistics.
     fn update_groups<const D: usize>(groups: &[&Self], normalized: &Normalized<B, D>) {
-        for (index, group) in groups.iter().enumerate() {
-            let channels = group.gamma.dims()[0];
-            let part = |statistic: &Tensor<B, 1>| statistic.clone().narrow(0, index * channels, channels);
-            group.update(&group.running_mean, part(&normalized.mean));
-            group.update(&group.running_variance, part(&normalized.variance));
+        let running = |state: fn(&Self) -> &RunningState<Tensor<B, 1>>| -> Vec<_> {
+            groups.iter().map(|group| state(group).value().detach()).collect()
+        };
+        let (mean, variance) = (normalized.mean.clone().detach(), normalized.variance.clone().detach());
+        let (means, variances) = average_statistics(
+            running(|group| &group.running_mean),
+            running(|group| &group.running_variance),
+            mean,
+            variance,
+            groups[0].momentum,
+        );
+        for ((group, mean), variance) in groups.iter().zip(means).zip(variances) {
+            for (state, value) in [(&group.running_mean, mean), (&group.running_variance, variance)] {
+                state.update(value.detach());
+                // An update lies pending until the next synchronization, and visitors would miss it.
+                state.value_sync();
+            }
         }
     }
 
@@ -126,12 +138,5 @@ impl<B: Kernels> BatchNormRelu<B> {
         let scale = self.gamma.val() / variance.add_scalar(self.epsilon).sqrt();
         let shift = self.beta.val() - mean * scale.clone();
         (scale, shift)
-    }
-
-    fn update(&self, running: &RunningState<Tensor<B, 1>>, batch: Tensor<B, 1>) {
-        let kept = running.value().mul_scalar(1.0 - self.momentum);
-        running.update((kept + batch.detach().mul_scalar(self.momentum)).detach());
-        // An update lies pending until the next synchronization, and visitors would miss it.
-        running.value_sync();
     }
 }
