@@ -199,3 +199,6 @@ impl Kernels for burn_ndarray::NdArray {}
 
 #[cfg(feature = "cuda")]
 impl Kernels for burn_cuda::Cuda {}
+
+#[cfg(feature = "vulkan")]
+impl Kernels for crate::Vulkan {}

@@ -50,3 +50,7 @@ pub use elementwise::{add, average_positions};
 pub use experts::{weighted_batch_norm_relu, weighted_scale_shift_relu};
 pub use gathering::gather_weighted;
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};
+
+/// The backend for tests of what CUDA runs, on a Vulkan driver that needs no GPU (`docs/backends.md`).
+#[cfg(feature = "vulkan")]
+pub type Vulkan = burn_wgpu::Wgpu;
