@@ -62,3 +62,7 @@ pub use loss::{Loss, cross_entropy};
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};
 pub use statistics::average_statistics;
 pub use step::SgdStep;
+
+/// The backend for tests of what CUDA runs, on a Vulkan driver that needs no GPU (`docs/backends.md`).
+#[cfg(feature = "vulkan")]
+pub type Vulkan = burn_wgpu::Wgpu;
