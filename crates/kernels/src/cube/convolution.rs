@@ -10,12 +10,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::tensors::{array, contiguous, empty};
-use crate::ConvOptions;
+use super::tile::{DEPTH, Form, ROWS, collect, columns, multiply, no_fragments, no_sums, operand, units};
+use crate::{ConvOptions, Precision};
 
-/// Rows of a tile.
-const ROWS: usize = 64;
-/// Terms of the sum that are in shared memory at once.
-const DEPTH: usize = 16;
 /// Cubes that a weight's gradient is spread over, about.
 const CUBES: usize = 1024;
 /// Positions that one of them adds up, at least.
@@ -82,66 +79,25 @@ impl Sizes {
     }
 }
 
-/// Columns of a tile for so many columns of the product.
-fn columns(count: usize) -> usize {
-    match count {
-        0..=16 => 16,
-        17..=32 => 32,
-        _ => 64,
-    }
-}
-
-fn units(columns: usize) -> CubeDim {
-    CubeDim::new_1d((ROWS * columns / 16) as u32)
-}
-
-/// Adds the products of what lies in shared memory to a unit's 4 by 4 sums.
-#[cube]
-fn multiply(
-    left: &SharedMemory<f32>,
-    right: &SharedMemory<f32>,
-    sums: &mut Array<f32>,
-    row: u32,
-    column: u32,
-    #[comptime] columns: usize,
-) {
-    let mut a = Array::<f32>::new(4usize);
-    let mut b = Array::<f32>::new(4usize);
-    for k in 0..16u32 {
-        #[unroll]
-        for i in 0..4usize {
-            a[i] = left[(k * 65u32) as usize + row as usize + i];
-            b[i] = right[k as usize * comptime!(columns + 1) + column as usize + i];
-        }
-        #[unroll]
-        for i in 0..4usize {
-            #[unroll]
-            for j in 0..4usize {
-                sums[comptime!(i * 4 + j)] += a[i] * b[j];
-            }
-        }
-    }
-}
-
-/// Where the rows of a unit's part of the left operand begin: image, and row and column in it.
 #[cube(launch_unchecked)]
-fn forward(
+fn forward<E: Numeric>(
     x: &Array<f32>,
     weight: &Array<f32>,
     bias: &Array<f32>,
     output: &mut Array<f32>,
     shape: Shape,
     #[comptime] columns: usize,
+    #[comptime] form: Form,
+    #[define(E)] _operand: StorageType,
 ) {
     let rows_of_unit = comptime!(256 / columns);
     let step = comptime!((columns / 4) as u32);
-    let mut left = SharedMemory::<f32>::new(comptime!(16 * 65usize));
-    let mut right = SharedMemory::<f32>::new(comptime!(16 * (columns + 1)));
-    let mut sums = Array::<f32>::new(16usize);
-    #[unroll]
-    for i in 0..16usize {
-        sums[i] = 0.0f32;
-    }
+    let left_stride = comptime!(form.stride(64));
+    let right_stride = comptime!(form.stride(columns));
+    let mut left = SharedMemory::<E>::new(comptime!(16 * left_stride));
+    let mut right = SharedMemory::<E>::new(comptime!(16 * right_stride));
+    let mut sums = no_sums();
+    let fragments = no_fragments(form);
     let group = CUBE_POS_Z;
     let in_group = shape.channels / shape.groups;
     let out_group = shape.out / shape.groups;
@@ -189,7 +145,7 @@ fn forward(
                 let pixel = (images[i] * shape.height + u32::cast_from(row)) * shape.width + u32::cast_from(column);
                 value = x[(pixel * shape.channels + group * in_group + channel) as usize];
             }
-            left[(lane * 65u32 + at) as usize] = value;
+            left[lane as usize * left_stride + at as usize] = operand::<E>(value, form);
         }
         #[unroll]
         for i in 0..4usize {
@@ -200,13 +156,14 @@ fn forward(
                 let kernel = (group * out_group + filter) * in_group + channel;
                 value = weight[((kernel * shape.kernel_height + tap_row) * shape.kernel_width + tap_column) as usize];
             }
-            right[lane as usize * comptime!(columns + 1) + at as usize] = value;
+            right[lane as usize * right_stride + at as usize] = operand::<E>(value, form);
         }
         sync_cube();
-        multiply(&left, &right, &mut sums, UNIT_POS / step * 4u32, UNIT_POS % step * 4u32, columns);
+        multiply::<E>(&left, &right, &mut sums, &fragments, columns, form);
         sync_cube();
         first += 16u32;
     }
+    collect(&mut sums, &fragments, columns, form);
 
     #[unroll]
     for i in 0..4usize {
@@ -224,22 +181,23 @@ fn forward(
 }
 
 #[cube(launch_unchecked)]
-fn backward(
+fn backward<E: Numeric>(
     gradient: &Array<f32>,
     weight: &Array<f32>,
     output: &mut Array<f32>,
     shape: Shape,
     #[comptime] columns: usize,
+    #[comptime] form: Form,
+    #[define(E)] _operand: StorageType,
 ) {
     let rows_of_unit = comptime!(256 / columns);
     let step = comptime!((columns / 4) as u32);
-    let mut left = SharedMemory::<f32>::new(comptime!(16 * 65usize));
-    let mut right = SharedMemory::<f32>::new(comptime!(16 * (columns + 1)));
-    let mut sums = Array::<f32>::new(16usize);
-    #[unroll]
-    for i in 0..16usize {
-        sums[i] = 0.0f32;
-    }
+    let left_stride = comptime!(form.stride(64));
+    let right_stride = comptime!(form.stride(columns));
+    let mut left = SharedMemory::<E>::new(comptime!(16 * left_stride));
+    let mut right = SharedMemory::<E>::new(comptime!(16 * right_stride));
+    let mut sums = no_sums();
+    let fragments = no_fragments(form);
     let group = CUBE_POS_Z;
     let in_group = shape.channels / shape.groups;
     let out_group = shape.out / shape.groups;
@@ -287,7 +245,7 @@ fn backward(
                     value = gradient[(pixel * shape.out + group * out_group + filter) as usize];
                 }
             }
-            left[(lane * 65u32 + at) as usize] = value;
+            left[lane as usize * left_stride + at as usize] = operand::<E>(value, form);
         }
         #[unroll]
         for i in 0..4usize {
@@ -298,13 +256,14 @@ fn backward(
                 let kernel = (group * out_group + filter) * in_group + channel;
                 value = weight[((kernel * shape.kernel_height + tap_row) * shape.kernel_width + tap_column) as usize];
             }
-            right[lane as usize * comptime!(columns + 1) + at as usize] = value;
+            right[lane as usize * right_stride + at as usize] = operand::<E>(value, form);
         }
         sync_cube();
-        multiply(&left, &right, &mut sums, UNIT_POS / step * 4u32, UNIT_POS % step * 4u32, columns);
+        multiply::<E>(&left, &right, &mut sums, &fragments, columns, form);
         sync_cube();
         first += 16u32;
     }
+    collect(&mut sums, &fragments, columns, form);
 
     #[unroll]
     for i in 0..4usize {
@@ -323,26 +282,27 @@ fn backward(
 ///
 /// The rows of the product are taps and channels, and one row of ones for the bias; its columns are filters.
 #[cube(launch_unchecked)]
-fn weight_shares(
+fn weight_shares<E: Numeric>(
     x: &Array<f32>,
     gradient: &Array<f32>,
     shares: &mut Array<f32>,
     shape: Shape,
     #[comptime] columns: usize,
+    #[comptime] form: Form,
+    #[define(E)] _operand: StorageType,
 ) {
     let units = comptime!((columns * 4) as u32);
     let step = comptime!((columns / 4) as u32);
     let lines = comptime!((columns * 4 / 64) as u32);
-    let mut left = SharedMemory::<f32>::new(comptime!(16 * 65usize));
-    let mut right = SharedMemory::<f32>::new(comptime!(16 * (columns + 1)));
+    let left_stride = comptime!(form.stride(64));
+    let right_stride = comptime!(form.stride(columns));
+    let mut left = SharedMemory::<E>::new(comptime!(16 * left_stride));
+    let mut right = SharedMemory::<E>::new(comptime!(16 * right_stride));
     let mut from_images = SharedMemory::<u32>::new(16usize);
     let mut from_rows = SharedMemory::<i32>::new(16usize);
     let mut from_columns = SharedMemory::<i32>::new(16usize);
-    let mut sums = Array::<f32>::new(16usize);
-    #[unroll]
-    for i in 0..16usize {
-        sums[i] = 0.0f32;
-    }
+    let mut sums = no_sums();
+    let fragments = no_fragments(form);
     let group = CUBE_POS_Z % shape.groups;
     let chunk = CUBE_POS_Z / shape.groups;
     let in_group = shape.channels / shape.groups;
@@ -392,7 +352,7 @@ fn weight_shares(
                     value = x[(pixel * shape.channels + group * in_group + channel) as usize];
                 }
             }
-            left[(at * 65u32 + lane) as usize] = value;
+            left[at as usize * left_stride + lane as usize] = operand::<E>(value, form);
         }
         #[unroll]
         for i in 0..4usize {
@@ -404,13 +364,14 @@ fn weight_shares(
                 value = gradient
                     [((first + at) * shape.out + group * out_group + first_column + filter) as usize];
             }
-            right[at as usize * comptime!(columns + 1) + filter as usize] = value;
+            right[at as usize * right_stride + filter as usize] = operand::<E>(value, form);
         }
         sync_cube();
-        multiply(&left, &right, &mut sums, UNIT_POS / step * 4u32, UNIT_POS % step * 4u32, columns);
+        multiply::<E>(&left, &right, &mut sums, &fragments, columns, form);
         sync_cube();
         first += 16u32;
     }
+    collect(&mut sums, &fragments, columns, form);
 
     #[unroll]
     for i in 0..4usize {
@@ -471,7 +432,7 @@ pub(super) fn conv2d_bias<R: CubeRuntime>(
     let out_size = options.output_size(size, kernel);
     let sizes = Sizes { batch, size, channels, out_size, out, groups, kernel, options };
     let output = empty(&x, [batch, out_size[0], out_size[1], out]);
-    let columns = columns(out / groups);
+    let (columns, form) = (columns(out / groups), Form::of(&x.client, Precision::chosen()));
     let tiles = (batch * out_size[0] * out_size[1]).div_ceil(ROWS);
     unsafe {
         forward::launch_unchecked::<R>(
@@ -484,6 +445,8 @@ pub(super) fn conv2d_bias<R: CubeRuntime>(
             array(&output),
             sizes.launch(0),
             columns,
+            form,
+            form.operand(),
         );
     }
     output
@@ -504,7 +467,7 @@ pub(super) fn conv2d_input_gradient<R: CubeRuntime>(
     let (kernel, out_size) = ([rows, columns_of_kernel], [out_height, out_width]);
     let sizes = Sizes { batch, size, channels, out_size, out, groups, kernel, options };
     let output = empty(&gradient, [batch, size[0], size[1], channels]);
-    let columns = columns(in_group);
+    let (columns, form) = (columns(in_group), Form::of(&gradient.client, Precision::chosen()));
     let tiles = (batch * size[0] * size[1]).div_ceil(ROWS);
     unsafe {
         backward::launch_unchecked::<R>(
@@ -516,6 +479,8 @@ pub(super) fn conv2d_input_gradient<R: CubeRuntime>(
             array(&output),
             sizes.launch(0),
             columns,
+            form,
+            form.operand(),
         );
     }
     output
@@ -536,7 +501,7 @@ pub(super) fn conv2d_weight_gradients<R: CubeRuntime>(
     let sizes = Sizes { batch, size, channels, out_size, out, groups, kernel, options };
     let (in_group, out_group) = (channels / groups, out / groups);
     let wide = kernel[0] * kernel[1] * in_group + 1;
-    let columns = columns(out_group);
+    let (columns, form) = (columns(out_group), Form::of(&x.client, Precision::chosen()));
     let (down, across) = (wide.div_ceil(ROWS), out_group.div_ceil(columns));
     let positions = batch * out_height * out_width;
     let most = positions.div_ceil(POSITIONS).max(1);
@@ -553,6 +518,8 @@ pub(super) fn conv2d_weight_gradients<R: CubeRuntime>(
             array(&shares),
             sizes.launch(chunk),
             columns,
+            form,
+            form.operand(),
         );
     }
     let weight = empty(&x, [out, in_group, kernel[0], kernel[1]]);

@@ -10,3 +10,4 @@ mod lists;
 mod loss;
 mod normalization;
 mod tensors;
+mod tile;

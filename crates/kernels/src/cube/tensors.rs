@@ -27,12 +27,6 @@ pub(super) fn empty_of<R: CubeRuntime>(
     empty_device_contiguous_dtype(beside.client.clone(), beside.device.clone(), shape.into(), dtype)
 }
 
-/// The same elements under another shape.
-pub(super) fn reshaped<R: CubeRuntime>(tensor: CubeTensor<R>, shape: impl Into<burn::tensor::Shape>) -> CubeTensor<R> {
-    let tensor = contiguous(tensor);
-    CubeTensor::new_contiguous(tensor.client, tensor.device, shape.into(), tensor.handle, tensor.dtype)
-}
-
 /// The whole tensor as a kernel's argument.
 pub(super) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
     tensor.clone().into_array_arg()
