@@ -226,6 +226,11 @@ pub trait Kernels: Backend {
         stock::lists::join::<Self>(parts)
     }
 
+    /// Cuts a tensor into equal parts along its first axis: the gradients of [`join`](Self::join).
+    fn split(joined: FloatTensor<Self>, parts: usize) -> Vec<FloatTensor<Self>> {
+        stock::lists::split::<Self>(joined, parts)
+    }
+
     /// Mean cross-entropy of `[batch, class]` logits as `[1]`; its sum and the number of hits as `[2]`; the gradient of
     /// the mean for the logits. See [`cross_entropy`](crate::cross_entropy).
     fn cross_entropy(
@@ -244,6 +249,11 @@ pub trait Kernels: Backend {
         momentum: f64,
     ) -> (Vec<FloatTensor<Self>>, Vec<FloatTensor<Self>>) {
         stock::lists::average_statistics::<Self>(means, variances, mean, variance, momentum)
+    }
+
+    /// Folds gammas, betas, means and variances into a scale and a shift; see [`fold_statistics`](crate::fold_statistics).
+    fn fold_statistics(lists: [Vec<FloatTensor<Self>>; 4], epsilon: f64) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        stock::lists::fold_statistics::<Self>(lists, epsilon)
     }
 
     /// Makes a batch of images that live on the device; see [`take_images`](crate::take_images).

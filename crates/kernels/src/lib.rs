@@ -62,7 +62,7 @@ pub use images::{pack_pixels, take_images};
 pub use loss::{Loss, cross_entropy};
 pub use precision::Precision;
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};
-pub use statistics::average_statistics;
+pub use statistics::{average_statistics, fold_statistics};
 pub use step::SgdStep;
 
 /// The backend for tests of what CUDA runs, on a Vulkan driver that needs no GPU (`docs/backends.md`).

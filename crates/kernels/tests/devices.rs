@@ -10,7 +10,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
 use patchdoor_kernels::{
     ConvOptions, Kernels, SgdStep, TrainingBackend, Vulkan, add, average_positions, average_statistics, batch_norm_relu,
-    choose_patches, cross_entropy, differentiate, gather_weighted, grouped_conv2d, join, pack_pixels, scale_shift_relu,
+    choose_patches, cross_entropy, differentiate, fold_statistics, gather_weighted, grouped_conv2d, join, pack_pixels, scale_shift_relu,
     take_images, weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
 use support::values;
@@ -277,6 +277,32 @@ fn statistics<B: TrainingBackend>() -> Found {
 #[test]
 fn running_statistics_agree() {
     agree("running statistics", &statistics::<Device>(), &statistics::<Host>());
+}
+
+fn folded<B: TrainingBackend>() -> Found {
+    let list = |seed: u64| (seed..seed + 3).map(|group| input::<B, 1>(group, [20])).collect::<Vec<_>>();
+    let variances = list(6).into_iter().map(|variance| (variance + 1.5).detach()).collect();
+    let means = list(3).into_iter().map(Tensor::detach).collect();
+    let (gammas, betas) = (list(0), list(9));
+    differentiate(|| {
+        let (scale, shift) = fold_statistics(gammas.clone(), betas.clone(), means, variances, 1e-3);
+        let pass = Pass::of(&scale).gradient("gamma", &gammas[1]).found;
+        pass.into_iter().chain(Pass::of(&shift).gradient("gamma", &gammas[2]).gradient("beta", &betas[0]).found).collect()
+    })
+}
+
+#[test]
+fn folded_statistics_agree() {
+    agree("folded statistics", &folded::<Device>(), &folded::<Host>());
+    let inner = || {
+        let list = |seed: u64| (seed..seed + 3).map(|group| input::<Device, 1>(group, [20]).inner()).collect::<Vec<_>>();
+        let variances = list(6).into_iter().map(|variance| variance + 1.5).collect();
+        fold_statistics(list(0), list(9), list(3), variances, 1e-3)
+    };
+    let (scale, shift) = inner();
+    let found = vec![("output", numbers(&scale.into_data())), ("output", numbers(&shift.into_data()))];
+    let host = folded::<Host>().into_iter().filter(|(name, _)| *name == "output").collect();
+    agree("without gradients", &found, &host);
 }
 
 fn steps<B: Kernels>(step: SgdStep) -> Found {

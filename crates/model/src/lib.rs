@@ -44,6 +44,7 @@ mod patch_moe;
 mod receptive_field;
 mod router;
 mod routing;
+mod statistic;
 mod taps;
 mod trunk;
 mod weights;

@@ -141,10 +141,7 @@ fn train_part<B: TrainingBackend>(
         })
         .transpose()?;
     let momentum = classifier.batch_norm_momentum();
-    let mut classifier = trainable.apply(classifier);
-    // Copies of a classifier share their running statistics; a training changes those of no other copy.
-    let statistics = classifier.valid();
-    classifier.take_statistics_of(&statistics);
+    let classifier = trainable.apply(classifier);
     let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
     if let Some(directory) = &checkpoints {
         let fresh = || Optimizer::new(&config.optimizer);

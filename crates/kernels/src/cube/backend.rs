@@ -129,6 +129,10 @@ impl<R: CubeRuntime, BT: BoolElement> Kernels for CubeBackend<R, f32, i32, BT> {
         lists::join(parts)
     }
 
+    fn split(joined: FloatTensor<Self>, parts: usize) -> Vec<FloatTensor<Self>> {
+        lists::split(joined, parts)
+    }
+
     fn cross_entropy(
         logits: FloatTensor<Self>,
         labels: IntTensor<Self>,
@@ -144,6 +148,10 @@ impl<R: CubeRuntime, BT: BoolElement> Kernels for CubeBackend<R, f32, i32, BT> {
         momentum: f64,
     ) -> (Vec<FloatTensor<Self>>, Vec<FloatTensor<Self>>) {
         lists::average_statistics(means, variances, mean, variance, momentum)
+    }
+
+    fn fold_statistics(lists: [Vec<FloatTensor<Self>>; 4], epsilon: f64) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        lists::fold_statistics(lists, epsilon)
     }
 
     fn take_images(

@@ -62,6 +62,43 @@ pub(super) fn join<R: CubeRuntime>(parts: Vec<CubeTensor<R>>) -> CubeTensor<R> {
 }
 
 #[cube(launch_unchecked)]
+fn split_array(joined: &Array<f32>, parts: &mut Sequence<Array<f32>>, length: u32, first: u32) {
+    let at = ABSOLUTE_POS as u32;
+    let part = at / length;
+    let within = (at - part * length) as usize;
+    #[unroll]
+    for i in 0..parts.len() {
+        if part == comptime!(i as u32) {
+            parts.index_mut(i)[within] = joined[(first * length + at) as usize];
+        }
+    }
+}
+
+/// Equal parts along the first axis.
+pub(super) fn split<R: CubeRuntime>(joined: CubeTensor<R>, count: usize) -> Vec<CubeTensor<R>> {
+    let joined = contiguous(joined);
+    let mut shape = joined.meta.shape().to_vec();
+    shape[0] /= count;
+    let parts: Vec<_> = (0..count).map(|_| empty(&joined, shape.clone())).collect();
+    let length = parts[0].meta.shape().num_elements();
+    let at_once = rows_at_once(&joined, 1);
+    for (chunk, parts) in parts.chunks(at_once).enumerate() {
+        unsafe {
+            split_array::launch_unchecked::<R>(
+                &joined.client,
+                CubeCount::Static((parts.len() * length).div_ceil(UNITS) as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                array(&joined),
+                arrays(parts),
+                length as u32,
+                (chunk * at_once) as u32,
+            );
+        }
+    }
+    parts
+}
+
+#[cube(launch_unchecked)]
 fn average_arrays(
     means: &Sequence<Array<f32>>,
     variances: &Sequence<Array<f32>>,
@@ -121,6 +158,64 @@ pub(super) fn average_statistics<R: CubeRuntime>(
         }
     }
     (new_means, new_variances)
+}
+
+#[cube(launch_unchecked)]
+fn fold_arrays(
+    gammas: &Sequence<Array<f32>>,
+    betas: &Sequence<Array<f32>>,
+    means: &Sequence<Array<f32>>,
+    variances: &Sequence<Array<f32>>,
+    scale: &mut Array<f32>,
+    shift: &mut Array<f32>,
+    epsilon: f32,
+    length: u32,
+    first: u32,
+) {
+    let at = ABSOLUTE_POS as u32;
+    let part = at / length;
+    let within = (at - part * length) as usize;
+    let to = (first * length + at) as usize;
+    #[unroll]
+    for i in 0..gammas.len() {
+        if part == comptime!(i as u32) {
+            let own = gammas.index(i)[within] / (variances.index(i)[within] + epsilon).sqrt();
+            scale[to] = own;
+            shift[to] = betas.index(i)[within] - means.index(i)[within] * own;
+        }
+    }
+}
+
+/// Scale and shift of every group, side by side; takes gammas, betas, means and variances.
+pub(super) fn fold_statistics<R: CubeRuntime>(
+    lists: [Vec<CubeTensor<R>>; 4],
+    epsilon: f64,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let [gammas, betas, means, variances] =
+        lists.map(|list| list.into_iter().map(contiguous).collect::<Vec<_>>());
+    let length = gammas[0].meta.shape().num_elements();
+    let [scale, shift] = [(); 2].map(|()| empty(&gammas[0], [gammas.len() * length]));
+    let at_once = rows_at_once(&scale, 4);
+    for first in (0..gammas.len()).step_by(at_once) {
+        let rows = first..gammas.len().min(first + at_once);
+        unsafe {
+            fold_arrays::launch_unchecked::<R>(
+                &scale.client,
+                CubeCount::Static((rows.len() * length).div_ceil(UNITS) as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                arrays(&gammas[rows.clone()]),
+                arrays(&betas[rows.clone()]),
+                arrays(&means[rows.clone()]),
+                arrays(&variances[rows]),
+                array(&scale),
+                array(&shift),
+                epsilon as f32,
+                length as u32,
+                first as u32,
+            );
+        }
+    }
+    (scale, shift)
 }
 
 #[cube(launch_unchecked)]

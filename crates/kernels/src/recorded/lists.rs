@@ -7,7 +7,6 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Slice, TensorMetadata};
 
 use super::step::{Recorded, record, register};
 use crate::Kernels;
@@ -16,26 +15,19 @@ use crate::Kernels;
 struct JoinBackward;
 
 impl<B: Kernels, const N: usize> Backward<B, N> for JoinBackward {
-    /// Length of a part's first axis.
-    type State = usize;
+    type State = ();
 
     fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
-        let length = ops.state;
-        let part = |index: usize| {
-            let rows = Slice::from(index * length..(index + 1) * length);
-            B::float_slice(gradient.clone(), &[rows])
-        };
-        let parts = std::array::from_fn(part);
+        let Ok(parts) = <[_; N]>::try_from(B::split(gradient, N)) else { unreachable!("there are {N} parts") };
         register::<B, N>(gradients, ops.parents.map(|parent| parent.map(|node| node.id)), parts);
     }
 }
 
 fn join_some<B: Kernels, C: CheckpointStrategy, const N: usize>(parts: [Recorded<B, C>; N]) -> Recorded<B, C> {
     let nodes = parts.each_ref().map(|part| part.node.clone());
-    let length = parts[0].primitive.shape()[0];
     let output = B::join(parts.into_iter().map(|part| part.primitive).collect());
-    record(Backward::<B, N>::prepare::<C>(JoinBackward, nodes), length, output)
+    record(Backward::<B, N>::prepare::<C>(JoinBackward, nodes), (), output)
 }
 
 /// [`Kernels::join`] with its step of the backward pass.

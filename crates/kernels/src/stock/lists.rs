@@ -1,10 +1,12 @@
 //! Operations on many small tensors, one after another.
 
-use burn::tensor::Tensor;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Slice, Tensor, TensorMetadata};
 
 use crate::SgdStep;
+use crate::primitives::{primitive, tensor};
 
 pub(crate) fn average_statistics<B: Backend>(
     means: Vec<FloatTensor<B>>,
@@ -13,8 +15,6 @@ pub(crate) fn average_statistics<B: Backend>(
     variance: FloatTensor<B>,
     momentum: f64,
 ) -> (Vec<FloatTensor<B>>, Vec<FloatTensor<B>>) {
-    use crate::primitives::{primitive, tensor};
-
     let average = |running: Vec<FloatTensor<B>>, batch: FloatTensor<B>| {
         let batch = tensor::<B, 1>(batch);
         let each = batch.dims()[0] / running.len().max(1);
@@ -26,6 +26,21 @@ pub(crate) fn average_statistics<B: Backend>(
         averaged.collect()
     };
     (average(means, mean), average(variances, variance))
+}
+
+/// Scale and shift of every group, side by side; takes gammas, betas, means and variances.
+pub(crate) fn fold_statistics<B: Backend>(
+    [gammas, betas, means, variances]: [Vec<FloatTensor<B>>; 4],
+    epsilon: f64,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let groups = gammas.into_iter().zip(betas).zip(means).zip(variances);
+    let folded = groups.map(|(((gamma, beta), mean), variance)| {
+        let scale = tensor::<B, 1>(gamma) / tensor::<B, 1>(variance).add_scalar(epsilon).sqrt();
+        let shift = tensor::<B, 1>(beta) - tensor::<B, 1>(mean) * scale.clone();
+        (scale, shift)
+    });
+    let (scales, shifts): (Vec<_>, Vec<_>) = folded.unzip();
+    (primitive(Tensor::cat(scales, 0)), primitive(Tensor::cat(shifts, 0)))
 }
 
 pub(crate) fn sgd_step<B: Backend>(
@@ -59,16 +74,17 @@ pub(crate) fn join<B: Backend>(parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
     B::float_cat(parts, 0)
 }
 
+pub(crate) fn split<B: Backend>(joined: FloatTensor<B>, parts: usize) -> Vec<FloatTensor<B>> {
+    let length = joined.shape()[0] / parts;
+    let part = |index: usize| B::float_slice(joined.clone(), &[Slice::from(index * length..(index + 1) * length)]);
+    (0..parts).map(part).collect()
+}
+
 /// Mean cross-entropy, its sum with the number of hits, and its gradient.
 pub(crate) fn cross_entropy<B: Backend>(
     logits: FloatTensor<B>,
-    labels: burn::tensor::ops::IntTensor<B>,
+    labels: IntTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    use burn::tensor::Int;
-    use burn::tensor::activation::log_softmax;
-
-    use crate::primitives::{primitive, tensor};
-
     let logits = tensor::<B, 2>(logits);
     let labels = Tensor::<B, 1, Int>::from_primitive(labels).unsqueeze_dim::<2>(1);
     let [batch, classes] = logits.dims();
