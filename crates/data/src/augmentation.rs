@@ -16,6 +16,17 @@ pub struct AugmentationConfig {
     pub flip: bool,
 }
 
+/// How one image is changed: a piece of its old size is cut out of the bordered image, then perhaps mirrored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AugmentationDraw {
+    /// Whether the piece is mirrored left to right.
+    pub mirror: bool,
+    /// First row of the piece, in `0..=2 * crop_padding`.
+    pub row: usize,
+    /// First column of the piece, in `0..=2 * crop_padding`.
+    pub column: usize,
+}
+
 impl AugmentationConfig {
     /// Checks every field against the images and returns all problems at once.
     pub fn validate(&self, shape: ImageShape) -> Vec<DataError> {
@@ -32,19 +43,26 @@ impl AugmentationConfig {
         *self == Self::default()
     }
 
-    /// Writes a randomly changed copy of `source` to `target`, both height x width x channel.
+    /// Draws how the next image is changed.
     ///
     /// Drawn in this order, as far as configured: mirror, row, column.
+    pub fn draw(&self, rng: &mut impl Rng) -> AugmentationDraw {
+        let mirror = self.flip && rng.random::<bool>();
+        let padding = self.crop_padding;
+        let (row, column) =
+            if padding == 0 { (0, 0) } else { (rng.random_range(0..=2 * padding), rng.random_range(0..=2 * padding)) };
+        AugmentationDraw { mirror, row, column }
+    }
+
+    /// Writes a randomly changed copy of `source` to `target`, both height x width x channel.
     ///
     /// # Panics
     ///
     /// If a slice has not exactly `shape.size()` bytes.
     pub fn apply(&self, shape: ImageShape, source: &[u8], target: &mut [u8], rng: &mut impl Rng) {
         assert!(source.len() == shape.size() && target.len() == shape.size(), "images of {shape} fill their slices");
-        let mirror = self.flip && rng.random::<bool>();
+        let AugmentationDraw { mirror, row, column } = self.draw(rng);
         let padding = self.crop_padding;
-        let (row, column) =
-            if padding == 0 { (0, 0) } else { (rng.random_range(0..=2 * padding), rng.random_range(0..=2 * padding)) };
         if !mirror && row == padding && column == padding {
             target.copy_from_slice(source);
             return;

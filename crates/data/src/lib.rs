@@ -69,7 +69,7 @@ pub mod split;
 mod trigger;
 mod verification;
 
-pub use augmentation::AugmentationConfig;
+pub use augmentation::{AugmentationConfig, AugmentationDraw};
 pub use dataset::{Dataset, DatasetConfig, load};
 pub use error::DataError;
 pub use folder::FolderConfig;

@@ -71,8 +71,10 @@ impl TrainingObserver for TrainingProgress<'_> {
 
     fn batch_done(&mut self, progress: &BatchProgress) -> ControlFlow<()> {
         self.images += progress.images;
-        self.epoch_loss.0 += progress.loss * progress.images as f64;
-        self.epoch_loss.1 += progress.images;
+        if let Some(loss) = progress.loss {
+            self.epoch_loss.0 += loss * progress.images as f64;
+            self.epoch_loss.1 += progress.images;
+        }
         if self.watch.console.bars {
             let done = progress.epoch * progress.steps + progress.step;
             let bar = self.bar.get_or_insert_with(|| {
@@ -86,12 +88,14 @@ impl TrainingObserver for TrainingProgress<'_> {
                 bar
             });
             let rate = self.images as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
-            let loss = self.epoch_loss.0 / self.epoch_loss.1.max(1) as f64;
-            bar.set_message(format!(
-                "epoch {}/{}, loss {loss:.3}, {rate:.0} images/s",
-                progress.epoch + 1,
-                progress.epochs
-            ));
+            // A device that tells no loss within an epoch told that of the epoch before.
+            let loss = match (self.epoch_loss, self.history.last()) {
+                ((sum, images), _) if images > 0 => format!(", loss {:.3}", sum / images as f64),
+                (_, Some(last)) => format!(", loss {:.3}", last.loss),
+                (_, None) => String::new(),
+            };
+            let (epoch, epochs) = (progress.epoch + 1, progress.epochs);
+            bar.set_message(format!("epoch {epoch}/{epochs}{loss}, {rate:.0} images/s"));
             bar.set_position(done as u64 + 1);
         }
         ControlFlow::Continue(())

@@ -1,7 +1,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{ConvOptions, stock};
+use crate::{ConvOptions, SgdStep, stock};
 
 /// A backend to train on: it keeps gradients, and has the operations of this crate with them and without.
 pub trait TrainingBackend: AutodiffBackend<InnerBackend: Kernels> + Kernels {}
@@ -17,6 +17,11 @@ impl<B: AutodiffBackend<InnerBackend: Kernels> + Kernels> TrainingBackend for B 
 /// On `Autodiff<B>` the forward methods record a step of the backward pass, which calls `B`'s gradient methods; the
 /// gradient methods themselves are differentiable through their default bodies.
 pub trait Kernels: Backend {
+    /// Whether the backend computes on a device of its own, which a number that is read back would stop.
+    ///
+    /// Then gates, losses and hits stay there during a step of training, and many small tensors are worked on at once.
+    const ON_DEVICE: bool = false;
+
     /// Convolves feature maps; see [`conv2d`](crate::conv2d) and [`grouped_conv2d`](crate::grouped_conv2d).
     ///
     /// # Shapes
@@ -192,10 +197,87 @@ pub trait Kernels: Backend {
     fn average_positions_gradient(gradient: FloatTensor<Self>, size: [usize; 2]) -> FloatTensor<Self> {
         stock::elementwise::average_positions_gradient::<Self>(gradient, size)
     }
+
+    /// Weighs every expert's best patches; see [`choose_patches`](crate::choose_patches).
+    ///
+    /// # Shapes
+    /// - scores, weights: `[batch, expert, patch]`
+    /// - indices: `[batch, expert, selected]`
+    fn choose_patches(
+        scores: FloatTensor<Self>,
+        selected: usize,
+        softmax_first: bool,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        stock::gate::choose_patches::<Self>(scores, selected, softmax_first)
+    }
+
+    /// Gradient of [`choose_patches`](Self::choose_patches)'s weights for the scores.
+    fn choose_patches_gradient(
+        scores: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        softmax_first: bool,
+    ) -> FloatTensor<Self> {
+        stock::gate::choose_patches_gradient::<Self>(scores, weights, gradient, softmax_first)
+    }
+
+    /// Joins tensors of one shape along their first axis; see [`join`](crate::join).
+    fn join(parts: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        stock::lists::join::<Self>(parts)
+    }
+
+    /// Cuts a tensor into equal parts along its first axis: the gradients of [`join`](Self::join).
+    fn split(joined: FloatTensor<Self>, parts: usize) -> Vec<FloatTensor<Self>> {
+        stock::lists::split::<Self>(joined, parts)
+    }
+
+    /// Mean cross-entropy of `[batch, class]` logits as `[1]`; its sum and the number of hits as `[2]`; the gradient of
+    /// the mean for the logits. See [`cross_entropy`](crate::cross_entropy).
+    fn cross_entropy(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        stock::lists::cross_entropy::<Self>(logits, labels)
+    }
+
+    /// Moves running statistics towards a batch's; see [`average_statistics`](crate::average_statistics).
+    fn average_statistics(
+        means: Vec<FloatTensor<Self>>,
+        variances: Vec<FloatTensor<Self>>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        momentum: f64,
+    ) -> (Vec<FloatTensor<Self>>, Vec<FloatTensor<Self>>) {
+        stock::lists::average_statistics::<Self>(means, variances, mean, variance, momentum)
+    }
+
+    /// Folds gammas, betas, means and variances into a scale and a shift; see [`fold_statistics`](crate::fold_statistics).
+    fn fold_statistics(lists: [Vec<FloatTensor<Self>>; 4], epsilon: f64) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        stock::lists::fold_statistics::<Self>(lists, epsilon)
+    }
+
+    /// Makes a batch of images that live on the device; see [`take_images`](crate::take_images).
+    fn take_images(
+        pixels: IntTensor<Self>,
+        draws: IntTensor<Self>,
+        shape: [usize; 3],
+        padding: usize,
+    ) -> FloatTensor<Self> {
+        stock::images::take_images::<Self>(pixels, draws, shape, padding)
+    }
+
+    /// Steps all parameters down their gradients; see [`SgdStep`].
+    ///
+    /// `velocities` is empty before the first step and without momentum; new parameters and new velocities come back.
+    fn sgd_step(
+        parameters: Vec<FloatTensor<Self>>,
+        gradients: Vec<FloatTensor<Self>>,
+        velocities: Vec<FloatTensor<Self>>,
+        step: SgdStep,
+    ) -> (Vec<FloatTensor<Self>>, Vec<FloatTensor<Self>>) {
+        stock::lists::sgd_step::<Self>(parameters, gradients, velocities, step)
+    }
 }
 
 #[cfg(feature = "ndarray")]
 impl Kernels for burn_ndarray::NdArray {}
-
-#[cfg(feature = "cuda")]
-impl Kernels for burn_cuda::Cuda {}

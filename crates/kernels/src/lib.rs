@@ -31,15 +31,23 @@
 mod backend;
 mod conv_options;
 mod convolution;
+#[cfg(feature = "cube")]
+mod cube;
 mod differentiation;
 mod elementwise;
 mod experts;
 #[cfg(feature = "flex")]
 mod flex;
+mod gate;
 mod gathering;
+mod images;
+mod loss;
 mod normalization;
+mod precision;
 mod primitives;
 mod recorded;
+mod statistics;
+mod step;
 mod stock;
 
 pub use backend::{Kernels, TrainingBackend};
@@ -48,5 +56,15 @@ pub use convolution::{conv2d, grouped_conv2d};
 pub use differentiation::differentiate;
 pub use elementwise::{add, average_positions};
 pub use experts::{weighted_batch_norm_relu, weighted_scale_shift_relu};
+pub use gate::{choose_patches, join};
 pub use gathering::gather_weighted;
+pub use images::{pack_pixels, take_images};
+pub use loss::{Loss, cross_entropy};
+pub use precision::Precision;
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};
+pub use statistics::{average_statistics, fold_statistics};
+pub use step::SgdStep;
+
+/// The backend for tests of what CUDA runs, on a Vulkan driver that needs no GPU (`docs/backends.md`).
+#[cfg(feature = "vulkan")]
+pub type Vulkan = burn_wgpu::Wgpu;

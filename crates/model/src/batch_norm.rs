@@ -1,12 +1,14 @@
-use burn::module::{Module, Param, RunningState};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_kernels::{
-    Kernels, Normalized, batch_norm_relu, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+    Kernels, Normalized, average_statistics, batch_norm_relu, fold_statistics, join, scale_shift_relu, weighted_batch_norm_relu,
+    weighted_scale_shift_relu,
 };
 use rand::Rng;
 
 use crate::BatchNormConfig;
 use crate::init::ParameterSource;
+use crate::statistic::Statistic;
 
 /// Batch normalization over the last axis followed by a rectifier, as every normalization of these
 /// networks is.
@@ -18,8 +20,8 @@ use crate::init::ParameterSource;
 pub(crate) struct BatchNormRelu<B: Backend> {
     pub(crate) gamma: Param<Tensor<B, 1>>,
     pub(crate) beta: Param<Tensor<B, 1>>,
-    pub(crate) running_mean: RunningState<Tensor<B, 1>>,
-    pub(crate) running_variance: RunningState<Tensor<B, 1>>,
+    pub(crate) running_mean: Statistic<B>,
+    pub(crate) running_variance: Statistic<B>,
     epsilon: f64,
     pub(crate) momentum: f64,
     /// Whether it works as in training even without autodiff.
@@ -31,8 +33,8 @@ impl<B: Backend> BatchNormRelu<B> {
         Self {
             gamma: source.constant(1.0, channels),
             beta: source.constant(0.0, channels),
-            running_mean: RunningState::new(Tensor::zeros([channels], source.device())),
-            running_variance: RunningState::new(Tensor::ones([channels], source.device())),
+            running_mean: Statistic::new(Tensor::zeros([channels], source.device())),
+            running_variance: Statistic::new(Tensor::ones([channels], source.device())),
             epsilon: config.epsilon,
             momentum: config.momentum,
             collects: false,
@@ -53,13 +55,12 @@ impl<B: Kernels> BatchNormRelu<B> {
 
     fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let normalized = batch_norm_relu(x, self.gamma.val(), self.beta.val(), self.epsilon);
-        self.update(&self.running_mean, normalized.mean);
-        self.update(&self.running_variance, normalized.variance);
+        Self::update_groups(&[self], &normalized);
         normalized.output
     }
 
     fn forward_inference<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let (scale, shift) = self.scale_and_shift();
+        let (scale, shift) = Self::scales_and_shifts(&[self]);
         scale_shift_relu(x, scale, shift)
     }
 
@@ -76,7 +77,7 @@ impl<B: Kernels> BatchNormRelu<B> {
             Self::update_groups(groups, &normalized);
             normalized.output
         } else {
-            let [scale, shift] = Self::joined_scales_and_shifts(groups);
+            let (scale, shift) = Self::scales_and_shifts(groups);
             weighted_scale_shift_relu(map, weights, scale, shift)
         }
     }
@@ -92,7 +93,7 @@ impl<B: Kernels> BatchNormRelu<B> {
             Self::update_groups(groups, &normalized);
             normalized.output
         } else {
-            let [scale, shift] = Self::joined_scales_and_shifts(groups);
+            let (scale, shift) = Self::scales_and_shifts(groups);
             scale_shift_relu(x, scale, shift)
         }
     }
@@ -100,38 +101,35 @@ impl<B: Kernels> BatchNormRelu<B> {
     /// All groups' gammas, and all their betas.
     fn joined_parameters(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
         let (gammas, betas) = groups.iter().map(|group| (group.gamma.val(), group.beta.val())).unzip();
-        [Tensor::cat(gammas, 0), Tensor::cat(betas, 0)]
+        [join(gammas), join(betas)]
     }
 
-    /// All groups' scales in inference, and all their shifts.
-    fn joined_scales_and_shifts(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
-        let (scales, shifts) = groups.iter().map(|group| group.scale_and_shift()).unzip();
-        [Tensor::cat(scales, 0), Tensor::cat(shifts, 0)]
+    /// What the running statistics make of the normalizations: all groups' scales, and all their shifts.
+    fn scales_and_shifts(groups: &[&Self]) -> (Tensor<B, 1>, Tensor<B, 1>) {
+        let list = |value: fn(&Self) -> Tensor<B, 1>| groups.iter().map(|group| value(group)).collect();
+        fold_statistics(
+            list(|group| group.gamma.val()),
+            list(|group| group.beta.val()),
+            // A loaded running state asks for gradients, and no optimiser may step on it.
+            list(|group| group.running_mean.value().detach()),
+            list(|group| group.running_variance.value().detach()),
+            groups[0].epsilon,
+        )
     }
 
     /// Gives every group its part of a batch's statistics.
     fn update_groups<const D: usize>(groups: &[&Self], normalized: &Normalized<B, D>) {
-        for (index, group) in groups.iter().enumerate() {
-            let channels = group.gamma.dims()[0];
-            let part = |statistic: &Tensor<B, 1>| statistic.clone().narrow(0, index * channels, channels);
-            group.update(&group.running_mean, part(&normalized.mean));
-            group.update(&group.running_variance, part(&normalized.variance));
+        let (means, variances) = average_statistics(
+            groups.iter().map(|group| group.running_mean.value().detach()).collect(),
+            groups.iter().map(|group| group.running_variance.value().detach()).collect(),
+            normalized.mean.clone().detach(),
+            normalized.variance.clone().detach(),
+            groups[0].momentum,
+        );
+        for ((group, mean), variance) in groups.iter().zip(means).zip(variances) {
+            for (state, value) in [(&group.running_mean, mean), (&group.running_variance, variance)] {
+                state.set(value.detach());
+            }
         }
-    }
-
-    /// What the running statistics make of the normalization.
-    fn scale_and_shift(&self) -> (Tensor<B, 1>, Tensor<B, 1>) {
-        // A loaded running state asks for gradients, and no optimiser may step on it.
-        let (mean, variance) = (self.running_mean.value().detach(), self.running_variance.value().detach());
-        let scale = self.gamma.val() / variance.add_scalar(self.epsilon).sqrt();
-        let shift = self.beta.val() - mean * scale.clone();
-        (scale, shift)
-    }
-
-    fn update(&self, running: &RunningState<Tensor<B, 1>>, batch: Tensor<B, 1>) {
-        let kept = running.value().mul_scalar(1.0 - self.momentum);
-        running.update((kept + batch.detach().mul_scalar(self.momentum)).detach());
-        // An update lies pending until the next synchronization, and visitors would miss it.
-        running.value_sync();
     }
 }

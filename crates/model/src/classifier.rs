@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, RunningState};
+use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use patchdoor_kernels::Kernels;
@@ -192,8 +192,8 @@ impl<B: AutodiffBackend> Classifier<B> {
     /// Replaces the running statistics by those of the same classifier without autodiff.
     pub fn take_statistics_of(&mut self, other: &Classifier<B::InnerBackend>) {
         for (norm, other) in self.network_mut().norms_mut().into_iter().zip(other.norms()) {
-            norm.running_mean = RunningState::new(Tensor::from_inner(other.norm.running_mean.value()));
-            norm.running_variance = RunningState::new(Tensor::from_inner(other.norm.running_variance.value()));
+            norm.running_mean.set(Tensor::from_inner(other.norm.running_mean.value()));
+            norm.running_variance.set(Tensor::from_inner(other.norm.running_variance.value()));
         }
     }
 }

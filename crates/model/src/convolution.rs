@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, conv2d, grouped_conv2d};
+use patchdoor_kernels::{ConvOptions, Kernels, conv2d, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::Padding;
@@ -56,8 +56,8 @@ impl<B: Kernels> Convolution<B> {
     pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = x.dims();
         let options = groups[0].options([rows, columns]);
-        let weights = Tensor::cat(groups.iter().map(|group| group.weight.val()).collect(), 0);
-        let biases = Tensor::cat(groups.iter().map(|group| group.bias.val()).collect(), 0);
+        let weights = join(groups.iter().map(|group| group.weight.val()).collect());
+        let biases = join(groups.iter().map(|group| group.bias.val()).collect());
         grouped_conv2d(x, weights, biases, groups.len(), options)
     }
 

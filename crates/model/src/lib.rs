@@ -45,6 +45,7 @@ mod patch_moe;
 mod receptive_field;
 mod router;
 mod routing;
+mod statistic;
 mod taps;
 mod trunk;
 mod weights;

@@ -1,6 +1,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use patchdoor_kernels::{ConvOptions, Kernels, choose_patches, conv2d};
 use rand::Rng;
 
 use crate::init::ParameterSource;
@@ -43,17 +44,34 @@ impl<B: Backend> PatchRouter<B> {
     ///
     /// # Shapes
     /// - patches: `[batch, patch, row * column * channel]`, the pixels of a patch row by row
-    pub fn route(&self, patches: Tensor<B, 3>) -> ExpertChoice<B> {
+    pub fn route(&self, patches: Tensor<B, 3>) -> ExpertChoice<B>
+    where
+        B: Kernels,
+    {
         let scores = self.scores(patches);
+        if B::ON_DEVICE {
+            let softmax_first = self.order == GateOrder::SoftmaxThenSelect;
+            let (weights, indices) = choose_patches(scores, self.patches_per_expert, softmax_first);
+            return ExpertChoice { weights, indices };
+        }
         let selection = Selection::best(&scores, self.patches_per_expert);
         self.weigh(scores, selection)
     }
 
     /// How much each expert wants each patch, `[batch, expert, patch]`; shapes as in [`Self::route`].
-    pub(crate) fn scores(&self, patches: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub(crate) fn scores(&self, patches: Tensor<B, 3>) -> Tensor<B, 3>
+    where
+        B: Kernels,
+    {
         let [batch, count, length] = patches.dims();
         let experts = self.weight.dims()[0];
         let kernels = self.weight.val().permute([0, 2, 3, 1]).reshape([experts, length]);
+        if B::ON_DEVICE {
+            let device = patches.device();
+            let (kernels, options) = (kernels.reshape([experts, length, 1, 1]), ConvOptions::symmetric([1, 1], 1));
+            let scores = conv2d(patches.reshape([batch, count, 1, length]), kernels, Tensor::zeros([experts], &device), options);
+            return scores.reshape([batch, count, experts]).swap_dims(1, 2);
+        }
         patches
             .reshape([batch * count, length])
             .matmul(kernels.transpose())

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
-use burn::tensor::backend::AutodiffBackend;
+use patchdoor_kernels::TrainingBackend;
 use fs_err as fs;
 use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
@@ -70,7 +70,7 @@ impl From<ManifestError> for Unfit {
 }
 
 /// What training goes on from.
-pub(crate) struct Resumed<B: AutodiffBackend> {
+pub(crate) struct Resumed<B: TrainingBackend> {
     pub(crate) classifier: Classifier<B>,
     pub(crate) optimizer: Optimizer<B>,
     pub(crate) history: Vec<EpochRecord>,
@@ -82,7 +82,7 @@ impl CheckpointDirectory {
         Ok(Self { path: path.into(), identity })
     }
 
-    pub(crate) fn save<B: AutodiffBackend>(
+    pub(crate) fn save<B: TrainingBackend>(
         &self,
         classifier: &Classifier<B>,
         optimizer: &Optimizer<B>,
@@ -127,7 +127,7 @@ impl CheckpointDirectory {
     /// Loads the newest undamaged checkpoint into a classifier and an optimiser of the same configuration.
     ///
     /// Damaged ones are moved aside; `refused` hears of each, where it lies now and what is wrong with it.
-    pub(crate) fn resume<B: AutodiffBackend>(
+    pub(crate) fn resume<B: TrainingBackend>(
         &self,
         classifier: &Classifier<B>,
         optimizer: impl Fn() -> Optimizer<B>,
@@ -154,7 +154,7 @@ impl CheckpointDirectory {
         Ok(None)
     }
 
-    fn load<B: AutodiffBackend>(
+    fn load<B: TrainingBackend>(
         &self,
         epochs: usize,
         folder: &Path,
@@ -242,7 +242,7 @@ fn schema_of(folder: &Path) -> Result<Option<u32>, TrainError> {
 }
 
 /// Differs between classifiers whose records differ, such as those of two builds of which one has a field more.
-fn layout_of<B: AutodiffBackend>(classifier: &Classifier<B>) -> String {
+fn layout_of<B: TrainingBackend>(classifier: &Classifier<B>) -> String {
     let digest = Sha256::digest(format!("{classifier}"));
     digest.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

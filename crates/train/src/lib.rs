@@ -36,6 +36,7 @@ mod observer;
 mod optimizer;
 mod prediction;
 mod schedule;
+mod sgd;
 mod trainable;
 mod training;
 

@@ -18,8 +18,8 @@ pub struct BatchProgress {
     pub steps: usize,
     /// Images in this step.
     pub images: usize,
-    /// Mean cross-entropy of this step's images, in nats.
-    pub loss: f64,
+    /// Mean cross-entropy of this step's images, in nats; `None` on a device that would have to stop to tell.
+    pub loss: Option<f64>,
 }
 
 /// Follows a training and may stop it.

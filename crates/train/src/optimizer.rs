@@ -4,22 +4,26 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{Adam, GradientsParams, Optimizer as _, Sgd};
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder, RecorderError};
 use burn::tensor::backend::AutodiffBackend;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 
 use crate::OptimizerConfig;
+use crate::sgd::JointSgd;
 
-/// Any of burn's optimisers over a classifier.
+/// An optimiser over a classifier: burn's, or one that steps all parameters at once on a device.
 pub(crate) enum Optimizer<B: AutodiffBackend> {
     Sgd(OptimizerAdaptor<Sgd<B::InnerBackend>, Classifier<B>, B>),
     Adam(OptimizerAdaptor<Adam, Classifier<B>, B>),
+    JointSgd(JointSgd<B>),
 }
 
 type Bytes = BinBytesRecorder<FullPrecisionSettings>;
 
-impl<B: AutodiffBackend> Optimizer<B> {
+impl<B: TrainingBackend> Optimizer<B> {
     pub(crate) fn new(config: &OptimizerConfig) -> Self {
         let decay = |rate: f64| (rate > 0.0).then(|| WeightDecayConfig::new(rate as f32));
         match config {
+            OptimizerConfig::Sgd(sgd) if B::ON_DEVICE => Self::JointSgd(JointSgd::new(sgd.clone())),
             OptimizerConfig::Sgd(sgd) => {
                 // Burn damps the gradient by 0.1 unless told otherwise.
                 let momentum = (sgd.momentum > 0.0).then(|| {
@@ -44,6 +48,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
         match self {
             Self::Sgd(optimizer) => optimizer.step(rate, classifier, gradients),
             Self::Adam(optimizer) => optimizer.step(rate, classifier, gradients),
+            Self::JointSgd(optimizer) => optimizer.step(rate, classifier, gradients),
         }
     }
 
@@ -52,6 +57,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
         match self {
             Self::Sgd(optimizer) => Recorder::<B>::record(&recorder, optimizer.to_record(), ()),
             Self::Adam(optimizer) => Recorder::<B>::record(&recorder, optimizer.to_record(), ()),
+            Self::JointSgd(optimizer) => Recorder::<B::InnerBackend>::record(&recorder, optimizer.to_record(), ()),
         }
     }
 
@@ -60,6 +66,9 @@ impl<B: AutodiffBackend> Optimizer<B> {
         Ok(match self {
             Self::Sgd(optimizer) => Self::Sgd(optimizer.load_record(Recorder::<B>::load(&recorder, bytes, device)?)),
             Self::Adam(optimizer) => Self::Adam(optimizer.load_record(Recorder::<B>::load(&recorder, bytes, device)?)),
+            Self::JointSgd(optimizer) => {
+                Self::JointSgd(optimizer.load_record(Recorder::<B::InnerBackend>::load(&recorder, bytes, device)?))
+            }
         })
     }
 }

@@ -24,9 +24,16 @@ pub fn predict<B: Kernels>(
     device: &B::Device,
 ) -> Vec<u8> {
     let indices: Vec<usize> = (0..images.len()).collect();
-    let mut assembler = BatchAssembler::plain(images);
-    let batches = indices.chunks(batch_size.max(1));
-    batches.flat_map(|chunk| classes_of(classifier.forward(assembler.assemble::<B>(chunk, device).images))).collect()
+    let assembler = BatchAssembler::<B>::new(images, device);
+    let logits = indices
+        .chunks(batch_size.max(1))
+        .map(|chunk| classifier.forward(assembler.assemble(chunk, None, device).images));
+    if B::ON_DEVICE {
+        // Nothing is read before all of it is under way.
+        let logits: Vec<_> = logits.collect();
+        return logits.into_iter().flat_map(classes_of).collect();
+    }
+    logits.flat_map(classes_of).collect()
 }
 
 /// What a classifier made of a set of images.
@@ -100,11 +107,11 @@ pub fn predict_with_routing<B: Kernels>(
     device: &B::Device,
 ) -> RoutedPrediction {
     let order: Vec<usize> = (0..images.len()).collect();
-    let mut assembler = BatchAssembler::plain(images);
+    let assembler = BatchAssembler::<B>::new(images, device);
     let mut classes = Vec::with_capacity(images.len());
     let mut selected: Option<(usize, usize, Vec<u16>)> = None;
     for chunk in order.chunks(batch_size.max(1)) {
-        let (logits, routings) = classifier.forward_with_routing(assembler.assemble::<B>(chunk, device).images);
+        let (logits, routings) = classifier.forward_with_routing(assembler.assemble(chunk, None, device).images);
         classes.extend(classes_of(logits));
         if let Some(choice) = routings.first().and_then(Routing::expert_choice) {
             let [_, experts, patches_per_expert] = choice.indices.dims();

@@ -12,7 +12,7 @@ use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 
-use crate::batches::{Batch, BatchAssembler, epoch_order};
+use crate::batches::{Augmentation, Batch, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
 use crate::observer::Blind;
 use crate::optimizer::Optimizer;
@@ -141,10 +141,7 @@ fn train_part<B: TrainingBackend>(
         })
         .transpose()?;
     let momentum = classifier.batch_norm_momentum();
-    let mut classifier = trainable.apply(classifier);
-    // Copies of a classifier share their running statistics; a training changes those of no other copy.
-    let statistics = classifier.valid();
-    classifier.take_statistics_of(&statistics);
+    let classifier = trainable.apply(classifier);
     let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
     if let Some(directory) = &checkpoints {
         let fresh = || Optimizer::new(&config.optimizer);
@@ -158,8 +155,10 @@ fn train_part<B: TrainingBackend>(
             observer.resumed(&state.history);
         }
     }
+    let images = BatchAssembler::<B>::new(data.training, device);
     while state.history.len() < config.epochs {
-        let Some((mut next, record)) = run_epoch(state, data, config, trainable, seed, observer, device)? else {
+        let epoch = run_epoch(state, &images, data, config, trainable, seed, observer, device)?;
+        let Some((mut next, record)) = epoch else {
             // Stopped within the epoch: what counts is on the disk.
             let epochs = match &checkpoints {
                 Some(directory) => directory.epochs()?,
@@ -189,8 +188,10 @@ fn train_part<B: TrainingBackend>(
 }
 
 /// One pass over the training images; `None` if the observer stopped it.
+#[allow(clippy::too_many_arguments, reason = "what all kinds of training have, and the images where they are taken from")]
 fn run_epoch<B: TrainingBackend>(
     state: Resumed<B>,
+    assembler: &BatchAssembler<'_, B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
     trainable: &Trainable,
@@ -204,29 +205,30 @@ fn run_epoch<B: TrainingBackend>(
     let order = epoch_order(images, seed, epoch);
     let steps = images.div_ceil(config.batch_size);
     let schedule = Schedule::new(config, steps);
-    let mut assembler = BatchAssembler::augmented(data.training, data.augmentation, seed, epoch);
-    let (mut loss_sum, mut right, mut learning_rate) = (0.0, 0usize, 0.0);
+    let mut augmentation = Augmentation::of_epoch(data.augmentation, seed, epoch);
+    let mut scores = Scores::default();
+    let mut learning_rate = 0.0;
     let start = Instant::now();
     for (step, indices) in order.chunks(config.batch_size).enumerate() {
-        let Batch { images, labels } = assembler.assemble::<B>(indices, device);
-        let Pass { loss: value, predicted, gradients } = forward_and_backward(&classifier, images, labels);
+        let batch = assembler.assemble(indices, Some(&mut augmentation), device);
+        let Pass { score, gradients } = forward_and_backward(&classifier, batch);
+        let loss = scores.add(score, indices.iter().map(|&index| data.training.label(index)));
         let Some(gradients) = gradients else {
-            return Err(TrainError::Diverged { loss: value, epoch, step });
+            return Err(TrainError::Diverged { loss: loss.unwrap_or(f64::NAN), epoch, step });
         };
         learning_rate = schedule.rate(epoch * steps + step);
         classifier = optimizer.step(learning_rate, classifier, gradients);
         if let Some(pruning) = &trainable.pruned {
             classifier = classifier.prune(pruning);
         }
-        loss_sum += value * indices.len() as f64;
-        right += indices.iter().zip(&predicted).filter(|&(&i, &class)| data.training.label(i) == class).count();
-        let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss: value };
+        let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss };
         if let ControlFlow::Break(()) = observer.batch_done(&progress) {
             return Ok(None);
         }
     }
+    let (loss_sum, right) = scores.totals();
     let seconds = start.elapsed().as_secs_f64();
-    if !classifier.is_finite() {
+    if !loss_sum.is_finite() || !classifier.is_finite() {
         return Err(TrainError::Diverged { loss: f64::NAN, epoch, step: steps - 1 });
     }
     let validation_accuracy = data.validation.and_then(|set| {
@@ -237,7 +239,7 @@ fn run_epoch<B: TrainingBackend>(
         epoch,
         learning_rate,
         loss: loss_sum / images as f64,
-        training_accuracy: right as f64 / images as f64,
+        training_accuracy: right / images as f64,
         validation_accuracy,
         seconds,
         images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
@@ -247,28 +249,84 @@ fn run_epoch<B: TrainingBackend>(
 }
 
 /// What a pass over a batch comes to.
-struct Pass {
-    /// Mean cross-entropy in nats.
-    loss: f64,
-    /// `[batch]`
-    predicted: Vec<u8>,
-    /// `None` if the loss is no finite number.
+struct Pass<B: AutodiffBackend> {
+    score: Score<B>,
+    /// `None` if the loss is known to be no finite number.
     gradients: Option<GradientsParams>,
 }
 
+/// How a batch did.
+enum Score<B: AutodiffBackend> {
+    /// Read back.
+    Host {
+        /// Mean cross-entropy in nats.
+        loss: f64,
+        /// `[batch]`
+        predicted: Vec<u8>,
+    },
+    /// Sum of cross-entropies in nats and number of hits, `[2]`, where they were computed.
+    Device(Tensor<B::InnerBackend, 1>),
+}
+
+/// How the batches of an epoch did together.
+struct Scores<B: AutodiffBackend> {
+    loss_sum: f64,
+    hits: usize,
+    on_device: Option<Tensor<B::InnerBackend, 1>>,
+}
+
+impl<B: AutodiffBackend> Default for Scores<B> {
+    fn default() -> Self {
+        Self { loss_sum: 0.0, hits: 0, on_device: None }
+    }
+}
+
+impl<B: AutodiffBackend> Scores<B> {
+    /// Adds a batch; gives its mean loss if that is known.
+    fn add(&mut self, score: Score<B>, labels: impl ExactSizeIterator<Item = u8>) -> Option<f64> {
+        match score {
+            Score::Host { loss, predicted } => {
+                self.loss_sum += loss * labels.len() as f64;
+                self.hits += labels.zip(predicted).filter(|(label, class)| label == class).count();
+                Some(loss)
+            }
+            Score::Device(totals) => {
+                self.on_device = Some(match self.on_device.take() {
+                    Some(sums) => sums + totals,
+                    None => totals,
+                });
+                None
+            }
+        }
+    }
+
+    /// Sum of cross-entropies in nats, and number of hits.
+    fn totals(self) -> (f64, f64) {
+        match self.on_device {
+            None => (self.loss_sum, self.hits as f64),
+            Some(sums) => {
+                let sums = sums.into_data().iter::<f64>().collect::<Vec<_>>();
+                (sums[0], sums[1])
+            }
+        }
+    }
+}
+
 /// Differentiates the loss of a batch; the graph begins and ends here.
-fn forward_and_backward<B: TrainingBackend>(
-    classifier: &Classifier<B>,
-    images: Tensor<B, 4>,
-    labels: Tensor<B, 1, Int>,
-) -> Pass {
+fn forward_and_backward<B: TrainingBackend>(classifier: &Classifier<B>, batch: Batch<B>) -> Pass<B> {
+    let Batch { images, labels } = batch;
     differentiate(|| {
         let logits = classifier.forward(images);
+        if B::ON_DEVICE {
+            let loss = patchdoor_kernels::cross_entropy(logits, labels);
+            let gradients = GradientsParams::from_grads(loss.mean.backward(), classifier);
+            return Pass { score: Score::Device(loss.totals.inner()), gradients: Some(gradients) };
+        }
         let predicted = classes_of(logits.clone().inner());
         let loss = cross_entropy(logits, labels);
         let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
         let gradients = value.is_finite().then(|| GradientsParams::from_grads(loss.backward(), classifier));
-        Pass { loss: value, predicted, gradients }
+        Pass { score: Score::Host { loss: value, predicted }, gradients }
     })
 }
 
@@ -297,12 +355,12 @@ fn recompute_statistics<B: TrainingBackend>(
     let mut passes = classifier.valid();
     passes.set_collects_statistics(true);
     let indices: Vec<usize> = (0..images.len()).collect();
-    let mut assembler = BatchAssembler::plain(images);
+    let assembler = BatchAssembler::<B::InnerBackend>::new(images, device);
     // A smaller last batch would count as much as a full one; it is left out unless it is the only one.
     let full = indices.chunks(batch_size).filter(|chunk| chunk.len() == batch_size || images.len() < batch_size);
     for (batch, chunk) in full.enumerate() {
         passes.set_batch_norm_momentum(1.0 / (batch + 1) as f64);
-        passes.forward(assembler.assemble::<B::InnerBackend>(chunk, device).images);
+        passes.forward(assembler.assemble(chunk, None, device).images);
     }
     classifier.take_statistics_of(&passes);
     classifier

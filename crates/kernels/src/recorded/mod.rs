@@ -4,6 +4,8 @@ mod backend;
 mod convolution;
 mod elementwise;
 mod experts;
+mod gate;
 mod gathering;
+mod lists;
 mod normalization;
 mod step;
