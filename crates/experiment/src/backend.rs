@@ -24,6 +24,10 @@ pub enum BackendChoice {
     Flex,
     /// The CPU, slow, for checks only
     Ndarray,
+    /// What CUDA runs, on a Vulkan driver: for tests, so no help text names it
+    #[cfg(feature = "vulkan")]
+    #[value(hide = true)]
+    Vulkan,
 }
 
 /// A backend that is compiled in and has a device.
@@ -41,6 +45,8 @@ enum Kind {
     Ndarray,
     #[cfg(feature = "cuda")]
     Cuda,
+    #[cfg(feature = "vulkan")]
+    Vulkan,
 }
 
 /// Why a backend cannot be used.
@@ -85,12 +91,16 @@ impl BackendChoice {
             Self::Flex => Ok(Backend { kind: Kind::Flex, device: processor() }),
             #[cfg(feature = "ndarray")]
             Self::Ndarray => Ok(Backend { kind: Kind::Ndarray, device: processor() }),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Ok(Backend { kind: Kind::Vulkan, device: "the first Vulkan device".into() }),
             #[allow(unreachable_patterns, reason = "reachable unless every backend is compiled in")]
             missing => Err(BackendError::NotBuilt {
                 name: match missing {
                     Self::Auto | Self::Flex => "flex",
                     Self::Cuda => "cuda",
                     Self::Ndarray => "ndarray",
+                    #[cfg(feature = "vulkan")]
+                    Self::Vulkan => "vulkan",
                 },
                 available: built_in().join(", "),
             }),
@@ -108,6 +118,8 @@ impl Backend {
             Kind::Ndarray => "ndarray",
             #[cfg(feature = "cuda")]
             Kind::Cuda => "cuda",
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan => "vulkan",
         }
     }
 
@@ -127,6 +139,8 @@ impl Backend {
             }
             #[cfg(feature = "cuda")]
             Kind::Cuda => task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(&burn_cuda::CudaDevice { index: 0 }),
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan => task.run::<burn::backend::Autodiff<patchdoor_kernels::Vulkan>>(&Default::default()),
         }
     }
 }
