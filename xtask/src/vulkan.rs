@@ -32,9 +32,10 @@ pub(crate) fn vulkan(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Ok(driver) => driver,
         Err(missing) => {
             let hint = "Debian has both: apt-get install mesa-vulkan-drivers libvulkan1";
-            anyhow::ensure!(!arguments.required, "{missing}. {hint}");
-            crate::ci::say(&format!("skipped: {missing}. {hint}"));
-            return Ok(ExitCode::SUCCESS);
+            let (word, code) =
+                if arguments.required { ("error", ExitCode::from(2)) } else { ("skipped", ExitCode::SUCCESS) };
+            crate::ci::say(&format!("{word}: {missing}. {hint}"));
+            return Ok(code);
         }
     };
     let status = tests(arguments.all, &driver).status().context("cannot start cargo")?;

@@ -105,7 +105,10 @@ fn convolutions_agree_on_vulkan() {
         ("3x3 with stride 2, padded below and right", [32, 32], [16, 32], 1, 3, same([32, 32], 3, 2)),
         ("3x3 with stride 2, padded all around", [32, 32], [16, 32], 1, 3, symmetric(3, 2)),
         ("3x3 with stride 2, odd size", [9, 7], [5, 6], 1, 3, same([9, 7], 3, 2)),
+        // burn-cubecl's direct transposed convolution gives zeros where the kernel is smaller than the stride.
         ("1x1 with stride 2", [16, 16], [32, 64], 1, 1, symmetric(1, 2)),
+        ("1x1 with stride 2, odd size", [9, 7], [5, 6], 1, 1, symmetric(1, 2)),
+        ("1x1 with stride 2, a shortcut", [32, 32], [16, 32], 1, 1, symmetric(1, 2)),
         ("3x3 of 64 channels", [8, 8], [64, 64], 1, 3, symmetric(3, 1)),
         ("1x1 in 4 groups", [8, 8], [256, 64], 4, 1, symmetric(1, 1)),
         ("3x3 in 4 groups", [8, 8], [32, 16], 4, 3, symmetric(3, 1)),
