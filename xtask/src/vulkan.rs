@@ -46,7 +46,16 @@ pub(crate) fn vulkan(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 /// turns on features of burn, and all of it would be compiled again, here and at the next ordinary build.
 fn tests(all: bool, driver: &Path) -> Command {
     let mut command = cargo();
-    command.current_dir(root()).args(["test", "--profile", "vulkan", "--features", "vulkan", "--lib", "--test", "vulkan"]);
+    command.current_dir(root()).args([
+        "test",
+        "--profile",
+        "vulkan",
+        "--features",
+        "vulkan",
+        "--lib",
+        "--test",
+        "vulkan",
+    ]);
     command.args(["--package", "patchdoor-kernels", "--package", "patchdoor-model", "--package", "patchdoor-cli"]);
     command.arg("--target-dir").arg(target().join("vulkan"));
     command.args(["--", "vulkan"]).args(all.then_some("--include-ignored"));

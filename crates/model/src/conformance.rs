@@ -455,7 +455,10 @@ fn reference_classifier<B: TrainingBackend>(reference: &Reference) -> Classifier
 }
 
 /// Gradients of a loss by the names of the parameters.
-pub(crate) fn gradients_of<B: TrainingBackend>(loss: &Tensor<B, 1>, classifier: &Classifier<B>) -> BTreeMap<String, TensorData> {
+pub(crate) fn gradients_of<B: TrainingBackend>(
+    loss: &Tensor<B, 1>,
+    classifier: &Classifier<B>,
+) -> BTreeMap<String, TensorData> {
     let gradients = loss.backward();
     let mut visitor = Gradients::<B> { of_loss: &gradients, path: Vec::new(), found: BTreeMap::new() };
     classifier.visit_network(&mut visitor);
