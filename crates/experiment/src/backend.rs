@@ -140,7 +140,10 @@ impl Backend {
             #[cfg(feature = "cuda")]
             Kind::Cuda => task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(&burn_cuda::CudaDevice { index: 0 }),
             #[cfg(feature = "vulkan")]
-            Kind::Vulkan => task.run::<burn::backend::Autodiff<patchdoor_kernels::Vulkan>>(&Default::default()),
+            Kind::Vulkan => {
+                let device = patchdoor_kernels::VulkanDevice::default();
+                task.run::<burn::backend::Autodiff<patchdoor_kernels::Vulkan>>(&device)
+            }
         }
     }
 }
