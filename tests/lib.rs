@@ -57,6 +57,8 @@ pub fn json_of(file: &Path) -> serde_json::Value {
 #[derive(Debug)]
 pub struct Bench {
     folder: TempDir,
+    /// The runner; built for the tests if it is not given.
+    program: Option<PathBuf>,
 }
 
 impl Bench {
@@ -66,7 +68,15 @@ impl Bench {
     /// If none can be made.
     #[allow(clippy::new_without_default, reason = "making a folder is no default")]
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+        Self { folder: tempfile::tempdir().expect("a temporary folder"), program: None }
+    }
+
+    /// An empty folder for a runner that is built already.
+    ///
+    /// # Panics
+    /// If no folder can be made.
+    pub fn of(program: &str) -> Self {
+        Self { program: Some(program.into()), ..Self::new() }
     }
 
     /// Writes a file and returns its name.
@@ -85,7 +95,7 @@ impl Bench {
 
     /// The runner in this folder, with plain output and a proxy that refuses every download.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(runner());
+        let mut command = Command::new(self.program.as_deref().unwrap_or_else(|| runner()));
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
         command.env_remove("PATCHDOOR_DATA").env("NO_COLOR", "1");
         for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {

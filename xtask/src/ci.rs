@@ -16,7 +16,7 @@ struct Step {
 
 /// The steps, cheapest first. All that compile burn do so with the release profile and for the whole workspace with
 /// its tests: with one set of features it is compiled once (and checked once, for clippy and the documentation).
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "format", command: |_| with(cargo(), &["fmt", "--all", "--check"]) },
     Step {
         name: "clippy",
@@ -47,6 +47,7 @@ const STEPS: [Step; 11] = [
             with(program("patchdoor"), &arguments)
         },
     },
+    Step { name: "vulkan", command: |_| with(cargo(), &["xtask", "vulkan"]) },
     // As a test, criterion runs each benchmark once.
     Step { name: "benches", command: |_| with(cargo(), &["test", "--release", "--workspace", "--bench", "*"]) },
     Step {
@@ -105,7 +106,7 @@ fn shown(command: &Command) -> String {
     std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     // Nobody is left to be told that nobody listens.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

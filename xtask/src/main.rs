@@ -11,6 +11,7 @@ mod bench_statistics;
 mod bundle;
 mod ci;
 mod run;
+mod vulkan;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -80,6 +81,8 @@ enum Command {
     #[command(after_help = "Examples:\n  cargo xtask bench routing -- --save-baseline before\n  \
                       cargo xtask bench --against main --filter convolution\n  cargo xtask bench --pytorch --widen 1 2")]
     Bench(bench::Arguments),
+    /// Test what CUDA runs on Mesa's software Vulkan, which needs no GPU (docs/backends.md)
+    Vulkan(vulkan::Arguments),
 }
 
 /// Arguments that are passed on as they are.
@@ -104,6 +107,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Bundle(arguments) => bundle::bundle(&arguments),
         Command::Ci { steps, against } => ci::ci(&steps, against.as_deref()),
         Command::Bench(arguments) => bench::bench(arguments),
+        Command::Vulkan(arguments) => vulkan::vulkan(&arguments),
     }
 }
 

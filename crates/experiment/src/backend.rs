@@ -24,6 +24,10 @@ pub enum BackendChoice {
     Flex,
     /// The CPU, slow, for checks only
     Ndarray,
+    /// What CUDA runs, on a Vulkan driver: for tests, so no help text names it
+    #[cfg(feature = "vulkan")]
+    #[value(hide = true)]
+    Vulkan,
 }
 
 /// A backend that is compiled in and has a device.
@@ -42,6 +46,8 @@ enum Kind {
     Ndarray,
     #[cfg(feature = "cuda")]
     Cuda,
+    #[cfg(feature = "vulkan")]
+    Vulkan,
 }
 
 /// Why a backend cannot be used.
@@ -84,12 +90,16 @@ impl BackendChoice {
             Self::Flex => Ok(Backend::new(Kind::Flex, processor())),
             #[cfg(feature = "ndarray")]
             Self::Ndarray => Ok(Backend::new(Kind::Ndarray, processor())),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Ok(Backend::new(Kind::Vulkan, "the first Vulkan device".into())),
             #[allow(unreachable_patterns, reason = "reachable unless every backend is compiled in")]
             missing => Err(BackendError::NotBuilt {
                 name: match missing {
                     Self::Auto | Self::Flex => "flex",
                     Self::Cuda => "cuda",
                     Self::Ndarray => "ndarray",
+                    #[cfg(feature = "vulkan")]
+                    Self::Vulkan => "vulkan",
                 },
                 available: built_in().join(", "),
             }),
@@ -127,6 +137,8 @@ impl Backend {
             Kind::Ndarray => "ndarray",
             #[cfg(feature = "cuda")]
             Kind::Cuda => "cuda",
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan => "vulkan",
         }
     }
 
@@ -146,6 +158,11 @@ impl Backend {
             }
             #[cfg(feature = "cuda")]
             Kind::Cuda => task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(&burn_cuda::CudaDevice { index: 0 }),
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan => {
+                let device = patchdoor_kernels::VulkanDevice::default();
+                task.run::<burn::backend::Autodiff<patchdoor_kernels::Vulkan>>(&device)
+            }
         }
     }
 }

@@ -68,3 +68,7 @@ pub use step::SgdStep;
 /// The backend for tests of what CUDA runs, on a Vulkan driver that needs no GPU (`docs/backends.md`).
 #[cfg(feature = "vulkan")]
 pub type Vulkan = burn_wgpu::Wgpu;
+
+/// A device of [`Vulkan`].
+#[cfg(feature = "vulkan")]
+pub type VulkanDevice = burn_wgpu::WgpuDevice;

@@ -68,7 +68,7 @@ impl Reference {
     }
 }
 
-fn values(data: TensorData) -> Vec<f64> {
+pub(crate) fn values(data: TensorData) -> Vec<f64> {
     data.convert::<f64>().into_vec().expect("converted to f64")
 }
 
@@ -171,7 +171,7 @@ impl Exact {
     }
 }
 
-fn integers(data: TensorData) -> Vec<i64> {
+pub(crate) fn integers(data: TensorData) -> Vec<i64> {
     data.convert::<i64>().into_vec().expect("converted to i64")
 }
 
@@ -312,13 +312,13 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Gradients<'_, B> {
     }
 }
 
-struct DescendBy<'a> {
-    rate: f64,
-    gradients: &'a BTreeMap<String, TensorData>,
+pub(crate) struct DescendBy<'a> {
+    pub(crate) rate: f64,
+    pub(crate) gradients: &'a BTreeMap<String, TensorData>,
 }
 
 impl DescendBy<'_> {
-    fn step<B: Backend>(&self, classifier: Classifier<B>) -> Classifier<B> {
+    pub(crate) fn step<B: Backend>(&self, classifier: Classifier<B>) -> Classifier<B> {
         let mut tensors = named_tensors(&classifier);
         for (name, gradient) in self.gradients {
             let tensor = tensors.get_mut(name).expect("gradients are of parameters");
@@ -333,7 +333,7 @@ impl DescendBy<'_> {
     }
 }
 
-fn mixture<B: Backend>(classifier: &Classifier<B>) -> &PatchMoe<B> {
+pub(crate) fn mixture<B: Backend>(classifier: &Classifier<B>) -> &PatchMoe<B> {
     let Classifier::PatchMoe(network) = classifier else { unreachable!("it was built as a mixture of experts") };
     network
 }
@@ -455,7 +455,10 @@ fn reference_classifier<B: TrainingBackend>(reference: &Reference) -> Classifier
 }
 
 /// Gradients of a loss by the names of the parameters.
-fn gradients_of<B: TrainingBackend>(loss: &Tensor<B, 1>, classifier: &Classifier<B>) -> BTreeMap<String, TensorData> {
+pub(crate) fn gradients_of<B: TrainingBackend>(
+    loss: &Tensor<B, 1>,
+    classifier: &Classifier<B>,
+) -> BTreeMap<String, TensorData> {
     let gradients = loss.backward();
     let mut visitor = Gradients::<B> { of_loss: &gradients, path: Vec::new(), found: BTreeMap::new() };
     classifier.visit_network(&mut visitor);
@@ -550,7 +553,7 @@ fn classifier_matches<B: TrainingBackend>(precision: DType, steps: usize) {
     assert_close("probabilities after three steps", softmax(pass.logits, 1).into_data(), expected);
 }
 
-fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+pub(crate) fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, target: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     log_softmax(logits, 1).gather(1, target.unsqueeze_dim(1)).mean().neg()
 }
 
@@ -585,6 +588,8 @@ macro_rules! on {
 on!(flex, burn_flex::Flex, F32, 3);
 on!(flex_double, burn_flex::Flex, F64, 3);
 on!(ndarray, burn_ndarray::NdArray, F32, 2);
+#[cfg(feature = "vulkan")]
+on!(vulkan, patchdoor_kernels::Vulkan, F32, 3);
 on!(ndarray_double, burn_ndarray::NdArray, F64, 3);
 
 /// A gate's numbers in double precision on four patches of two channels, 1, 1 + 2^-26, 1/2 and 1/4 by their scores, of

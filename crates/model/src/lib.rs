@@ -54,6 +54,8 @@ mod wide_resnet;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod tests;
 
 pub use classifier::Classifier;

@@ -29,14 +29,36 @@ pub(crate) fn input_gradient<B: Backend>(
     options: ConvOptions,
 ) -> FloatTensor<B> {
     let gradient = tensor::<B, 4>(gradient).permute([0, 3, 1, 2]);
-    let channels = groups * tensor::<B, 4>(weight.clone()).dims()[1];
+    let weight = at_least_the_stride(tensor::<B, 4>(weight), options.stride);
+    let [_, channels, rows, columns] = weight.dims();
+    let channels = groups * channels;
+    let [batch, _, out_height, out_width] = gradient.dims();
     let [top, left, bottom, right] = options.padding;
-    let padded = [gradient.dims()[0], channels, top + height + bottom, left + width + right];
+    // A kernel that grew may reach beyond the padded input.
+    let reached = |out: usize, kernel: usize| (out - 1) * options.stride + kernel;
+    let padded = [
+        (top + height + bottom).max(reached(out_height, rows)),
+        (left + width + right).max(reached(out_width, columns)),
+    ];
     // Burn reads only the shape of this input.
-    let x = Tensor::<B, 4>::zeros(padded, (&gradient.device(), gradient.dtype()));
-    let x = B::conv2d_x_backward(primitive(x), weight, primitive(gradient), unpadded(groups, options));
-    let x = tensor::<B, 4>(x).slice([0..padded[0], 0..channels, top..top + height, left..left + width]);
+    let x = Tensor::<B, 4>::zeros([batch, channels, padded[0], padded[1]], (&gradient.device(), gradient.dtype()));
+    let x = B::conv2d_x_backward(primitive(x), primitive(weight), primitive(gradient), unpadded(groups, options));
+    let x = tensor::<B, 4>(x).slice([0..batch, 0..channels, top..top + height, left..left + width]);
     primitive(x.permute([0, 2, 3, 1]))
+}
+
+/// Adds zeros below and right of a kernel that is smaller than the stride.
+///
+/// The direct transposed convolution of burn-cubecl 0.21 looks for inputs in an empty range where the kernel is smaller
+/// than the stride, and gives zeros: no gradient passes a 1x1 shortcut with stride 2. Autotune may choose that kernel.
+fn at_least_the_stride<B: Backend>(weight: Tensor<B, 4>, stride: usize) -> Tensor<B, 4> {
+    let [out, channels, rows, columns] = weight.dims();
+    if rows >= stride && columns >= stride {
+        return weight;
+    }
+    let grown = [out, channels, rows.max(stride), columns.max(stride)];
+    let zeros = Tensor::zeros(grown, (&weight.device(), weight.dtype()));
+    zeros.slice_assign([0..out, 0..channels, 0..rows, 0..columns], weight)
 }
 
 pub(crate) fn weight_gradients<B: Backend>(
