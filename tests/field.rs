@@ -24,7 +24,9 @@ fn folders(bench: &Bench, ends: impl Fn(&str) -> bool) -> Vec<PathBuf> {
 }
 
 fn modified(path: &Path) -> std::time::SystemTime {
-    std::fs::metadata(path).and_then(|file| file.modified()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    std::fs::metadata(path)
+        .and_then(|file| file.modified())
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// A folder of tiny pictures of two classes, each of one grey.
@@ -161,7 +163,10 @@ fine-tuning = { training = { epochs = 1, learning-rate = 0.01 } }
 #[test]
 fn a_failed_defense_is_a_failure_and_is_repeated_alone() {
     let bench = Bench::new();
-    bench.file("defended.toml", &format!("{}{DEFENDED}", SMALL.replace("[0]", "[0, 1]").replace("epochs = 4", "epochs = 1")));
+    bench.file(
+        "defended.toml",
+        &format!("{}{DEFENDED}", SMALL.replace("[0]", "[0, 1]").replace("epochs = 4", "epochs = 1")),
+    );
     let finished = bench.run(&["run", "defended.toml"]).expect(1);
     for words in ["A of seed 0 failed: loss became", "A (2)"] {
         assert!(finished.out().contains(words), "no {words:?} in\n{}", finished.out());
@@ -201,9 +206,10 @@ fn read_bytes(path: &Path) -> Vec<u8> {
 fn every_mean_has_the_number_of_its_own_seeds_beside_it() {
     let bench = Bench::new();
     // This rate of learning diverges with some of the seeds.
-    let text = SMALL.replace("train = 240", "train = 256").replace("epochs = 4", "epochs = 1").replace("[0]", "[0, 1, 2, 3]")
-        + "[[defenses]]\nfine-tuning.training = { epochs = 2, learning-rate = 2000.0 }\n"
-        + "[[sweep.axes]]\nfield = \"poisoning.target-class\"\nvalues = [0]\n";
+    let text =
+        SMALL.replace("train = 240", "train = 256").replace("epochs = 4", "epochs = 1").replace("[0]", "[0, 1, 2, 3]")
+            + "[[defenses]]\nfine-tuning.training = { epochs = 2, learning-rate = 2000.0 }\n"
+            + "[[sweep.axes]]\nfield = \"poisoning.target-class\"\nvalues = [0]\n";
     bench.file("sweep.toml", &text);
     let finished = bench.run(&["run", "sweep.toml"]);
     let folder = folders(&bench, |name| name.ends_with(".sweep"))[0].clone();
@@ -212,7 +218,8 @@ fn every_mean_has_the_number_of_its_own_seeds_beside_it() {
         let line = csv.lines().find(|line| line.split(',').nth(2) == Some(name)).map(str::to_owned);
         line.map_or_else(|| "0".to_owned(), |line| line.split(',').nth(3).unwrap_or_default().to_owned())
     };
-    let (_, of_defense) = finished.out().split_once("\nfine-tuning: mean").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap_or_default();
+    let (_, of_defense) =
+        finished.out().split_once("\nfine-tuning: mean").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap_or_default();
     if count("fine-tuning/clean-accuracy") == "0" {
         assert!(finished.code() == Some(1));
     } else {
@@ -233,7 +240,9 @@ fn every_mean_has_the_number_of_its_own_seeds_beside_it() {
 #[test]
 fn a_rate_above_its_class_is_refused_by_check_dry_run_and_run_with_its_place() {
     let bench = Bench::new();
-    let text = SMALL.replace("target-class = 0", "target-class = 0\nlabel-rule.clean-label = {}").replace("rate = 0.1", "rate = 0.2");
+    let text = SMALL
+        .replace("target-class = 0", "target-class = 0\nlabel-rule.clean-label = {}")
+        .replace("rate = 0.1", "rate = 0.2");
     let text = text.replace("[trigger.square]\nsize = 4\nanchor = \"lower-right\"\nvalue = 255", "[trigger.sig]");
     bench.file("over.toml", &text);
     for arguments in [&["check", "over.toml"][..], &["run", "over.toml"], &["run", "over.toml", "--dry-run"]] {
