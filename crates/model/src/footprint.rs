@@ -53,9 +53,8 @@ impl Footprint {
     /// A normalization, whose input and output are kept: the latter by the convolution that follows.
     pub(crate) fn norm_before_convolution(&mut self, x: Map) {
         self.norm(x.channels);
-        self.keep(2 * x.numbers());
-        // Two maps, not one of twice the size.
-        self.largest = self.largest.max(x.numbers());
+        self.keep(x.numbers());
+        self.keep(x.numbers());
     }
 
     /// A residual block; its shortcut takes the map that its first normalization keeps.
