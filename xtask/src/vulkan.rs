@@ -38,30 +38,32 @@ pub(crate) fn vulkan(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             return Ok(code);
         }
     };
-    let status = tests(arguments.all, &driver).status().context("cannot start cargo")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { exit_code(status.code()) })
+    for mut command in tests(arguments.all, &driver) {
+        let status = command.status().context("cannot start cargo")?;
+        if !status.success() {
+            return Ok(exit_code(status.code()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-/// The tests whose names have the word, in the packages that know the backend. In a folder of their own: the backend
-/// turns on features of burn, and all of it would be compiled again, here and at the next ordinary build.
-fn tests(all: bool, driver: &Path) -> Command {
-    let mut command = cargo();
-    command.current_dir(root()).args([
-        "test",
-        "--profile",
-        "vulkan",
-        "--features",
-        "vulkan",
-        "--lib",
-        "--test",
-        "vulkan",
-    ]);
-    command.args(["--package", "patchdoor-kernels", "--package", "patchdoor-model", "--package", "patchdoor-cli"]);
-    command.arg("--target-dir").arg(target().join("vulkan"));
-    command.args(["--", "vulkan"]).args(all.then_some("--include-ignored"));
-    // The loader would take any GPU of the machine first.
-    command.env("VK_DRIVER_FILES", driver).env("VK_ICD_FILENAMES", driver);
-    command
+/// The tests of the packages that know the backend: files of their own, and in the libraries those whose names have the word.
+/// In a folder of their own: the backend turns on features of burn, and all of it would be compiled again, here and at the
+/// next ordinary build.
+fn tests(all: bool, driver: &Path) -> [Command; 2] {
+    let files: (&[&str], &[&str]) = (&["--test", "vulkan", "--test", "vulkan_precision"], &[]);
+    [files, (&["--lib"], &["vulkan"])].map(|(chosen, filter)| {
+        let mut command = cargo();
+        command.current_dir(root()).args(["test", "--profile", "vulkan", "--features", "vulkan"]).args(chosen);
+        for package in ["patchdoor-kernels", "patchdoor-model", "patchdoor-train", "patchdoor-cli"] {
+            command.args(["--package", package]);
+        }
+        command.arg("--target-dir").arg(target().join("vulkan"));
+        command.arg("--").args(filter).args(all.then_some("--include-ignored"));
+        // The loader would take any GPU of the machine first.
+        command.env("VK_DRIVER_FILES", driver).env("VK_ICD_FILENAMES", driver);
+        command
+    })
 }
 
 fn target() -> PathBuf {
@@ -115,10 +117,10 @@ mod tests {
 
     #[test]
     fn tests_on_vulkan_leave_the_ordinary_build_alone() {
-        let command = super::tests(false, Path::new("/driver.json"));
-        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
-        let folder = arguments.iter().position(|argument| argument == "--target-dir").expect("it names a folder");
-        assert!(arguments[folder + 1].ends_with("vulkan"), "{arguments:?}");
-        assert_eq!(arguments.last().map(AsRef::as_ref), Some("vulkan"));
+        for command in super::tests(false, Path::new("/driver.json")) {
+            let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+            let folder = arguments.iter().position(|argument| argument == "--target-dir").expect("it names a folder");
+            assert!(arguments[folder + 1].ends_with("vulkan"), "{arguments:?}");
+        }
     }
 }

@@ -126,16 +126,15 @@ fn add_file(packed: &mut Vec<u8>, path: &Path, contents: &[u8], label_bytes: Opt
     packed.push(layout.map_or(DEFLATED, |(label_bytes, _)| label_bytes));
     packed.extend((contents.len() as u64).to_le_bytes());
     packed.extend(checksum(&name, layout.map_or(DEFLATED, |(label_bytes, _)| label_bytes), contents));
-    let blocks: Vec<Vec<u8>> = match layout {
-        Some((label_bytes, size)) => contents
+    let blocks: Vec<Vec<u8>> = if let Some((label_bytes, size)) = layout {
+        contents
             .par_chunks(RECORDS_PER_BLOCK * size)
             .map(|records| encode_records(records, usize::from(label_bytes)))
-            .collect(),
-        None => {
-            let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-            encoder.write_all(contents)?;
-            vec![encoder.finish()?]
-        }
+            .collect()
+    } else {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(contents)?;
+        vec![encoder.finish()?]
     };
     packed.extend((blocks.len() as u32).to_le_bytes());
     for block in blocks {
@@ -180,8 +179,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Names and contents of files.
+type Files = Vec<(String, Vec<u8>)>;
+
 /// The files of a packed data set, checked against their SHA-256.
-fn read(path: &Path, bytes: &[u8]) -> Result<(CatalogEntry, Vec<(String, Vec<u8>)>), DataError> {
+fn read(path: &Path, bytes: &[u8]) -> Result<(CatalogEntry, Files), DataError> {
     let mut reader = Reader { path, bytes, at: 0 };
     if reader.take(MAGIC.len(), "the mark of a packed data set")? != MAGIC {
         reader.at = 0;

@@ -228,7 +228,7 @@ pub trait Kernels: Backend {
 
     /// Cuts a tensor into equal parts along its first axis: the gradients of [`join`](Self::join).
     fn split(joined: FloatTensor<Self>, parts: usize) -> Vec<FloatTensor<Self>> {
-        stock::lists::split::<Self>(joined, parts)
+        stock::lists::split::<Self>(&joined, parts)
     }
 
     /// Mean cross-entropy of `[batch, class]` logits as `[1]`; its sum and the number of hits as `[2]`; the gradient of

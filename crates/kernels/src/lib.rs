@@ -60,8 +60,8 @@ pub use gate::{choose_patches, join};
 pub use gathering::gather_weighted;
 pub use images::{pack_pixels, take_images};
 pub use loss::{Loss, cross_entropy};
-pub use precision::Precision;
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};
+pub use precision::Precision;
 pub use statistics::{average_statistics, fold_statistics};
 pub use step::SgdStep;
 

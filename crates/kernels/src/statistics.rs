@@ -23,17 +23,11 @@ pub fn average_statistics<B: Kernels>(
     let all = [means.len() * channels[0]];
     assert!(mean.dims() == all && variance.dims() == all, "a batch has statistics of every group");
     let primitives = |list: Vec<Tensor<B, 1>>| list.into_iter().map(primitive).collect();
-    let (means, variances) = B::average_statistics(
-        primitives(means),
-        primitives(variances),
-        primitive(mean),
-        primitive(variance),
-        momentum,
-    );
+    let (means, variances) =
+        B::average_statistics(primitives(means), primitives(variances), primitive(mean), primitive(variance), momentum);
     let tensors = |list: Vec<_>| list.into_iter().map(tensor::<B, 1>).collect();
     (tensors(means), tensors(variances))
 }
-
 
 /// What running statistics make of normalizations that lie side by side: a scale and a shift for each channel.
 ///

@@ -1,8 +1,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_kernels::{
-    Kernels, Normalized, average_statistics, batch_norm_relu, fold_statistics, join, scale_shift_relu, weighted_batch_norm_relu,
-    weighted_scale_shift_relu,
+    Kernels, Normalized, average_statistics, batch_norm_relu, fold_statistics, join, scale_shift_relu,
+    weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
 use rand::Rng;
 

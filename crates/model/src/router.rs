@@ -69,7 +69,8 @@ impl<B: Backend> PatchRouter<B> {
         if B::ON_DEVICE {
             let device = patches.device();
             let (kernels, options) = (kernels.reshape([experts, length, 1, 1]), ConvOptions::symmetric([1, 1], 1));
-            let scores = conv2d(patches.reshape([batch, count, 1, length]), kernels, Tensor::zeros([experts], &device), options);
+            let scores =
+                conv2d(patches.reshape([batch, count, 1, length]), kernels, Tensor::zeros([experts], &device), options);
             return scores.reshape([batch, count, experts]).swap_dims(1, 2);
         }
         patches

@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
-use patchdoor_kernels::TrainingBackend;
 use fs_err as fs;
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -46,7 +46,10 @@ impl<B: TrainingBackend> JointSgd<B> {
         let flat = |velocity: &FloatTensor<B::InnerBackend>| {
             // The primitive knows its shape; the type's number of axes is only claimed once it is flat.
             let count = velocity.shape().num_elements();
-            Tensor::from_primitive(TensorPrimitive::Float(B::InnerBackend::float_reshape(velocity.clone(), [count].into())))
+            Tensor::from_primitive(TensorPrimitive::Float(B::InnerBackend::float_reshape(
+                velocity.clone(),
+                [count].into(),
+            )))
         };
         let mut velocities: Vec<_> = self.velocities.iter().map(|(id, velocity)| (id.val(), flat(velocity))).collect();
         velocities.sort_by_key(|&(id, _)| id);
@@ -54,7 +57,8 @@ impl<B: TrainingBackend> JointSgd<B> {
     }
 
     pub(crate) fn load_record(mut self, record: Velocities<B::InnerBackend>) -> Self {
-        self.velocities = record.into_iter().map(|(id, flat)| (ParamId::from(id), flat.into_primitive().tensor())).collect();
+        self.velocities =
+            record.into_iter().map(|(id, flat)| (ParamId::from(id), flat.into_primitive().tensor())).collect();
         self
     }
 }
@@ -83,9 +87,8 @@ struct Replacement<B: AutodiffBackend>(HashMap<ParamId, FloatTensor<B::InnerBack
 impl<B: AutodiffBackend> ModuleMapper<B> for Replacement<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         match self.0.remove(&param.id) {
-            Some(stepped) => param.map(|_| {
-                Tensor::from_inner(Tensor::from_primitive(TensorPrimitive::Float(stepped))).require_grad()
-            }),
+            Some(stepped) => param
+                .map(|_| Tensor::from_inner(Tensor::from_primitive(TensorPrimitive::Float(stepped))).require_grad()),
             None => param,
         }
     }

@@ -188,7 +188,10 @@ fn train_part<B: TrainingBackend>(
 }
 
 /// One pass over the training images; `None` if the observer stopped it.
-#[allow(clippy::too_many_arguments, reason = "what all kinds of training have, and the images where they are taken from")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what all kinds of training have, and the images where they are taken from"
+)]
 fn run_epoch<B: TrainingBackend>(
     state: Resumed<B>,
     assembler: &BatchAssembler<'_, B>,

@@ -71,8 +71,22 @@ impl Sizes {
             left,
             chunk,
         ];
-        let [batch, height, width, channels, out_height, out_width, out, groups, rows, columns, stride, top, left, chunk] =
-            numbers.map(|number| u32::try_from(number).expect("a convolution's sizes fit 32 bits"));
+        let [
+            batch,
+            height,
+            width,
+            channels,
+            out_height,
+            out_width,
+            out,
+            groups,
+            rows,
+            columns,
+            stride,
+            top,
+            left,
+            chunk,
+        ] = numbers.map(|number| u32::try_from(number).expect("a convolution's sizes fit 32 bits"));
         ShapeLaunch::new(
             batch, height, width, channels, out_height, out_width, out, groups, rows, columns, stride, top, left, chunk,
         )
@@ -173,8 +187,7 @@ fn forward<E: Numeric>(
             let filter = first_column + UNIT_POS % step * 4u32 + comptime!(j as u32);
             if position < positions && filter < out_group {
                 let channel = group * out_group + filter;
-                output[(position * shape.out + channel) as usize] =
-                    sums[comptime!(i * 4 + j)] + bias[channel as usize];
+                output[(position * shape.out + channel) as usize] = sums[comptime!(i * 4 + j)] + bias[channel as usize];
             }
         }
     }
@@ -361,8 +374,7 @@ fn weight_shares<E: Numeric>(
             let at = index / comptime!(columns as u32);
             let mut value = 0.0f32;
             if first + at < last && first_column + filter < out_group {
-                value = gradient
-                    [((first + at) * shape.out + group * out_group + first_column + filter) as usize];
+                value = gradient[((first + at) * shape.out + group * out_group + first_column + filter) as usize];
             }
             right[at as usize * right_stride + filter as usize] = operand::<E>(value, form);
         }
@@ -389,13 +401,7 @@ fn weight_shares<E: Numeric>(
 
 /// Adds up the chunks' shares.
 #[cube(launch_unchecked)]
-fn join_shares(
-    shares: &Array<f32>,
-    weight: &mut Array<f32>,
-    bias: &mut Array<f32>,
-    chunks: u32,
-    shape: Shape,
-) {
+fn join_shares(shares: &Array<f32>, weight: &mut Array<f32>, bias: &mut Array<f32>, chunks: u32, shape: Shape) {
     let in_group = shape.channels / shape.groups;
     let area = shape.kernel_height * shape.kernel_width;
     let taps = area * in_group;

@@ -28,8 +28,7 @@ fn spread(gradient: &Array<f32>, output: &mut Array<f32>, count: u32, positions:
     let at = ABSOLUTE_POS as u32;
     if at < count {
         let image = at / (channels * positions);
-        output[at as usize] =
-            gradient[(image * channels + at % channels) as usize] / f32::cast_from(positions);
+        output[at as usize] = gradient[(image * channels + at % channels) as usize] / f32::cast_from(positions);
     }
 }
 

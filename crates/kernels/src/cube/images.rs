@@ -37,10 +37,7 @@ fn take(
         let from_row = row + u32::cast_from(draws[(draw + 2u32) as usize]);
         let from_column = from_column + u32::cast_from(draws[(draw + 3u32) as usize]);
         let mut value = 0.0f32;
-        if from_row >= padding
-            && from_column >= padding
-            && from_row - padding < height
-            && from_column - padding < width
+        if from_row >= padding && from_column >= padding && from_row - padding < height && from_column - padding < width
         {
             let pixel = ((image * height + from_row - padding) * width + from_column - padding) * channels + channel;
             let word = u32::reinterpret(pixels[(pixel / 4u32) as usize]);

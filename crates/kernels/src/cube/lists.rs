@@ -191,8 +191,7 @@ pub(super) fn fold_statistics<R: CubeRuntime>(
     lists: [Vec<CubeTensor<R>>; 4],
     epsilon: f64,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
-    let [gammas, betas, means, variances] =
-        lists.map(|list| list.into_iter().map(contiguous).collect::<Vec<_>>());
+    let [gammas, betas, means, variances] = lists.map(|list| list.into_iter().map(contiguous).collect::<Vec<_>>());
     let length = gammas[0].meta.shape().num_elements();
     let [scale, shift] = [(); 2].map(|()| empty(&gammas[0], [gammas.len() * length]));
     let at_once = rows_at_once(&scale, 4);

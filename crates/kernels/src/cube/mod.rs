@@ -1,5 +1,8 @@
 //! Fused operations for burn's GPU backends, in CubeCL: one source for CUDA and for the software Vulkan that tests it.
-#![allow(unsafe_code, reason = "kernels read and write device memory unchecked; every launch fits its grid to its tensors")]
+#![allow(
+    unsafe_code,
+    reason = "kernels read and write device memory unchecked; every launch fits its grid to its tensors"
+)]
 
 mod backend;
 mod convolution;

@@ -138,14 +138,7 @@ struct Shape {
 
 /// One number of what is normalized.
 #[cube]
-fn seen(
-    x: &Array<f32>,
-    weights: &Array<f32>,
-    row: u32,
-    channel: u32,
-    shape: &Shape,
-    #[comptime] weighed: bool,
-) -> f32 {
+fn seen(x: &Array<f32>, weights: &Array<f32>, row: u32, channel: u32, shape: &Shape, #[comptime] weighed: bool) -> f32 {
     if comptime!(weighed) {
         let expert = channel / shape.map_channels;
         let within = channel - expert * shape.map_channels;

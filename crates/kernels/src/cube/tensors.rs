@@ -1,11 +1,11 @@
 //! Buffers of a device, as the kernels of this folder take and give them.
 
 use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::CubeRuntime;
 use cubecl::prelude::*;
 
 /// A tensor whose elements lie one after another.

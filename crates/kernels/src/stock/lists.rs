@@ -74,7 +74,7 @@ pub(crate) fn join<B: Backend>(parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
     B::float_cat(parts, 0)
 }
 
-pub(crate) fn split<B: Backend>(joined: FloatTensor<B>, parts: usize) -> Vec<FloatTensor<B>> {
+pub(crate) fn split<B: Backend>(joined: &FloatTensor<B>, parts: usize) -> Vec<FloatTensor<B>> {
     let length = joined.shape()[0] / parts;
     let part = |index: usize| B::float_slice(joined.clone(), &[Slice::from(index * length..(index + 1) * length)]);
     (0..parts).map(part).collect()

@@ -1,7 +1,6 @@
 //! Products of rounded operands on a Vulkan driver that needs no GPU, against f32 products of operands rounded by hand.
 //!
 //! In a file of its own: a precision holds for the whole process.
-#![cfg(feature = "vulkan")]
 
 mod support;
 

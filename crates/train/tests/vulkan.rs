@@ -1,5 +1,4 @@
 //! Training on a device of its own: a Vulkan driver that needs no GPU stands in for one.
-#![cfg(feature = "vulkan")]
 
 use std::ops::ControlFlow;
 
