@@ -101,8 +101,8 @@ pub(crate) fn bundle(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     write_file(&unfinished, "start.sh", START.as_bytes(), true)?;
     written.push(("start.sh".to_owned(), sum(START.as_bytes())));
     written.sort();
-    let sums = written.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect::<String>();
-    write_file(&unfinished, "SHA256SUMS", sums.as_bytes(), false)?;
+    let sums: Vec<String> = written.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
+    write_file(&unfinished, "SHA256SUMS", sums.concat().as_bytes(), false)?;
     fs::rename(&unfinished, out).with_context(|| format!("cannot name the bundle {}", out.display()))?;
     let mut bytes = 0;
     for (name, _) in &written {
@@ -221,7 +221,7 @@ fn collect(folder: &Path, name: &str, files: &mut Vec<File>) -> anyhow::Result<(
 }
 
 fn sum(contents: &[u8]) -> String {
-    Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 /// Writes every file by itself; names and SHA-256.
@@ -247,12 +247,12 @@ fn write_parts(folder: &Path, files: &[File], most: u64) -> anyhow::Result<Vec<(
         archive.append_data(&mut header, name, contents)?;
         Ok(())
     };
-    let mut inner = String::new();
+    let mut inner = Vec::new();
     for file in files {
         add(&file.name, &file.contents)?;
-        inner.push_str(&format!("{}  {}\n", sum(&file.contents), file.name));
+        inner.push(format!("{}  {}\n", sum(&file.contents), file.name));
     }
-    add("SHA256SUMS.inner", inner.as_bytes())?;
+    add("SHA256SUMS.inner", inner.concat().as_bytes())?;
     let archive = archive.into_inner()?;
     let mut written = Vec::new();
     for (number, part) in archive.chunks(most as usize).enumerate() {

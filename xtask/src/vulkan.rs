@@ -1,5 +1,4 @@
 use std::env;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -77,7 +76,7 @@ fn software_driver() -> Result<PathBuf, String> {
     let Some(driver) = named.map(PathBuf::from).or_else(|| lavapipe_in(&folders)) else {
         return Err(format!("there is no lvp_icd*.json of Mesa's software Vulkan driver in {}", DRIVERS.join(", ")));
     };
-    let searched: Vec<PathBuf> = env::split_paths(&env::var_os("LD_LIBRARY_PATH").unwrap_or_else(OsString::new))
+    let searched: Vec<PathBuf> = env::split_paths(&env::var_os("LD_LIBRARY_PATH").unwrap_or_default())
         .chain(LIBRARIES.map(PathBuf::from))
         .collect();
     if !searched.iter().any(|folder| folder.join("libvulkan.so.1").exists()) {

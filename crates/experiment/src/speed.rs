@@ -119,7 +119,7 @@ mod tests {
         let speed = measure_speed(&backend, &request).expect("it trains");
         assert_eq!((speed.stretches, speed.widen_factor, speed.batch_size), (1, 1, 8));
         assert!(speed.images_per_second > 0.0 && speed.first_seconds > 0.0);
-        assert_eq!(speed.range, [speed.images_per_second; 2]);
+        assert_eq!(speed.range.map(f64::to_bits), [speed.images_per_second.to_bits(); 2]);
         let request = SpeedRequest { widen_factor: 0, ..request };
         assert!(measure_speed(&backend, &request).is_err());
     }
