@@ -6,9 +6,9 @@
 //! Other files are deflated.
 //!
 //! # Format
-//! [`MAGIC`], the length of the data set's name (one byte), its name, then until the end of the file for each file of the data set: the length of its name (one byte), its name,
+//! `MAGIC`, the length of the data set's name (one byte), its name, then until the end of the file for each file of the data set: the length of its name (one byte), its name,
 //! label bytes per record (one byte; 255 for a deflated file), its length (`u64`), the SHA-256 of name, label bytes and
-//! contents, the number of blocks (`u32`) and for each its length (`u32`) and bytes. Numbers are little-endian. A block holds [`RECORDS_PER_BLOCK`] records,
+//! contents, the number of blocks (`u32`) and for each its length (`u32`) and bytes. Numbers are little-endian. A block holds `RECORDS_PER_BLOCK` records,
 //! the last one the rest. Nothing else is stored, so the same files give the same bytes.
 
 use std::io::{Read, Write};
