@@ -10,6 +10,7 @@ mod bench_pytorch;
 mod bench_statistics;
 mod bundle;
 mod ci;
+mod launches;
 mod run;
 mod vulkan;
 
@@ -77,6 +78,8 @@ enum Command {
         #[arg(long, value_name = "GITREF")]
         against: Option<String>,
     },
+    /// Count what a step of training asks of a GPU, on a driver without one
+    Launches(launches::Arguments),
     /// Run the benchmarks, or compare them with another revision's or with `PyTorch`
     #[command(after_help = "Examples:\n  cargo xtask bench routing -- --save-baseline before\n  \
                       cargo xtask bench --against main --filter convolution\n  cargo xtask bench --pytorch --widen 1 2")]
@@ -107,6 +110,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Bundle(arguments) => bundle::bundle(&arguments),
         Command::Ci { steps, against } => ci::ci(&steps, against.as_deref()),
         Command::Bench(arguments) => bench::bench(arguments),
+        Command::Launches(arguments) => launches::launches(&arguments),
         Command::Vulkan(arguments) => vulkan::vulkan(&arguments),
     }
 }

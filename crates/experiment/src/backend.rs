@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_plan::{ConfigErrors, Plan, Precision};
 
 /// Something that runs on whatever backend was chosen.
 pub(crate) trait OnBackend {
@@ -140,6 +141,36 @@ impl Backend {
             #[cfg(feature = "vulkan")]
             Kind::Vulkan => "vulkan",
         }
+    }
+
+    /// Whether it computes on a device of its own, with that device's products.
+    fn is_device(&self) -> bool {
+        ["cuda", "vulkan"].contains(&self.name())
+    }
+
+    /// Checks that it can compute as a plan asks.
+    ///
+    /// # Errors
+    /// If the plan rounds operands, and this is the CPU.
+    pub fn check(&self, plan: &Plan) -> Result<(), ConfigErrors> {
+        let precision = plan.config().precision;
+        if precision.is_full() || self.is_device() {
+            return Ok(());
+        }
+        let allowed = format!("\"f32\" on {}; a GPU has tf32 and bf16 too (--backend cuda)", self.name());
+        Err(plan.problem("precision", &format!("{:?}", precision.name()), &allowed))
+    }
+
+    /// Makes the device compute as a plan asks, from now on.
+    pub(crate) fn prepare(&self, plan: &Plan) {
+        use patchdoor_kernels::Precision as Rounding;
+
+        match plan.config().precision {
+            Precision::F32 => Rounding::F32,
+            Precision::Tf32 => Rounding::Tf32,
+            Precision::Bf16 => Rounding::Bf16,
+        }
+        .choose();
     }
 
     /// The device in words.

@@ -79,7 +79,17 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         lines.push(format!("  then {}: {images} {data} images, {epochs}", defender.title()));
     }
     lines.extend(plan.notes(facts).iter().map(|note| format!("  note: {note}")));
-    lines.push(format!("  on {} ({}); results go to {}", backend.name(), backend.device(), folder.display()));
+    let precision = if config.precision.is_full() {
+        String::new()
+    } else {
+        format!(", operands of convolutions rounded to {}", config.precision.name())
+    };
+    lines.push(format!(
+        "  on {} ({}){precision}; results go to {}",
+        backend.name(),
+        backend.device(),
+        folder.display()
+    ));
     lines
 }
 

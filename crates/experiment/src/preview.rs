@@ -14,6 +14,7 @@ use crate::images::ImagesError;
 /// # Errors
 /// If the images are there but cannot be read, or the plan does not fit them.
 pub fn preview(plan: &Plan, roots: &[PathBuf], backend: &Backend, folder: &Path) -> Result<Vec<String>, RunError> {
+    backend.check(plan).map_err(ImagesError::from)?;
     let dataset = match load(&plan.config().dataset, roots) {
         Ok(dataset) => dataset,
         Err(DataError::Missing { .. }) => {

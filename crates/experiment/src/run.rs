@@ -22,6 +22,7 @@ use crate::describe::{describe, describe_images};
 use crate::error::RunError;
 use crate::exam::Exam;
 use crate::halt::{Halt, Step};
+use crate::images::ImagesError;
 use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::placement::choose_placement;
 use crate::routing::{EpochRouting, look_at_routing};
@@ -103,6 +104,7 @@ pub enum Execution {
 /// If there are no images, no place for results, something other than a training's loss fails, or an earlier result is
 /// not as it was written. A training whose loss is no longer a number ends that seed only, with its reason in the results.
 pub fn execute(plan: &Plan, backend: &Backend, settings: &RunSettings<'_>) -> Result<Execution, RunError> {
+    backend.check(plan).map_err(ImagesError::from)?;
     let found = RunDirectory::finished(settings.out, &plan.run_name(backend.name()));
     let found = found.filter(|_| settings.again == Again::No);
     if let Some(folder) = found {
@@ -130,6 +132,7 @@ pub(crate) fn execute_on(
     announce: impl FnOnce(&Path),
 ) -> Result<Execution, RunError> {
     let Acquired { plan, dataset, used, notes, sources } = acquired;
+    backend.check(plan).map_err(ImagesError::from)?;
     let name = plan.run_name(backend.name());
     let directory = match RunDirectory::open(settings.out, &name, settings.again)? {
         Opened::Finished(folder) => return show(folder, sources, settings.console),
@@ -146,6 +149,7 @@ pub(crate) fn execute_on(
         used,
         watch: settings.watch(),
     };
+    backend.prepare(plan);
     let seeds = match backend.run(Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
         Ok(seeds) => seeds,
         Err(Halt::Interrupted) => return Ok(Execution::Interrupted { folder: folder.to_owned() }),

@@ -8,6 +8,7 @@ use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::defender::DefenderConfig;
+use crate::precision::Precision;
 use crate::routing::RoutingConfig;
 
 /// An experiment as written in a TOML file.
@@ -45,6 +46,9 @@ pub struct ExperimentConfig {
     /// How it is trained.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// What a GPU rounds the operands of convolutions to, in training and in evaluation.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
     /// What is tried, each on its own, to remove the backdoor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defenses: Vec<DefenderConfig>,

@@ -288,9 +288,10 @@ impl Plan {
     /// Like [`Self::hash`], for what the clean twin depends on: not the attack and not the seeds.
     /// `images` is the fingerprint of the images.
     pub fn twin_hash(&self, backend: &str, images: &str) -> String {
-        let ExperimentConfig { dataset, data, model, training, .. } = &self.config;
+        let ExperimentConfig { dataset, data, model, training, precision, .. } = &self.config;
         let data = DataConfig { when_missing: None, ..data.clone() };
-        digest(&(1, backend, images, dataset, data, model, training))
+        let twin = (1, backend, images, dataset, data, model, training);
+        if precision.is_full() { digest(&twin) } else { digest(&(twin, precision)) }
     }
 
     /// The experiment as a TOML file with every default written out; reading it gives this plan again.
@@ -477,6 +478,8 @@ mod tests {
         assert_eq!(twin(GOOD, "a"), twin(&format!("seeds = [3]\n{other_attack}"), "a"));
         assert_ne!(twin(GOOD, "a"), twin(GOOD, "b"));
         assert_ne!(twin(GOOD, "a"), twin(&format!("{GOOD}[training]\nepochs = 24\n"), "a"));
+        assert_eq!(twin(GOOD, "a"), twin(&format!("precision = \"f32\"\n{GOOD}"), "a"));
+        assert_ne!(twin(GOOD, "a"), twin(&format!("precision = \"bf16\"\n{GOOD}"), "a"));
     }
 
     #[test]
