@@ -65,4 +65,5 @@ pub use error::RunError;
 pub use images::ImagesError;
 pub use poisoned::{ExportRequest, Exported, export_poisoned};
 pub use run::{Execution, Reporter, RunSettings, execute};
+pub use sources::OtherSources;
 pub use sweep::{Forecast, SweepExecution, SweepFailure, SweepOptions, UnitState, execute_sweep};
