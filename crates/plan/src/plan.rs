@@ -342,12 +342,11 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ConfigErrors> {
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
             let bytes = error.into_bytes();
-            let what = match bytes.get(..2) {
-                Some([0xff, 0xfe] | [0xfe, 0xff]) => "is in UTF-16".to_owned(),
-                _ => {
-                    let line = bytes[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;
-                    format!("is not in UTF-8: line {line} has the byte 0x{:02x}", bytes[at])
-                }
+            let what = if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+                "is in UTF-16".to_owned()
+            } else {
+                let line = bytes[..at].split(|&byte| byte == b'\n').count();
+                format!("is not in UTF-8: line {line} has the byte 0x{:02x}", bytes[at])
             };
             Err(problem(format!("{} {what}, expected a text in UTF-8", path.display()), save))
         }

@@ -148,7 +148,7 @@ impl DefenseSummary {
     pub fn of(seeds: &[SeedResult]) -> Vec<Self> {
         let all: Vec<Vec<(String, &DefenseResult)>> =
             seeds.iter().filter_map(SeedResult::measurements).map(Measurements::titled_defenses).collect();
-        let count = all.iter().map(|defenses| defenses.len()).max().unwrap_or(0);
+        let count = all.iter().map(Vec::len).max().unwrap_or(0);
         let mut summaries = Vec::new();
         for index in 0..count {
             let results: Vec<&(String, &DefenseResult)> =
