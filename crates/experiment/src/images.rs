@@ -74,7 +74,9 @@ fn check_seeds(plan: &Plan, train: &ImageSet) -> Result<(), ImagesError> {
     for &seed in &config.seeds {
         let (training, _) = split::for_seed(train, config.data.validation_fraction, split_sizes(&config.data), seed);
         let mut counts = vec![0; train.class_count()];
-        training.iter().for_each(|&index| counts[usize::from(train.label(index))] += 1);
+        for &index in &training {
+            counts[usize::from(train.label(index))] += 1;
+        }
         if let Some(DataError::InvalidField { field, found, allowed }) = config.poisoning.validate_among(&counts) {
             return Err(plan
                 .problem(&format!("poisoning.{field}"), &format!("{found} with seed {seed}"), &allowed)
