@@ -15,12 +15,13 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Folders below `runs` whose names end in that way, sorted.
-fn folders(bench: &Bench, ends: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+/// Folders below `runs` with such names, sorted.
+fn folders(bench: &Bench, is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(bench.path().join("runs")).into_iter().flatten();
     let paths = entries.map(|entry| entry.expect("readable").path());
-    let mut found: Vec<PathBuf> =
-        paths.filter(|path| path.is_dir() && ends(&path.file_name().unwrap_or_default().to_string_lossy())).collect();
+    let mut found: Vec<PathBuf> = paths
+        .filter(|path| path.is_dir() && is_wanted(&path.file_name().unwrap_or_default().to_string_lossy()))
+        .collect();
     found.sort();
     found
 }
@@ -127,11 +128,11 @@ fn a_sweep_never_mixes_images_in_one_table() {
     refused_for_other_images(&bench.run(&["run", "sweep.toml", "--seeds", "1"]).expect(2));
     bench.file("sweep.toml", &axes("[0.25, 0.5, 0.75]"));
     refused_for_other_images(&bench.run(&["run", "sweep.toml"]).expect(2));
-    assert_eq!(folders(&bench, |name| name.ends_with(".sweep")).len(), 1, "nothing was tabulated");
+    assert_eq!(folders(&bench, |name| name.contains(".sweep")).len(), 1, "nothing was tabulated");
     // Afresh with other seeds, those of the old images are left out.
     bench.file("sweep.toml", &axes("[0.25, 0.5]"));
     bench.run(&["run", "sweep.toml", "--seeds", "1", "--fresh"]).expect(0);
-    let table = json(&read(&folders(&bench, |name| name.ends_with(".sweep"))[0].join("table.json")));
+    let table = json(&read(&folders(&bench, |name| name.contains(".sweep"))[0].join("table.json")));
     assert_eq!(table["points"][0]["metrics"][0]["values"].as_object().map(serde_json::Map::len), Some(1), "{table}");
 }
 
@@ -197,7 +198,7 @@ fn a_failed_defense_is_a_failure_and_is_repeated_alone() {
     assert_eq!(kept.map(|path| read_bytes(&run.join(path))), whole);
     assert!(written("seed-0/defenses/0-fine-tuning/result.json") > before, "what failed was repeated");
     assert_eq!(folders(&bench, |name| name.contains(".old-")).len(), 1, "what failed before is kept");
-    assert!(folders(&bench, |name| name.ends_with(".copy") || name.ends_with(".partial")).is_empty());
+    assert!(folders(&bench, |name| name.contains(".copy") || name.contains(".partial")).is_empty());
 }
 
 fn read_bytes(path: &Path) -> Vec<u8> {
@@ -214,7 +215,7 @@ fn every_mean_has_the_number_of_its_own_seeds_beside_it() {
             + "[[sweep.axes]]\nfield = \"poisoning.target-class\"\nvalues = [0]\n";
     bench.file("sweep.toml", &text);
     let finished = bench.run(&["run", "sweep.toml"]);
-    let folder = folders(&bench, |name| name.ends_with(".sweep"))[0].clone();
+    let folder = folders(&bench, |name| name.contains(".sweep"))[0].clone();
     let csv = read(&folder.join("table.csv"));
     let count = |name: &str| {
         let line = csv.lines().find(|line| line.split(',').nth(2) == Some(name)).map(str::to_owned);

@@ -1,5 +1,4 @@
 use std::io;
-use std::path::PathBuf;
 
 use patchdoor_data::DataError;
 use patchdoor_model::ModelError;
@@ -8,6 +7,7 @@ use patchdoor_train::TrainError;
 use patchdoor_triggers::TriggerError;
 
 use crate::images::ImagesError;
+use crate::sources::OtherSources;
 
 /// What keeps a run from its end.
 #[derive(Debug, thiserror::Error)]
@@ -19,34 +19,9 @@ pub enum RunError {
     /// There is no place for results.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
-    /// A run of the same name was computed on other images.
-    #[error(
-        "{} was begun on other images than these ({found}, now {expected}); --fresh moves it aside",
-        path.display()
-    )]
-    OtherImages {
-        /// The run.
-        path: PathBuf,
-        /// Fingerprint of its images.
-        found: String,
-        /// Fingerprint of the images now.
-        expected: String,
-    },
-    /// A run of the same name was computed with another file of the same path.
-    #[error(
-        "{} was begun with another {input} than this ({found}, now {expected}); --fresh moves it aside",
-        path.display()
-    )]
-    OtherInput {
-        /// The run.
-        path: PathBuf,
-        /// The file, as the experiment names it.
-        input: String,
-        /// SHA-256 of the file then.
-        found: String,
-        /// SHA-256 of the file now.
-        expected: String,
-    },
+    /// A run of the same name was computed on other images, or with other files.
+    #[error(transparent)]
+    OtherSources(#[from] OtherSources),
     /// A result cannot be written, or one of an earlier run not be read back.
     #[error(transparent)]
     Record(#[from] RecordError),

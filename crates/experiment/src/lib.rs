@@ -77,5 +77,6 @@ pub use operations::{OperationCheck, check_operations};
 pub use poisoned::{ExportRequest, Exported, export_poisoned};
 pub use preview::preview;
 pub use run::{Execution, Reporter, RunSettings, execute};
+pub use sources::OtherSources;
 pub use speed::{Speed, SpeedRequest, measure_speed};
 pub use sweep::{Forecast, SweepExecution, SweepFailure, SweepOptions, UnitState, execute_sweep};

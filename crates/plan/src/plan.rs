@@ -343,7 +343,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ConfigErrors> {
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
             let bytes = error.into_bytes();
-            let what = if let Some([0xff, 0xfe] | [0xfe, 0xff]) = bytes.get(..2) {
+            let what = if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
                 "is in UTF-16".to_owned()
             } else {
                 let line = bytes[..at].split(|&byte| byte == b'\n').count();

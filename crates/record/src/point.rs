@@ -168,7 +168,7 @@ mod tests {
         // s = 0.1 / sqrt(2) = 0.0707; 12.7062 * 0.0707 / sqrt(2) = 0.6353.
         let [low, high] = asr.interval_95.unwrap();
         // 0.95 + 0.6353 is more than a share can be.
-        assert!((low - 0.314_69).abs() < 1e-5 && (high - 1.0).abs() < f64::EPSILON, "{low} {high}");
+        assert!((low - 0.314_69).abs() < 1e-5 && (high - 1.0).abs() < 1e-12, "{low} {high}");
         assert_eq!(MetricResult::of("asr", [(0, 0.5)].into()).unwrap().interval_95, None);
     }
 

@@ -159,8 +159,7 @@ pub(crate) fn stop_for(error: RunError) -> Stop {
         }
         RunError::Images(_)
         | RunError::Directory(_)
-        | RunError::OtherImages { .. }
-        | RunError::OtherInput { .. }
+        | RunError::OtherSources(_)
         | RunError::Record(RecordError::MixedImages { .. })
         | RunError::NeedsSurrogate { .. } => Stop::unusable(error),
         _ => Stop::failed(error),
