@@ -161,21 +161,20 @@ impl Backend {
         Err(plan.problem("precision", &format!("{:?}", precision.name()), &allowed))
     }
 
-    /// Makes the device compute as a plan asks, from now on.
-    pub(crate) fn prepare(&self, plan: &Plan) {
-        use patchdoor_kernels::Precision as Rounding;
-
-        match plan.config().precision {
-            Precision::F32 => Rounding::F32,
-            Precision::Tf32 => Rounding::Tf32,
-            Precision::Bf16 => Rounding::Bf16,
-        }
-        .choose();
-    }
-
     /// The device in words.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Runs something on this backend, as a plan asks to compute from now on.
+    pub(crate) fn run_plan<T: OnBackend>(&self, plan: &Plan, task: T) -> T::Output {
+        match plan.config().precision {
+            Precision::F32 => patchdoor_kernels::Precision::F32,
+            Precision::Tf32 => patchdoor_kernels::Precision::Tf32,
+            Precision::Bf16 => patchdoor_kernels::Precision::Bf16,
+        }
+        .choose();
+        self.run(task)
     }
 
     /// Runs something on this backend.

@@ -149,8 +149,7 @@ pub(crate) fn execute_on(
         used,
         watch: settings.watch(),
     };
-    backend.prepare(plan);
-    let seeds = match backend.run(Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
+    let seeds = match backend.run_plan(plan, Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
         Ok(seeds) => seeds,
         Err(Halt::Interrupted) => return Ok(Execution::Interrupted { folder: folder.to_owned() }),
         Err(Halt::Failed(reason)) => unreachable!("a failure ends its seed: {reason}"),
