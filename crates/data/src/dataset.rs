@@ -3,11 +3,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cifar::{RecordLayout, read_records};
+use crate::class_counts::check_class_counts;
 use crate::error::invalid;
 use crate::folder::FolderConfig;
 use crate::forms::{self, Form};
 use crate::shapes::ShapesConfig;
-use crate::verification::check_published;
 use crate::{DataError, ImageSet, ImageShape, catalog, duplicates, folder, gtsrb, gtsrb_files, idx, labels, shapes};
 
 /// Which images an experiment uses.
@@ -266,7 +266,7 @@ fn facts(
             test.len(),
         ));
     } else if let (Some(location), false) = (location, matches!(config, DatasetConfig::Folder(_))) {
-        check_published(config, location, train, test)?;
+        check_class_counts(config.exact_class_counts(), location, train, test)?;
     }
     if *config == DatasetConfig::Gtsrb && train.groups().is_none() {
         notes.push("gtsrb without known tracks: a validation split shows signs that were trained on".to_owned());

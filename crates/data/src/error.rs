@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use crate::PictureError;
+use crate::picture_error::PictureError;
 
 /// What can go wrong between a file and a poisoned set of images.
 #[derive(Debug, thiserror::Error)]

@@ -41,6 +41,7 @@
 mod augmentation;
 pub mod catalog;
 mod cifar;
+mod class_counts;
 mod dataset;
 mod duplicates;
 mod error;
@@ -59,7 +60,9 @@ mod listing;
 pub mod packed;
 mod pickle;
 mod picture;
+mod picture_error;
 mod poisoning;
+pub mod presence;
 mod published;
 mod random;
 mod range_coder;
@@ -75,7 +78,8 @@ pub use error::DataError;
 pub use folder::FolderConfig;
 pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
-pub use picture::{PictureError, read_picture};
+pub use picture::read_picture;
+pub use picture_error::PictureError;
 pub use poisoning::{
     Budget, CleanLabel, CountRule, CoverExample, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan,
     SourceSpecific, trigger_all_images, trigger_test_images,

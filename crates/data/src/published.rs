@@ -55,6 +55,14 @@ impl DatasetConfig {
             Self::Folder(_) => None,
         }
     }
+
+    /// The same where no other number can be right: of GTSRB there are subsets, and shapes are as many as asked for.
+    pub(crate) fn exact_class_counts(&self) -> Option<[Vec<usize>; 2]> {
+        match self {
+            Self::Gtsrb | Self::Shapes(_) => None,
+            config => config.published_class_counts(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use crate::catalog::status;
+use crate::class_counts::check_class_counts;
 use crate::dataset::{DatasetConfig, load};
 use crate::error::{DataError, invalid};
-use crate::image_set::ImageSet;
+use crate::presence::status;
 use crate::shapes::ShapesConfig;
 
 /// What reading a whole data set has shown.
@@ -44,7 +44,7 @@ pub fn verify(name: &str, roots: &[PathBuf]) -> Result<Verification, DataError> 
     let dataset = load(&config, roots)?;
     let location = dataset.location.clone();
     let place = location.as_deref().unwrap_or(Path::new(name));
-    check_published(&config, place, &dataset.train, &dataset.test)?;
+    check_class_counts(config.exact_class_counts(), place, &dataset.train, &dataset.test)?;
     Ok(Verification {
         location,
         train_counts: dataset.train.class_counts(),
@@ -52,47 +52,4 @@ pub fn verify(name: &str, roots: &[PathBuf]) -> Result<Verification, DataError> 
         fingerprints: [dataset.train.fingerprint(), dataset.test.fingerprint()],
         notes: dataset.notes,
     })
-}
-
-/// Compares the number of images of each class with what is published.
-///
-/// # Errors
-///
-/// [`DataError::WrongCounts`], as for [`verify`].
-pub(crate) fn check_published(
-    config: &DatasetConfig,
-    path: &Path,
-    train: &ImageSet,
-    test: &ImageSet,
-) -> Result<(), DataError> {
-    for (split, set, published) in
-        [("training", train, published_counts(config, true)), ("test", test, published_counts(config, false))]
-    {
-        check_counts(path, split, set, published.as_deref())?;
-    }
-    Ok(())
-}
-
-/// Images of each class as published, if there is one number; the shapes are as many as asked for.
-fn published_counts(config: &DatasetConfig, train: bool) -> Option<Vec<usize>> {
-    match config {
-        DatasetConfig::Gtsrb | DatasetConfig::Shapes(_) => None,
-        config => config.published_class_counts().map(|[training, test]| if train { training } else { test }),
-    }
-}
-
-fn check_counts(path: &Path, split: &str, set: &ImageSet, published: Option<&[usize]>) -> Result<(), DataError> {
-    let counts = set.class_counts();
-    let wrong = counts.iter().enumerate().find_map(|(class, &found)| match published {
-        Some(published) => (found != published[class]).then(|| (class, found, published[class].to_string())),
-        None => (found == 0).then(|| (class, found, "at least one".to_owned())),
-    });
-    match wrong {
-        None => Ok(()),
-        Some((class, found, expected)) => Err(DataError::WrongCounts {
-            path: path.to_owned(),
-            found: format!("{found} {split} images of class {class} ({})", set.classes()[class]),
-            expected,
-        }),
-    }
 }

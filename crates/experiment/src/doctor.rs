@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use patchdoor_data::catalog::{DatasetState, status};
+use patchdoor_data::presence::{DatasetState, status};
 use serde::Serialize;
 
 use crate::backend::{BackendChoice, built_in, processor, threads};
