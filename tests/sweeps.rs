@@ -240,7 +240,8 @@ fn a_dry_run_shows_the_points_and_computes_nothing() {
     assert_eq!(lines[2], "  at most about 1 s: 2000 images/s assumed for widen factor 1 on two cores");
     assert!(lines[3].starts_with("  on flex (") && lines[3].contains("tables go to runs/sweep-"), "{}", lines[3]);
     assert_eq!(lines[4], "  rate = 0.05, square = small  seed 0 to do, seed 1 to do");
-    assert_eq!(lines.len(), 8);
+    assert!(lines[8].starts_with("  memory on the device about "), "{}", lines[8]);
+    assert_eq!(lines.len(), 9);
     assert_eq!(bench.entries(), ["sweep.toml"]);
     let document = bench.run(&["run", "sweep.toml", "--dry-run", "--json"]).expect(0);
     assert_eq!(json(&document.out())["sweeps"][0]["to-compute"], 4);
