@@ -15,7 +15,7 @@ pub struct Verification {
     pub train_counts: Vec<usize>,
     /// Test images of each class.
     pub test_counts: Vec<usize>,
-    /// [`ImageSet::fingerprint`] of the training and of the test images.
+    /// [`ImageSet::fingerprint`](crate::ImageSet::fingerprint) of the training and of the test images.
     pub fingerprints: [String; 2],
     /// What a reader of results must know about these images; one sentence each.
     pub notes: Vec<String>,
