@@ -71,7 +71,11 @@ impl<B: Backend> PatchRouter<B> {
             let (kernels, options) = (kernels.reshape([experts, length, 1, 1]), ConvOptions::symmetric([1, 1], 1));
             let scores =
                 conv2d(patches.reshape([batch, count, 1, length]), kernels, Tensor::zeros([experts], &device), options);
-            return scores.reshape([batch, count, experts]).swap_dims(1, 2);
+            // Burn 0.21 gives wrong strides to a tensor that is reshaped after an axis of one was moved, as the gradient would be.
+            return match experts {
+                1 => scores.reshape([batch, 1, count]),
+                _ => scores.reshape([batch, count, experts]).swap_dims(1, 2),
+            };
         }
         patches
             .reshape([batch * count, length])
