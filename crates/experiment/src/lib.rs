@@ -14,7 +14,7 @@
 //!
 //! use patchdoor_experiment::{BackendChoice, Console, Execution, RunSettings, execute};
 //! use patchdoor_plan::{Plan, PlanOptions};
-//! use patchdoor_record::Build;
+//! use patchdoor_record::{Again, Build};
 //!
 //! let plan = Plan::read(Path::new("experiments/badnets.toml"), &PlanOptions::default())?;
 //! let settings = RunSettings {
