@@ -6,6 +6,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::sums::total;
 use super::tensors::{array, contiguous, cubes, empty, empty_of};
 
 const UNITS: usize = 64;
@@ -31,18 +32,6 @@ fn largest(shared: &mut SharedMemory<f32>, value: f32) -> f32 {
         found = max(found, shared[unit as usize]);
     }
     found
-}
-
-#[cube]
-fn total(shared: &mut SharedMemory<f32>, value: f32) -> f32 {
-    sync_cube();
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut sum = 0.0f32;
-    for unit in 0..CUBE_DIM_X {
-        sum += shared[unit as usize];
-    }
-    sum
 }
 
 #[cube(launch_unchecked)]

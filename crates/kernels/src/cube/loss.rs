@@ -5,21 +5,10 @@ use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::sums::total;
 use super::tensors::{array, contiguous, empty};
 
 const UNITS: usize = 256;
-
-#[cube]
-fn total(shared: &mut SharedMemory<f32>, value: f32) -> f32 {
-    sync_cube();
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut sum = 0.0f32;
-    for unit in 0..CUBE_DIM_X {
-        sum += shared[unit as usize];
-    }
-    sum
-}
 
 #[cube(launch_unchecked)]
 fn score(

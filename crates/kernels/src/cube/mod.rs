@@ -12,5 +12,6 @@ mod images;
 mod lists;
 mod loss;
 mod normalization;
+mod sums;
 mod tensors;
 mod tile;
