@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ShapesConfig, load, stream};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_model::{ClassifierConfig, ModelError, PatchMoeConfig};
-use patchdoor_train::{EpochRecord, TrainingConfig, TrainingData, TrainingObserver, input_shape, train};
+use patchdoor_model::{Classifier, ClassifierConfig, ModelError, PatchMoeConfig};
+use patchdoor_train::{
+    ClassifierObserver, EpochRecord, Member, TrainingConfig, TrainingData, TrainingObserver, input_shape, train_group,
+};
 use serde::Serialize;
 
 use crate::backend::{Backend, OnBackend};
@@ -18,8 +20,10 @@ use crate::images::ImagesError;
 pub struct SpeedRequest {
     /// Its widen factor.
     pub widen_factor: usize,
-    /// Images of a step.
+    /// Images of a step and seed.
     pub batch_size: usize,
+    /// Seeds trained step by step together, as a group.
+    pub seeds: usize,
     /// Steps of a timed stretch. The device is waited for at its end only.
     pub steps: usize,
     /// How long to go on, after the first stretch, which compiles and is not timed.
@@ -32,9 +36,11 @@ pub struct SpeedRequest {
 pub struct Speed {
     /// The network's widen factor.
     pub widen_factor: usize,
-    /// Images of a step.
+    /// Images of a step and seed.
     pub batch_size: usize,
-    /// Images a second: the median of the timed stretches.
+    /// Seeds trained together.
+    pub seeds: usize,
+    /// Images a second of all seeds: the median of the timed stretches.
     pub images_per_second: f64,
     /// Images a second of the slowest and of the fastest stretch.
     pub range: [f64; 2],
@@ -65,8 +71,11 @@ impl OnBackend for SpeedRequest {
         if let Some(problem) = config.network().validate(input, images.class_count()).into_iter().next() {
             return Err(RunError::Model(problem));
         }
-        let classifier: Result<_, ModelError> =
-            config.init::<B>(input, images.class_count(), &mut stream(0, "weights"), device);
+        let seeds = 0..self.seeds.max(1) as u64;
+        let classifiers = seeds
+            .clone()
+            .map(|seed| config.init::<B>(input, images.class_count(), &mut stream(seed, "weights"), device));
+        let classifiers = classifiers.collect::<Result<Vec<_>, ModelError>>()?;
         let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
         let training = TrainingConfig {
             epochs: 10_000,
@@ -74,13 +83,24 @@ impl OnBackend for SpeedRequest {
             learning_rate: 0.01,
             ..TrainingConfig::default()
         };
-        let mut clock = Clock { time: self.time, began: None, records: Vec::new() };
-        train(classifier?, &data, &training, 0, None, &mut clock, device)?;
-        let mut rates: Vec<f64> = clock.records[1..].iter().map(|record| record.images_per_second).collect();
+        let mut clocks: Vec<_> = seeds.map(|_| Clock { time: self.time, began: None, records: Vec::new() }).collect();
+        let members = classifiers.into_iter().zip(&mut clocks).zip(0..);
+        let members = members.map(|((classifier, observer), seed)| Member {
+            classifier,
+            data,
+            seed,
+            checkpoints: None,
+            observer,
+        });
+        train_group(members.collect(), &training, device)?;
+        let clock = &clocks[0];
+        let all = clocks.len() as f64;
+        let mut rates: Vec<f64> = clock.records[1..].iter().map(|record| all * record.images_per_second).collect();
         rates.sort_by(f64::total_cmp);
         Ok(Speed {
             widen_factor: self.widen_factor,
             batch_size: self.batch_size,
+            seeds: clocks.len(),
             images_per_second: rates[rates.len() / 2],
             range: [rates[0], rates[rates.len() - 1]],
             stretches: rates.len(),
@@ -107,6 +127,10 @@ impl TrainingObserver for Clock {
     }
 }
 
+impl<B: TrainingBackend> ClassifierObserver<B> for Clock {
+    fn classifier_trained(&mut self, _classifier: &Classifier<B>, _record: &EpochRecord) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,9 +139,9 @@ mod tests {
     #[test]
     fn the_first_stretch_is_not_timed_and_one_at_least_is() {
         let backend = BackendChoice::Flex.resolve().expect("built");
-        let request = SpeedRequest { widen_factor: 1, batch_size: 8, steps: 2, time: Duration::ZERO };
+        let request = SpeedRequest { widen_factor: 1, batch_size: 8, seeds: 2, steps: 2, time: Duration::ZERO };
         let speed = measure_speed(&backend, &request).expect("it trains");
-        assert_eq!((speed.stretches, speed.widen_factor, speed.batch_size), (1, 1, 8));
+        assert_eq!((speed.stretches, speed.widen_factor, speed.batch_size, speed.seeds), (1, 1, 8, 2));
         assert!(speed.images_per_second > 0.0 && speed.first_seconds > 0.0);
         assert_eq!(speed.range.map(f64::to_bits), [speed.images_per_second.to_bits(); 2]);
         let request = SpeedRequest { widen_factor: 0, ..request };

@@ -123,7 +123,8 @@ pub trait Kernels: Backend {
         beta: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        Self::batch_norm_relu(stock::experts::weigh::<Self>(map, weights), gamma, beta, epsilon)
+        let members = stock::experts::members::<Self>(&map, &weights, &gamma);
+        Self::batch_norm_relu(stock::experts::weigh::<Self>(map, weights, members), gamma, beta, epsilon)
     }
 
     /// Gradients of [`weighted_batch_norm_relu`](Self::weighted_batch_norm_relu)'s output for map, weights, gamma and
@@ -139,10 +140,11 @@ pub trait Kernels: Backend {
         gradient: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let seen = stock::experts::weigh::<Self>(map.clone(), weights.clone());
+        let members = stock::experts::members::<Self>(&map, &weights, &gamma);
+        let seen = stock::experts::weigh::<Self>(map.clone(), weights.clone(), members);
         let (gradient, gamma, beta) =
             Self::batch_norm_relu_gradients(seen, gamma, beta, mean, variance, gradient, epsilon);
-        let (map, weights) = stock::experts::weigh_gradients::<Self>(map, weights, gradient);
+        let (map, weights) = stock::experts::weigh_gradients::<Self>(map, weights, gradient, members);
         (map, weights, gamma, beta)
     }
 
@@ -154,7 +156,8 @@ pub trait Kernels: Backend {
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::scale_shift_relu(stock::experts::weigh::<Self>(map, weights), scale, shift)
+        let members = stock::experts::members::<Self>(&map, &weights, &scale);
+        Self::scale_shift_relu(stock::experts::weigh::<Self>(map, weights, members), scale, shift)
     }
 
     /// Takes and weighs every expert's patches; see [`gather_weighted`](crate::gather_weighted).

@@ -10,6 +10,9 @@ use crate::{Kernels, Normalized};
 /// with experts times channels as channels: every expert has its own statistics, taken over all positions of the batch,
 /// those of weight zero included. Gradients flow into map, weights, gamma and beta.
 ///
+/// A map may hold those of several networks side by side, `[batch, height, width, member * channel]`, each seen by its own
+/// share of the experts, which stand member by member.
+///
 /// # Shapes
 /// - map: `[batch, height, width, channel]`
 /// - weights: `[batch, expert, height * width]`
@@ -55,10 +58,14 @@ pub fn weighted_scale_shift_relu<B: Kernels>(
 }
 
 fn check<B: Backend>(map: &Tensor<B, 4>, weights: &Tensor<B, 3>, parameters: [&Tensor<B, 1>; 2]) {
-    let [batch, height, width, channels] = map.dims();
+    let [batch, height, width, wide] = map.dims();
     let [_, experts, _] = weights.dims();
     assert_eq!([batch, experts, height * width], weights.dims(), "every expert needs one weight per position");
-    for parameter in parameters {
-        assert_eq!([experts * channels], parameter.dims(), "a normalization needs one parameter per channel");
-    }
+    let [count, other] = parameters.map(|parameter| parameter.dims()[0]);
+    assert_eq!(count, other, "a normalization needs as many of both parameters");
+    assert!(experts > 0 && count % experts == 0, "a normalization needs one parameter per channel of every expert");
+    let channels = (count / experts).max(1);
+    let members = wide / channels;
+    assert_eq!(wide, members * channels, "a normalization needs one parameter per channel");
+    assert!(members > 0 && experts % members == 0, "every member of a map needs as many experts");
 }

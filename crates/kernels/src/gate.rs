@@ -33,5 +33,9 @@ pub fn choose_patches<B: Kernels>(
 pub fn join<B: Kernels, const D: usize>(parts: Vec<Tensor<B, D>>) -> Tensor<B, D> {
     let shape = parts.first().expect("there is something to join").dims();
     assert!(parts.iter().all(|part| part.dims() == shape), "tensors to join must have one shape");
+    let mut parts = parts;
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
     tensor(B::join(parts.into_iter().map(primitive).collect()))
 }

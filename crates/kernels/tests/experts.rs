@@ -71,6 +71,46 @@ fn weighted_scale_shift_relu_agrees_with_burn() {
 }
 
 #[test]
+fn maps_of_members_side_by_side_are_normalized_each_by_itself() {
+    differentiate(|| {
+        for (channels, experts, members) in [(16, 4, 2), (5, 1, 3)] {
+            let wide = members * experts * channels;
+            let maps = leaf(1, [3, 4, 5, members * channels]);
+            let weights = gate(2, [3, members * experts, 20]);
+            let [gamma, beta] = [leaf(4, [wide]), leaf(5, [wide])];
+            let upstream = random(6, [3, 4, 5, wide]);
+
+            let found = weighted_batch_norm_relu(maps.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
+            let scaled = weighted_scale_shift_relu(maps.clone(), weights.clone(), gamma.clone(), beta.clone());
+            let gradients = ((found.output.clone() + scaled.clone()) * upstream.clone()).sum().backward();
+            let found_maps = maps.grad(&gradients).unwrap();
+            let found_weights = weights.grad(&gradients).unwrap();
+            let found_parameters = [gamma.grad(&gradients).unwrap(), beta.grad(&gradients).unwrap()];
+
+            let alone = (0..members).map(|member| {
+                let map = maps.clone().narrow(3, member * channels, channels);
+                let weights = weights.clone().narrow(1, member * experts, experts);
+                let [gamma, beta] =
+                    [&gamma, &beta].map(|all| all.clone().narrow(0, member * experts * channels, experts * channels));
+                let normalized =
+                    weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), EPSILON);
+                (normalized.output, weighted_scale_shift_relu(map, weights, gamma, beta))
+            });
+            let (outputs, shifted) = alone.unzip();
+            let (outputs, shifted) = (Tensor::cat(outputs, 3), Tensor::cat(shifted, 3));
+            let gradients = ((outputs.clone() + shifted.clone()) * upstream).sum().backward();
+            assert_close("output", found.output.inner(), outputs.inner(), 1e-5);
+            assert_close("scaled", scaled.inner(), shifted.inner(), 1e-5);
+            assert_close("map gradient", found_maps, maps.grad(&gradients).unwrap(), 1e-5);
+            assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
+            for (found, parameter) in found_parameters.into_iter().zip([&gamma, &beta]) {
+                assert_close("parameter gradient", found, parameter.grad(&gradients).unwrap(), 1e-5);
+            }
+        }
+    });
+}
+
+#[test]
 fn add_passes_its_gradient_to_both_sides() {
     differentiate(|| {
         let [left, right] = [leaf::<4>(1, [3, 5, 7, 11]), leaf::<4>(2, [3, 5, 7, 11])];

@@ -142,10 +142,11 @@ fn a_large_mean_costs_a_variance_no_digits() {
     }
 }
 
-fn weighted<B: TrainingBackend>(channels: usize) -> Found {
+fn weighted<B: TrainingBackend>(channels: usize, members: usize) -> Found {
     differentiate(|| {
-        let (map, weights) = (input::<B, 4>(1, [3, 8, 8, channels]), input::<B, 3>(4, [3, 4, 64]));
-        let (gamma, beta) = (input::<B, 1>(2, [4 * channels]), input::<B, 1>(3, [4 * channels]));
+        let map = input::<B, 4>(1, [3, 8, 8, members * channels]);
+        let weights = input::<B, 3>(4, [3, members * 4, 64]);
+        let (gamma, beta) = (input::<B, 1>(2, [members * 4 * channels]), input::<B, 1>(3, [members * 4 * channels]));
         let normalized = weighted_batch_norm_relu(map.clone(), weights.clone(), gamma.clone(), beta.clone(), 1e-3);
         let pass = Pass::of(&normalized.output).gradient("map", &map).gradient("weights", &weights);
         let mut found = pass.gradient("gamma", &gamma).gradient("beta", &beta).found;
@@ -157,8 +158,9 @@ fn weighted<B: TrainingBackend>(channels: usize) -> Found {
 
 #[test]
 fn weighted_normalizations_agree() {
-    for channels in [20, 64, 150] {
-        agree(&format!("{channels} channels"), &weighted::<Device>(channels), &weighted::<Host>(channels));
+    for (channels, members) in [(20, 1), (64, 1), (150, 1), (20, 3)] {
+        let (found, expected) = (weighted::<Device>(channels, members), weighted::<Host>(channels, members));
+        agree(&format!("{channels} channels of {members} members"), &found, &expected);
     }
 }
 

@@ -43,28 +43,12 @@ impl<B: Backend> BatchNormRelu<B> {
 }
 
 impl<B: Kernels> BatchNormRelu<B> {
-    /// # Shapes
-    /// - input and output: `[.., channel]`
-    pub(crate) fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        if self.uses_batch(&x.device()) { self.forward_training(x) } else { self.forward_inference(x) }
-    }
-
     fn uses_batch(&self, device: &B::Device) -> bool {
         self.momentum > 0.0 && (self.collects || B::ad_enabled(device))
     }
 
-    fn forward_training<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let normalized = batch_norm_relu(x, self.gamma.val(), self.beta.val(), self.epsilon);
-        Self::update_groups(&[self], &normalized);
-        normalized.output
-    }
-
-    fn forward_inference<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let (scale, shift) = Self::scales_and_shifts(&[self]);
-        scale_shift_relu(x, scale, shift)
-    }
-
-    /// Normalizations of one shape side by side, each over the map weighed for it.
+    /// Normalizations of one shape side by side, each over the map weighed for it; or over its member's map, where the map
+    /// holds those of several members.
     ///
     /// # Shapes
     /// - map: `[batch, row, column, channel]`
@@ -85,8 +69,8 @@ impl<B: Kernels> BatchNormRelu<B> {
     /// Normalizations of one shape side by side, each over its own group of channels.
     ///
     /// # Shapes
-    /// - input and output: `[batch, row, column, group * channel]`
-    pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
+    /// - input and output: `[.., group * channel]`
+    pub(crate) fn forward_groups<const D: usize>(groups: &[&Self], x: Tensor<B, D>) -> Tensor<B, D> {
         if groups[0].uses_batch(&x.device()) {
             let [gamma, beta] = Self::joined_parameters(groups);
             let normalized = batch_norm_relu(x, gamma, beta, groups[0].epsilon);

@@ -71,6 +71,37 @@ impl<B: Kernels> Classifier<B> {
         self.forward_with_routing(images).0
     }
 
+    /// Logits of several classifiers of one structure in one pass, each of its own images: an operation works on all
+    /// of them side by side, so that small networks keep a device busy.
+    ///
+    /// Every classifier's logits and gradients are those of a pass of its own, but for the order of sums.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, member * channel]`, pixels in [0, 1]
+    /// - logits: `[batch, member, class]`
+    ///
+    /// # Panics
+    /// If there is none, or one is built otherwise than the first.
+    pub fn forward_members(members: &[&Self], images: Tensor<B, 4>) -> Tensor<B, 3> {
+        let first = members.first().expect("a group has members");
+        let structure = first.config().network().structure();
+        let (batch, classes) = (images.dims()[0], first.classes());
+        let (mut mixtures, mut dense) = (Vec::new(), Vec::new());
+        for member in members {
+            assert_eq!(member.config().network().structure(), structure, "members have one structure");
+            match member {
+                Self::PatchMoe(network) => mixtures.push(network),
+                Self::WideResnet(network) => dense.push(network),
+            }
+        }
+        let logits = if dense.is_empty() {
+            PatchMoe::forward_members(&mixtures, images)
+        } else {
+            WideResNet::forward_members(&dense, images, &mut Taps::none())
+        };
+        logits.reshape([batch, members.len(), classes])
+    }
+
     /// Returns logits and one routing for each routed layer, from the images to the head; a dense network has none.
     ///
     /// # Shapes

@@ -199,7 +199,7 @@ fn gate<B: AutodiffBackend + Kernels>(
         let map = input.clone().permute([0, 2, 3, 1]);
         let [batch, rows, columns, _] = map.dims();
         let router = PatchRouter::with_kernels(kernel.clone(), selected, crate::GateOrder::SoftmaxThenSelect);
-        let patches = into_patches(map.clone(), side);
+        let patches = into_patches(map.clone(), side, 1);
         let scores = router.scores(patches.clone());
         let own = Selection::best(&scores, selected);
         let ours = integers(own.indices.clone());
@@ -340,9 +340,8 @@ pub(crate) fn mixture<B: Backend>(classifier: &Classifier<B>) -> &PatchMoe<B> {
 
 /// A pass up to the router: map and scores.
 fn half_pass<B: Kernels>(network: &PatchMoe<B>, images: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 3>) {
-    let trunk = network.trunk.forward(images, &mut Taps::none());
-    let map = network.patch_conv.forward(network.patch_norm.forward(trunk));
-    let scores = network.router().scores(into_patches(map.clone(), 1));
+    let map = PatchMoe::map_of_members(&[network], images, &mut Taps::none());
+    let scores = network.router().scores(into_patches(map.clone(), 1, 1));
     (map, scores)
 }
 

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, conv2d, grouped_conv2d, join};
+use patchdoor_kernels::{ConvOptions, Kernels, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::Padding;
@@ -39,20 +39,11 @@ impl<B: Backend> Convolution<B> {
 }
 
 impl<B: Kernels> Convolution<B> {
-    /// # Shapes
-    /// - input: `[batch, row, column, channel]`
-    /// - output: `[batch, row / stride, column / stride, channel]`, sizes rounded up
-    pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [_, rows, columns, _] = x.dims();
-        let options = self.options([rows, columns]);
-        conv2d(x, self.weight.val(), self.bias.val(), options)
-    }
-
     /// Convolutions of one shape side by side, each over its own group of channels.
     ///
     /// # Shapes
     /// - input: `[batch, row, column, group * channel]`
-    /// - output: `[batch, row / stride, column / stride, group * channel]`
+    /// - output: `[batch, row / stride, column / stride, group * channel]`, sizes rounded up
     pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = x.dims();
         let options = groups[0].options([rows, columns]);

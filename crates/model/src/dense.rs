@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, conv2d};
+use patchdoor_kernels::{ConvOptions, Kernels, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::init::ParameterSource;
@@ -21,18 +21,22 @@ impl<B: Backend> Dense<B> {
 }
 
 impl<B: Kernels> Dense<B> {
+    /// Layers of one shape side by side, each over its own group of inputs.
+    ///
     /// # Shapes
-    /// - input: `[batch, in]`
-    /// - output: `[batch, out]`
-    pub(crate) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        if B::ON_DEVICE {
-            // A pixel by a kernel of one pixel: the device adds the bias on the way, and gives both gradients at once.
-            let [batch, input] = x.dims();
-            let [output, _] = self.weight.dims();
-            let weight = self.weight.val().reshape([output, input, 1, 1]);
-            let options = ConvOptions::symmetric([1, 1], 1);
-            return conv2d(x.reshape([batch, 1, 1, input]), weight, self.bias.val(), options).reshape([batch, output]);
+    /// - input: `[batch, group * in]`
+    /// - output: `[batch, group * out]`
+    pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 2>) -> Tensor<B, 2> {
+        if let ([only], false) = (groups, B::ON_DEVICE) {
+            return x.matmul(only.weight.val().transpose()) + only.bias.val().unsqueeze();
         }
-        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
+        // A pixel by kernels of one pixel: the device adds the bias on the way, and gives both gradients at once.
+        let [batch, wide] = x.dims();
+        let weights = join(groups.iter().map(|group| group.weight.val()).collect());
+        let biases = join(groups.iter().map(|group| group.bias.val()).collect());
+        let [outputs, input] = weights.dims();
+        let (x, weights) = (x.reshape([batch, 1, 1, wide]), weights.reshape([outputs, input, 1, 1]));
+        let options = ConvOptions::symmetric([1, 1], 1);
+        grouped_conv2d(x, weights, biases, groups.len(), options).reshape([batch, outputs])
     }
 }

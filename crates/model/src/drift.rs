@@ -13,7 +13,7 @@ use crate::patch_moe::into_patches;
 use crate::router::Selection;
 use crate::taps::Taps;
 use crate::weights::{named_tensors, with_tensors};
-use crate::{Classifier, ClassifierConfig, InputShape, PatchMoeConfig};
+use crate::{Classifier, ClassifierConfig, InputShape, PatchMoe, PatchMoeConfig};
 
 type Flex = Autodiff<burn_flex::Flex>;
 type Tensors = BTreeMap<String, TensorData>;
@@ -91,9 +91,8 @@ impl Course {
             let labels = Tensor::<B, 1, Int>::from_data(labels, device);
             let (loss, selected, gradients) = differentiate(|| {
                 let network = mixture(&classifier);
-                let trunk = network.trunk.forward(images.clone(), &mut Taps::none());
-                let map = network.patch_conv.forward(network.patch_norm.forward(trunk));
-                let scores = network.router().scores(into_patches(map.clone(), self.moe.patch_size));
+                let map = PatchMoe::map_of_members(&[network], images.clone(), &mut Taps::none());
+                let scores = network.router().scores(into_patches(map.clone(), self.moe.patch_size, 1));
                 let own = Selection::best(&scores, self.moe.patches_per_expert);
                 let selected = integers(own.indices.clone());
                 let selection = match given {

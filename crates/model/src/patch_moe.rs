@@ -16,7 +16,7 @@ use crate::network::{FilterLayer, Network, NormInput, NormLayer};
 use crate::router::PatchRouter;
 use crate::routing::{ExpertChoice, Routing};
 use crate::taps::{Tapped, Taps};
-use crate::trunk::{LayerOptions, Trunk};
+use crate::trunk::{LayerOptions, Trunk, layers};
 use crate::{
     BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, Initializer, InputShape, ModelError,
     NetworkConfig, Padding, Part,
@@ -346,8 +346,7 @@ impl<B: Backend> Network<B> for PatchMoe<B> {
     where
         B: Kernels,
     {
-        let map = self.patch_conv.forward(self.patch_norm.forward(self.trunk.forward(images, taps)));
-        taps.offer("map", || Tapped::Map(map.clone()));
+        let map = Self::map_of_members(&[self], images, taps);
         let routing = self.route(map.clone());
         let logits = self.forward_routed(map, &routing, taps);
         (logits, vec![Routing::ExpertChoice(routing)])
@@ -408,7 +407,7 @@ impl<B: Kernels> PatchMoe<B> {
     }
 
     fn route(&self, map: Tensor<B, 4>) -> ExpertChoice<B> {
-        self.router.route(into_patches(map, self.patch_size))
+        self.router.route(into_patches(map, self.patch_size, 1))
     }
 
     /// Experts and head on a map that is routed already; shapes as in [`Self::forward_map`].
@@ -418,37 +417,79 @@ impl<B: Kernels> PatchMoe<B> {
         routing: &ExpertChoice<B>,
         taps: &mut Taps<B>,
     ) -> Tensor<B, 2> {
-        let filters = match self.form {
-            ExpertForm::Masked => self.experts_on_map(map, routing),
-            ExpertForm::Gathered => self.experts_on_patches(into_patches(map, self.patch_size), routing),
+        Self::forward_routed_members(&[self], map, routing, taps)
+    }
+
+    /// Several networks of one shape side by side, each over its own channels.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, member * channel]`
+    /// - logits: `[batch, member * class]`
+    pub(crate) fn forward_members(members: &[&Self], images: Tensor<B, 4>) -> Tensor<B, 2> {
+        let taps = &mut Taps::none();
+        let map = Self::map_of_members(members, images, taps);
+        let patches = into_patches(map.clone(), members[0].patch_size, members.len());
+        let routing = PatchRouter::route_members(&layers(members, |network| &network.router), patches);
+        Self::forward_routed_members(members, map, &routing, taps)
+    }
+
+    /// From the images to the map that the gates see, `[batch, row, column, member * channel]`.
+    pub(crate) fn map_of_members(members: &[&Self], images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 4> {
+        let x = Trunk::forward_members(&layers(members, |network| &network.trunk), images, taps);
+        let x = BatchNormRelu::forward_groups(&layers(members, |network| &network.patch_norm), x);
+        let map = Convolution::forward_groups(&layers(members, |network| &network.patch_conv), x);
+        taps.offer("map", || Tapped::Map(map.clone()));
+        map
+    }
+
+    /// Like [`Self::forward_routed`]; the experts of the routing stand member by member.
+    fn forward_routed_members(
+        members: &[&Self],
+        map: Tensor<B, 4>,
+        routing: &ExpertChoice<B>,
+        taps: &mut Taps<B>,
+    ) -> Tensor<B, 2> {
+        let filters = match members[0].form {
+            ExpertForm::Masked => Self::experts_on_map(members, map, routing),
+            ExpertForm::Gathered => Self::experts_on_patches(members, map, routing),
         };
         taps.offer("filters", || Tapped::Map(filters.clone()));
-        let features = average_positions(self.norm.forward(filters));
+        let norms = layers(members, |network| &network.norm);
+        let features = average_positions(BatchNormRelu::forward_groups(&norms, filters));
         taps.offer("features", || Tapped::Features(features.clone()));
-        self.head.forward(features)
+        Dense::forward_groups(&layers(members, |network| &network.head), features)
     }
 
     /// Every expert over the whole map, each patch scaled by its weight, zero where not selected;
-    /// `[batch, row, column, expert * channel]`.
-    fn experts_on_map(&self, map: Tensor<B, 4>, routing: &ExpertChoice<B>) -> Tensor<B, 4> {
+    /// `[batch, row, column, member * expert * channel]`.
+    fn experts_on_map(members: &[&Self], map: Tensor<B, 4>, routing: &ExpertChoice<B>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = map.dims();
-        let weights = spread(routing.weights.clone(), [rows, columns], self.patch_size);
-        let norms: Vec<_> = self.experts.iter().map(|expert| &expert.norm).collect();
-        let convolutions: Vec<_> = self.experts.iter().map(|expert| &expert.conv).collect();
+        let weights = spread(routing.weights.clone(), [rows, columns], members[0].patch_size);
+        let (norms, convolutions) = Self::expert_layers(members);
         Convolution::forward_groups(&convolutions, BatchNormRelu::forward_weighted(&norms, map, weights))
     }
 
-    /// Every expert over its selected patches only; `[batch, patches_per_expert, patch position, expert * channel]`.
-    fn experts_on_patches(&self, patches: Tensor<B, 3>, routing: &ExpertChoice<B>) -> Tensor<B, 4> {
-        let [batch, count, length] = patches.dims();
-        let [_, _, selected] = routing.indices.dims();
-        let side = self.patch_size;
-        let channels = length / (side * side);
-        let norms: Vec<_> = self.experts.iter().map(|expert| &expert.norm).collect();
-        let convolutions: Vec<_> = self.experts.iter().map(|expert| &expert.conv).collect();
-        let patches = patches.reshape([batch, count, side * side, channels]);
-        let taken = gather_weighted(patches, routing.weights.clone(), routing.indices.clone());
-        let seen = BatchNormRelu::forward_groups(&norms, taken);
+    /// The experts' layers, member by member.
+    fn expert_layers<'a>(members: &[&'a Self]) -> (Vec<&'a BatchNormRelu<B>>, Vec<&'a Convolution<B>>) {
+        members.iter().flat_map(|network| &network.experts).map(|expert| (&expert.norm, &expert.conv)).unzip()
+    }
+
+    /// Every expert over its selected patches only;
+    /// `[batch, patches_per_expert, patch position, member * expert * channel]`.
+    fn experts_on_patches(members: &[&Self], map: Tensor<B, 4>, routing: &ExpertChoice<B>) -> Tensor<B, 4> {
+        let side = members[0].patch_size;
+        let patches = into_patches(map, side, members.len());
+        let [batch, count, wide] = patches.dims();
+        let [_, experts, selected] = routing.indices.dims();
+        let (length, experts) = (wide / members.len(), experts / members.len());
+        let (norms, convolutions) = Self::expert_layers(members);
+        let taken = (0..members.len()).map(|member| {
+            let patches = patches.clone().narrow(2, member * length, length);
+            let patches = patches.reshape([batch, count, side * side, length / (side * side)]);
+            let weights = routing.weights.clone().narrow(1, member * experts, experts);
+            gather_weighted(patches, weights, routing.indices.clone().narrow(1, member * experts, experts))
+        });
+        let seen = BatchNormRelu::forward_groups(&norms, side_by_side(taken.collect()));
         let wide = seen.dims()[3];
         let output = if convolutions[0].is_pointwise() {
             // Neighbours do not matter, so all of an image lies in one row, of which many pixels are done at a time.
@@ -464,19 +505,26 @@ impl<B: Kernels> PatchMoe<B> {
 /// Cuts a map into square patches, row by row.
 ///
 /// # Shapes
-/// - map: `[batch, row, column, channel]`
-/// - output: `[batch, patch, row in patch * column in patch * channel]`
-pub(crate) fn into_patches<B: Backend>(map: Tensor<B, 4>, side: usize) -> Tensor<B, 3> {
-    let [batch, rows, columns, channels] = map.dims();
+/// - map: `[batch, row, column, member * channel]`
+/// - output: `[batch, patch, member * row in patch * column in patch * channel]`
+pub(crate) fn into_patches<B: Backend>(map: Tensor<B, 4>, side: usize, members: usize) -> Tensor<B, 3> {
+    let [batch, rows, columns, wide] = map.dims();
     if side == 1 {
-        return map.reshape([batch, rows * columns, channels]);
+        return map.reshape([batch, rows * columns, wide]);
     }
     let (down, across) = (rows / side, columns / side);
-    map.reshape([batch, down, side, across, side, channels]).permute([0, 1, 3, 2, 4, 5]).reshape([
-        batch,
-        down * across,
-        side * side * channels,
-    ])
+    let patches = [batch, down * across, side * side * wide];
+    if members == 1 {
+        // Burn 0.21 gives wrong strides to a tensor that is reshaped after an axis of one was moved.
+        return map.reshape([batch, down, side, across, side, wide]).permute([0, 1, 3, 2, 4, 5]).reshape(patches);
+    }
+    let cut = map.reshape([batch, down, side, across, side, members, wide / members]);
+    cut.permute([0, 1, 3, 5, 2, 4, 6]).reshape(patches)
+}
+
+/// Puts maps side by side, channels behind channels.
+fn side_by_side<B: Backend>(mut maps: Vec<Tensor<B, 4>>) -> Tensor<B, 4> {
+    if maps.len() == 1 { maps.remove(0) } else { Tensor::cat(maps, 3) }
 }
 
 /// Repeats every patch's weight over the positions of that patch.

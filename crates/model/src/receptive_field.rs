@@ -51,8 +51,7 @@ mod tests {
     /// The maps before the router, `[image, row, column, channel]`.
     fn maps<B: Kernels>(network: &PatchMoe<B>, images: Vec<f32>, shape: [usize; 4], device: &B::Device) -> Vec<f32> {
         let images = Tensor::<B, 4>::from_data(TensorData::new(images, shape), device);
-        let map =
-            network.patch_conv.forward(network.patch_norm.forward(network.trunk.forward(images, &mut Taps::none())));
+        let map = PatchMoe::map_of_members(&[network], images, &mut Taps::none());
         map.into_data().to_vec().expect("maps are f32")
     }
 

@@ -1,7 +1,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, choose_patches, conv2d};
+use patchdoor_kernels::{ConvOptions, Kernels, choose_patches, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::init::ParameterSource;
@@ -58,28 +58,66 @@ impl<B: Backend> PatchRouter<B> {
         self.weigh(scores, selection)
     }
 
+    /// Routes for several networks side by side, each by its own patches; the experts stand member by member.
+    ///
+    /// # Shapes
+    /// - patches: `[batch, patch, member * row * column * channel]`
+    pub(crate) fn route_members(members: &[&Self], patches: Tensor<B, 3>) -> ExpertChoice<B>
+    where
+        B: Kernels,
+    {
+        if B::ON_DEVICE {
+            let softmax_first = members[0].order == GateOrder::SoftmaxThenSelect;
+            let scores = Self::scores_on_device(members, patches);
+            let (weights, indices) = choose_patches(scores, members[0].patches_per_expert, softmax_first);
+            return ExpertChoice { weights, indices };
+        }
+        let length = patches.dims()[2] / members.len();
+        let choices = members.iter().enumerate().map(|(member, router)| {
+            let ExpertChoice { weights, indices } = router.route(patches.clone().narrow(2, member * length, length));
+            (weights, indices)
+        });
+        let (weights, indices) = choices.unzip();
+        ExpertChoice { weights: Tensor::cat(weights, 1), indices: Tensor::cat(indices, 1) }
+    }
+
+    /// The kernels as they meet a patch's pixels, `[expert, row * column * channel]`.
+    fn kernels(&self) -> Tensor<B, 2> {
+        let [experts, channels, rows, columns] = self.weight.dims();
+        self.weight.val().permute([0, 2, 3, 1]).reshape([experts, rows * columns * channels])
+    }
+
+    /// Like [`Self::scores`], of several networks side by side: `[batch, member * expert, patch]`.
+    fn scores_on_device(members: &[&Self], patches: Tensor<B, 3>) -> Tensor<B, 3>
+    where
+        B: Kernels,
+    {
+        let [batch, count, wide] = patches.dims();
+        let kernels = join(members.iter().map(|router| router.kernels()).collect());
+        let [experts, length] = kernels.dims();
+        let biases = Tensor::zeros([experts], &patches.device());
+        let (patches, kernels) = (patches.reshape([batch, count, 1, wide]), kernels.reshape([experts, length, 1, 1]));
+        let scores = grouped_conv2d(patches, kernels, biases, members.len(), ConvOptions::symmetric([1, 1], 1));
+        // Burn 0.21 gives wrong strides to a tensor that is reshaped after an axis of one was moved, as the gradient would be.
+        match experts {
+            1 => scores.reshape([batch, 1, count]),
+            _ => scores.reshape([batch, count, experts]).swap_dims(1, 2),
+        }
+    }
+
     /// How much each expert wants each patch, `[batch, expert, patch]`; shapes as in [`Self::route`].
     pub(crate) fn scores(&self, patches: Tensor<B, 3>) -> Tensor<B, 3>
     where
         B: Kernels,
     {
+        if B::ON_DEVICE {
+            return Self::scores_on_device(&[self], patches);
+        }
         let [batch, count, length] = patches.dims();
         let experts = self.weight.dims()[0];
-        let kernels = self.weight.val().permute([0, 2, 3, 1]).reshape([experts, length]);
-        if B::ON_DEVICE {
-            let device = patches.device();
-            let (kernels, options) = (kernels.reshape([experts, length, 1, 1]), ConvOptions::symmetric([1, 1], 1));
-            let scores =
-                conv2d(patches.reshape([batch, count, 1, length]), kernels, Tensor::zeros([experts], &device), options);
-            // Burn 0.21 gives wrong strides to a tensor that is reshaped after an axis of one was moved, as the gradient would be.
-            return match experts {
-                1 => scores.reshape([batch, 1, count]),
-                _ => scores.reshape([batch, count, experts]).swap_dims(1, 2),
-            };
-        }
         patches
             .reshape([batch * count, length])
-            .matmul(kernels.transpose())
+            .matmul(self.kernels().transpose())
             .reshape([batch, count, experts])
             .swap_dims(1, 2)
     }

@@ -63,19 +63,29 @@ impl<B: Backend> ResidualBlock<B> {
 }
 
 impl<B: Kernels> ResidualBlock<B> {
+    /// Blocks of several networks side by side, each over its own channels.
+    ///
     /// # Shapes
-    /// - input: `[batch, row, column, channel]`
-    /// - output: `[batch, row / stride, column / stride, channel]`
-    pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let shortcut = self.shortcut.forward(x.clone());
-        add(self.branch(x), shortcut)
+    /// - input: `[batch, row, column, member * channel]`
+    /// - output: `[batch, row / stride, column / stride, member * channel]`
+    pub(crate) fn forward_members(members: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [branch, shortcut] = Self::branches(members, x);
+        add(branch, shortcut)
     }
 
-    /// The block without its shortcut, shapes as in [`Self::forward`].
-    pub(crate) fn branch(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self.conv1.forward(self.norm1.forward(x));
-        self.conv2.forward(self.norm2.forward(x))
+    /// What a block adds up, shapes as in [`Self::forward_members`]: its two convolutions, and its shortcut.
+    pub(crate) fn branches(members: &[&Self], x: Tensor<B, 4>) -> [Tensor<B, 4>; 2] {
+        let shortcut = Convolution::forward_groups(&layers(members, |block| &block.shortcut), x.clone());
+        let x = BatchNormRelu::forward_groups(&layers(members, |block| &block.norm1), x);
+        let x = Convolution::forward_groups(&layers(members, |block| &block.conv1), x);
+        let x = BatchNormRelu::forward_groups(&layers(members, |block| &block.norm2), x);
+        [Convolution::forward_groups(&layers(members, |block| &block.conv2), x), shortcut]
     }
+}
+
+/// The same layer of every member.
+pub(crate) fn layers<'a, M, L>(members: &[&'a M], layer: impl Fn(&'a M) -> &'a L) -> Vec<&'a L> {
+    members.iter().map(|&member| layer(member)).collect()
 }
 
 /// The first layers of both networks: a convolution to 16 channels and two residual blocks.
@@ -121,10 +131,13 @@ impl<B: Kernels> Trunk<B> {
     /// # Shapes
     /// - images: `[batch, height, width, channel]`
     /// - output: `[batch, height / 2, width / 2, 32 widen]`
-    pub(crate) fn forward(&self, images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 4> {
-        let x = self.group1.forward(self.stem.forward(images));
+    ///
+    /// Of several networks side by side, every axis of channels is `member * channel`.
+    pub(crate) fn forward_members(members: &[&Self], images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 4> {
+        let x = Convolution::forward_groups(&layers(members, |trunk| &trunk.stem), images);
+        let x = ResidualBlock::forward_members(&layers(members, |trunk| &trunk.group1), x);
         taps.offer("group1", || Tapped::Map(x.clone()));
-        let x = self.group2.forward(x);
+        let x = ResidualBlock::forward_members(&layers(members, |trunk| &trunk.group2), x);
         taps.offer("group2", || Tapped::Map(x.clone()));
         x
     }

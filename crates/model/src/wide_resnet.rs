@@ -11,7 +11,7 @@ use crate::init::ParameterSource;
 use crate::network::{FilterLayer, Network, NormInput, NormLayer};
 use crate::routing::Routing;
 use crate::taps::{Tapped, Taps};
-use crate::trunk::{LayerOptions, ResidualBlock, Trunk};
+use crate::trunk::{LayerOptions, ResidualBlock, Trunk, layers};
 use crate::{
     BatchNormConfig, ClassifierConfig, Footprint, Initializer, InputShape, ModelError, NetworkConfig, Padding, Part,
     PatchMoeConfig,
@@ -118,6 +118,25 @@ impl<B: Backend> WideResNet<B> {
     }
 }
 
+impl<B: Kernels> WideResNet<B> {
+    /// Several networks of one shape side by side, each over its own channels.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, member * channel]`
+    /// - logits: `[batch, member * class]`
+    pub(crate) fn forward_members(members: &[&Self], images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 2> {
+        let x = Trunk::forward_members(&layers(members, |network| &network.trunk), images, taps);
+        let [filters, shortcut] = ResidualBlock::branches(&layers(members, |network| &network.group3), x);
+        taps.offer("filters", || Tapped::Map(filters.clone()));
+        let x = add(filters, shortcut);
+        taps.offer("group3", || Tapped::Map(x.clone()));
+        let x = BatchNormRelu::forward_groups(&layers(members, |network| &network.norm), x);
+        let features = average_positions(x);
+        taps.offer("features", || Tapped::Features(features.clone()));
+        Dense::forward_groups(&layers(members, |network| &network.head), features)
+    }
+}
+
 impl<B: Backend> Network<B> for WideResNet<B> {
     fn config(&self) -> ClassifierConfig {
         ClassifierConfig::WideResnet(self.config.clone())
@@ -135,15 +154,7 @@ impl<B: Backend> Network<B> for WideResNet<B> {
     where
         B: Kernels,
     {
-        let x = self.trunk.forward(images, taps);
-        let shortcut = self.group3.shortcut.forward(x.clone());
-        let filters = self.group3.branch(x);
-        taps.offer("filters", || Tapped::Map(filters.clone()));
-        let x = add(filters, shortcut);
-        taps.offer("group3", || Tapped::Map(x.clone()));
-        let features = average_positions(self.norm.forward(x));
-        taps.offer("features", || Tapped::Features(features.clone()));
-        (self.head.forward(features), Vec::new())
+        (Self::forward_members(&[self], images, taps), Vec::new())
     }
 
     fn norms(&self) -> Vec<NormLayer<'_, B>> {

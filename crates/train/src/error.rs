@@ -24,6 +24,9 @@ pub enum TrainError {
         /// Step within the epoch, counted from 0.
         step: usize,
     },
+    /// Trainings that are to go step by step together differ in something.
+    #[error("trainings of a group must have {0}")]
+    Group(&'static str),
     /// There are no images to train on.
     #[error("training set is empty")]
     Empty,

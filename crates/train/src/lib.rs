@@ -54,4 +54,4 @@ pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{PREDICTION_BATCH, RoutedPrediction, Selections, input_shape, predict, predict_with_routing};
 pub use schedule::Schedule;
 pub use trainable::Trainable;
-pub use training::{Outcome, Trained, TrainingData, train, train_observed, train_restricted};
+pub use training::{Member, Outcome, Trained, TrainingData, train, train_group, train_observed, train_restricted};

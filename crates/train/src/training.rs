@@ -1,4 +1,3 @@
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -117,6 +116,37 @@ pub fn train_restricted<B: TrainingBackend>(
     train_part(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
 }
 
+/// One of the trainings of a group.
+pub struct Member<'a, B: AutodiffBackend> {
+    /// What is trained.
+    pub classifier: Classifier<B>,
+    /// What it learns from.
+    pub data: TrainingData<'a>,
+    /// Seed of its orders and changes to images.
+    pub seed: u64,
+    /// Where its finished epochs are saved, and it goes on from.
+    pub checkpoints: Option<&'a Path>,
+    /// Follows it.
+    pub observer: &'a mut dyn ClassifierObserver<B>,
+}
+
+/// Trains several classifiers of one structure step by step together, each as [`train_observed`] would alone.
+///
+/// An operation works on all members' maps side by side, so that networks too small to keep a device busy share its
+/// launches; every member has its own images, order, statistics, loss and optimiser. Weights differ from those of a
+/// training alone by the order of sums only. Checkpoints are each member's own: a group goes on from those of single trainings and
+/// the other way round; members that are behind train first.
+///
+/// # Errors
+/// Those of [`train`], of any member; and if structures or numbers of images differ.
+pub fn train_group<B: TrainingBackend>(
+    members: Vec<Member<'_, B>>,
+    config: &TrainingConfig,
+    device: &B::Device,
+) -> Result<Vec<Outcome<B>>, TrainError> {
+    train_members(members, config, &Trainable::default(), device)
+}
+
 #[allow(clippy::too_many_arguments, reason = "what all kinds of training have, together")]
 fn train_part<B: TrainingBackend>(
     classifier: Classifier<B>,
@@ -128,127 +158,240 @@ fn train_part<B: TrainingBackend>(
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
+    let member = Member { classifier, data: *data, seed, checkpoints, observer };
+    let mut outcomes = train_members(vec![member], config, trainable, device)?;
+    Ok(outcomes.remove(0))
+}
+
+/// A training of a group on its way.
+struct Running<'a, B: TrainingBackend> {
+    /// Its place in the group.
+    place: usize,
+    state: Resumed<B>,
+    data: TrainingData<'a>,
+    seed: u64,
+    images: BatchAssembler<'a, B>,
+    checkpoints: Option<CheckpointDirectory>,
+    observer: &'a mut dyn ClassifierObserver<B>,
+}
+
+impl<'a, B: TrainingBackend> Running<'a, B> {
+    /// Begins a training, or goes on with it.
+    fn new(
+        place: usize,
+        member: Member<'a, B>,
+        config: &TrainingConfig,
+        trainable: &Trainable,
+        device: &B::Device,
+    ) -> Result<Self, TrainError> {
+        let Member { classifier, data, seed, checkpoints, observer } = member;
+        if data.training.is_empty() {
+            return Err(TrainError::Empty);
+        }
+        let checkpoints = checkpoints
+            .map(|path| {
+                let identity = Identity { training: config.clone(), seed, data: data.training.fingerprint() };
+                CheckpointDirectory::open(path, identity)
+            })
+            .transpose()?;
+        let classifier = trainable.apply(classifier);
+        let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
+        if let Some(directory) = &checkpoints {
+            let fresh = || Optimizer::new(&config.optimizer);
+            let mut refused = false;
+            let resumed = directory.resume(&state.classifier, fresh, device, |path, reason| {
+                refused = true;
+                observer.checkpoint_refused(path, reason);
+            })?;
+            if resumed.is_some() || refused {
+                state = resumed.unwrap_or(state);
+                observer.resumed(&state.history);
+            }
+        }
+        let images = BatchAssembler::new(data.training, device);
+        Ok(Self { place, state, data, seed, images, checkpoints, observer })
+    }
+
+    fn epochs(&self) -> usize {
+        self.state.history.len()
+    }
+
+    /// Takes over what an epoch led to; whether the observer stops here.
+    fn epoch_done(&mut self, record: EpochRecord) -> Result<bool, TrainError> {
+        self.observer.classifier_trained(&self.state.classifier, &record);
+        self.state.history.push(record);
+        if let Some(directory) = &self.checkpoints {
+            directory.save(&self.state.classifier, &self.state.optimizer, &self.state.history)?;
+        }
+        Ok(self.state.history.last().is_some_and(|record| self.observer.epoch_done(record).is_break()))
+    }
+
+    /// Epochs that a later call does not repeat.
+    fn epochs_kept(&self) -> Result<usize, TrainError> {
+        match &self.checkpoints {
+            Some(directory) => directory.epochs(),
+            None => Ok(0),
+        }
+    }
+}
+
+fn train_members<B: TrainingBackend>(
+    members: Vec<Member<'_, B>>,
+    config: &TrainingConfig,
+    trainable: &Trainable,
+    device: &B::Device,
+) -> Result<Vec<Outcome<B>>, TrainError> {
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
     }
-    if data.training.is_empty() {
-        return Err(TrainError::Empty);
-    }
-    let checkpoints = checkpoints
-        .map(|path| {
-            let identity = Identity { training: config.clone(), seed, data: data.training.fingerprint() };
-            CheckpointDirectory::open(path, identity)
-        })
-        .transpose()?;
-    let momentum = classifier.batch_norm_momentum();
-    let classifier = trainable.apply(classifier);
-    let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
-    if let Some(directory) = &checkpoints {
-        let fresh = || Optimizer::new(&config.optimizer);
-        let mut refused = false;
-        let resumed = directory.resume(&state.classifier, fresh, device, |path, reason| {
-            refused = true;
-            observer.checkpoint_refused(path, reason);
-        })?;
-        if resumed.is_some() || refused {
-            state = resumed.unwrap_or(state);
-            observer.resumed(&state.history);
-        }
-    }
-    let images = BatchAssembler::<B>::new(data.training, device);
-    while state.history.len() < config.epochs {
-        let epoch = run_epoch(state, &images, data, config, trainable, seed, observer, device)?;
-        let Some((mut next, record)) = epoch else {
-            // Stopped within the epoch: what counts is on the disk.
-            let epochs = match &checkpoints {
-                Some(directory) => directory.epochs()?,
-                None => 0,
-            };
-            return Ok(Outcome::Interrupted { epochs });
+    let momentums: Vec<f64> = members.iter().map(|member| member.classifier.batch_norm_momentum()).collect();
+    check_alike(&members)?;
+    let members = members.into_iter().enumerate();
+    let members = members.map(|(place, member)| Running::new(place, member, config, trainable, device));
+    let mut members = members.collect::<Result<Vec<_>, _>>()?;
+    while let Some(epoch) = members.iter().map(Running::epochs).min().filter(|&epoch| epoch < config.epochs) {
+        let (behind, mut all): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.epochs() == epoch);
+        let (trained, end) = run_epoch(behind, epoch, config, trainable, device)?;
+        all.extend(trained);
+        all.sort_unstable_by_key(|member| member.place);
+        members = all;
+        let epochs = match end {
+            EpochEnd::Cut => members.iter().map(Running::epochs_kept).collect::<Result<Vec<_>, _>>()?,
+            EpochEnd::Stopped if epoch + 1 < config.epochs => members.iter().map(Running::epochs).collect(),
+            EpochEnd::Stopped | EpochEnd::Done => continue,
         };
-        observer.classifier_trained(&next.classifier, &record);
-        next.history.push(record);
-        state = next;
-        if let Some(directory) = &checkpoints {
-            directory.save(&state.classifier, &state.optimizer, &state.history)?;
-        }
-        let stopped = state.history.last().is_some_and(|record| observer.epoch_done(record).is_break());
-        if stopped && state.history.len() < config.epochs {
-            return Ok(Outcome::Interrupted { epochs: state.history.len() });
-        }
+        return Ok(epochs.into_iter().map(|epochs| Outcome::Interrupted { epochs }).collect());
     }
-    let classifier = match config.batch_norm_statistics {
-        BatchNormStatistics::Running => state.classifier,
-        BatchNormStatistics::Recomputed => {
-            recompute_statistics(state.classifier, data.training, config.batch_size, device)
-        }
-    };
-    let classifier = if trainable.parts.is_some() { classifier.thaw(momentum) } else { classifier };
-    Ok(Outcome::Finished(Trained { classifier, history: state.history }))
+    let finished = members.into_iter().zip(momentums).map(|(member, momentum)| {
+        let classifier = match config.batch_norm_statistics {
+            BatchNormStatistics::Running => member.state.classifier,
+            BatchNormStatistics::Recomputed => {
+                recompute_statistics(member.state.classifier, member.data.training, config.batch_size, device)
+            }
+        };
+        let classifier = if trainable.parts.is_some() { classifier.thaw(momentum) } else { classifier };
+        Outcome::Finished(Trained { classifier, history: member.state.history })
+    });
+    Ok(finished.collect())
 }
 
-/// One pass over the training images; `None` if the observer stopped it.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "what all kinds of training have, and the images where they are taken from"
-)]
-fn run_epoch<B: TrainingBackend>(
-    state: Resumed<B>,
-    assembler: &BatchAssembler<'_, B>,
-    data: &TrainingData<'_>,
+/// Refuses members that cannot go step by step together.
+fn check_alike<B: AutodiffBackend>(members: &[Member<'_, B>]) -> Result<(), TrainError> {
+    let Some(first) = members.first() else {
+        return Ok(());
+    };
+    let structure = |member: &Member<'_, B>| member.classifier.config().network().structure();
+    let images = |member: &Member<'_, B>| (member.data.training.len(), member.data.training.shape());
+    if members.iter().any(|member| structure(member) != structure(first)) {
+        return Err(TrainError::Group("classifiers of one structure"));
+    }
+    if members.iter().any(|member| images(member) != images(first)) {
+        return Err(TrainError::Group("as many training images, of one size"));
+    }
+    Ok(())
+}
+
+/// How an epoch ended.
+enum EpochEnd {
+    /// All of it is done.
+    Done,
+    /// The same, and an observer stops the training here.
+    Stopped,
+    /// An observer stopped within it: what counts is on the disk.
+    Cut,
+}
+
+/// What a member of a group needs within an epoch.
+struct Course<'a, B: TrainingBackend> {
+    member: Running<'a, B>,
+    order: Vec<usize>,
+    augmentation: Augmentation<'a>,
+    scores: Scores<B>,
+}
+
+/// One pass over the training images of members that are equally far.
+fn run_epoch<'a, B: TrainingBackend>(
+    members: Vec<Running<'a, B>>,
+    epoch: usize,
     config: &TrainingConfig,
     trainable: &Trainable,
-    seed: u64,
-    observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
-) -> Result<Option<(Resumed<B>, EpochRecord)>, TrainError> {
-    let Resumed { mut classifier, mut optimizer, history } = state;
-    let epoch = history.len();
-    let images = data.training.len();
-    let order = epoch_order(images, seed, epoch);
+) -> Result<(Vec<Running<'a, B>>, EpochEnd), TrainError> {
+    let images = members[0].data.training.len();
     let steps = images.div_ceil(config.batch_size);
     let schedule = Schedule::new(config, steps);
-    let mut augmentation = Augmentation::of_epoch(data.augmentation, seed, epoch);
-    let mut scores = Scores::default();
+    let courses = members.into_iter().map(|member| Course {
+        order: epoch_order(images, member.seed, epoch),
+        augmentation: Augmentation::of_epoch(member.data.augmentation, member.seed, epoch),
+        scores: Scores::default(),
+        member,
+    });
+    let mut courses: Vec<Course<'a, B>> = courses.collect();
     let mut learning_rate = 0.0;
     let start = Instant::now();
-    for (step, indices) in order.chunks(config.batch_size).enumerate() {
-        let batch = assembler.assemble(indices, Some(&mut augmentation), device);
-        let Pass { score, gradients } = forward_and_backward(&classifier, batch);
-        let loss = scores.add(score, indices.iter().map(|&index| data.training.label(index)));
-        let Some(gradients) = gradients else {
-            return Err(TrainError::Diverged { loss: loss.unwrap_or(f64::NAN), epoch, step });
-        };
+    for step in 0..steps {
+        let taken = step * config.batch_size..images.min((step + 1) * config.batch_size);
+        let batches = courses.iter_mut().map(|course| {
+            let indices = &course.order[taken.clone()];
+            course.member.images.assemble(indices, Some(&mut course.augmentation), device)
+        });
+        let batches = batches.collect();
+        let classifiers: Vec<_> = courses.iter().map(|course| &course.member.state.classifier).collect();
+        let passes = forward_and_backward(&classifiers, batches);
         learning_rate = schedule.rate(epoch * steps + step);
-        classifier = optimizer.step(learning_rate, classifier, gradients);
-        if let Some(pruning) = &trainable.pruned {
-            classifier = classifier.prune(pruning);
-        }
-        let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: indices.len(), loss };
-        if let ControlFlow::Break(()) = observer.batch_done(&progress) {
-            return Ok(None);
+        let mut is_stopped = false;
+        let stepped = courses.into_iter().zip(passes).map(|(course, Pass { score, gradients })| {
+            let Course { mut member, order, augmentation, mut scores } = course;
+            let labels = order[taken.clone()].iter().map(|&index| member.data.training.label(index));
+            let loss = scores.add(score, labels);
+            let Some(gradients) = gradients else {
+                return Err(TrainError::Diverged { loss: loss.unwrap_or(f64::NAN), epoch, step });
+            };
+            let Resumed { classifier, mut optimizer, history } = member.state;
+            let mut classifier = optimizer.step(learning_rate, classifier, gradients);
+            if let Some(pruning) = &trainable.pruned {
+                classifier = classifier.prune(pruning);
+            }
+            member.state = Resumed { classifier, optimizer, history };
+            let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: taken.len(), loss };
+            is_stopped |= member.observer.batch_done(&progress).is_break();
+            Ok(Course { member, order, augmentation, scores })
+        });
+        courses = stepped.collect::<Result<_, _>>()?;
+        if is_stopped {
+            return Ok((courses.into_iter().map(|course| course.member).collect(), EpochEnd::Cut));
         }
     }
-    let (loss_sum, right) = scores.totals();
+    // Reading them waits for the device.
+    let ended = courses.into_iter().map(|course| (course.member, course.scores.totals()));
+    let ended: Vec<_> = ended.collect();
     let seconds = start.elapsed().as_secs_f64();
-    if !loss_sum.is_finite() || !classifier.is_finite() {
-        return Err(TrainError::Diverged { loss: f64::NAN, epoch, step: steps - 1 });
+    let (mut members, mut end) = (Vec::new(), EpochEnd::Done);
+    for (mut member, (loss_sum, right)) in ended {
+        let classifier = &member.state.classifier;
+        if !loss_sum.is_finite() || !classifier.is_finite() {
+            return Err(TrainError::Diverged { loss: f64::NAN, epoch, step: steps - 1 });
+        }
+        let validation_accuracy = member.data.validation.and_then(|set| {
+            let predicted = predict(&classifier.valid(), set, config.batch_size, device);
+            accuracy(&predicted, set.labels())
+        });
+        let record = EpochRecord {
+            epoch,
+            learning_rate,
+            loss: loss_sum / images as f64,
+            training_accuracy: right / images as f64,
+            validation_accuracy,
+            seconds,
+            images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
+        };
+        tracing::debug!(epoch, loss = record.loss, seconds, "epoch done");
+        if member.epoch_done(record)? {
+            end = EpochEnd::Stopped;
+        }
+        members.push(member);
     }
-    let validation_accuracy = data.validation.and_then(|set| {
-        let predicted = predict(&classifier.valid(), set, config.batch_size, device);
-        accuracy(&predicted, set.labels())
-    });
-    let record = EpochRecord {
-        epoch,
-        learning_rate,
-        loss: loss_sum / images as f64,
-        training_accuracy: right / images as f64,
-        validation_accuracy,
-        seconds,
-        images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
-    };
-    tracing::debug!(epoch, loss = record.loss, seconds, "epoch done");
-    Ok(Some((Resumed { classifier, optimizer, history }, record)))
+    Ok((members, end))
 }
 
 /// What a pass over a batch comes to.
@@ -315,22 +458,52 @@ impl<B: AutodiffBackend> Scores<B> {
     }
 }
 
-/// Differentiates the loss of a batch; the graph begins and ends here.
-fn forward_and_backward<B: TrainingBackend>(classifier: &Classifier<B>, batch: Batch<B>) -> Pass<B> {
-    let Batch { images, labels } = batch;
+/// Differentiates the losses of the members' batches; the graph begins and ends here.
+fn forward_and_backward<B: TrainingBackend>(classifiers: &[&Classifier<B>], batches: Vec<Batch<B>>) -> Vec<Pass<B>> {
+    let (images, labels): (Vec<_>, Vec<_>) = batches.into_iter().map(|batch| (batch.images, batch.labels)).unzip();
     differentiate(|| {
-        let logits = classifier.forward(images);
+        let logits = logits_of(classifiers, images);
         if B::ON_DEVICE {
-            let loss = patchdoor_kernels::cross_entropy(logits, labels);
-            let gradients = GradientsParams::from_grads(loss.mean.backward(), classifier);
-            return Pass { score: Score::Device(loss.totals.inner()), gradients: Some(gradients) };
+            let losses =
+                logits.into_iter().zip(labels).map(|(logits, labels)| patchdoor_kernels::cross_entropy(logits, labels));
+            let losses: Vec<_> = losses.collect();
+            let mut gradients = sum(losses.iter().map(|loss| loss.mean.clone())).backward();
+            let passes = losses.into_iter().zip(classifiers).map(|(loss, classifier)| Pass {
+                score: Score::Device(loss.totals.inner()),
+                gradients: Some(GradientsParams::from_module(&mut gradients, *classifier)),
+            });
+            return passes.collect();
         }
-        let predicted = classes_of(logits.clone().inner());
-        let loss = cross_entropy(logits, labels);
-        let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
-        let gradients = value.is_finite().then(|| GradientsParams::from_grads(loss.backward(), classifier));
-        Pass { score: Score::Host { loss: value, predicted }, gradients }
+        let predicted: Vec<_> = logits.iter().map(|logits| classes_of(logits.clone().inner())).collect();
+        let losses: Vec<_> =
+            logits.into_iter().zip(labels).map(|(logits, labels)| cross_entropy(logits, labels)).collect();
+        let values: Vec<f64> = losses.iter().map(|loss| loss.clone().into_data().iter::<f64>().sum()).collect();
+        let mut gradients = values.iter().all(|value| value.is_finite()).then(|| sum(losses.into_iter()).backward());
+        let passes = classifiers.iter().zip(values).zip(predicted).map(|((classifier, loss), predicted)| Pass {
+            score: Score::Host { loss, predicted },
+            gradients: gradients
+                .as_mut()
+                .filter(|_| loss.is_finite())
+                .map(|gradients| GradientsParams::from_module(gradients, *classifier)),
+        });
+        passes.collect()
     })
+}
+
+/// Every member's logits of its own batch, `[batch, class]`.
+fn logits_of<B: TrainingBackend>(classifiers: &[&Classifier<B>], images: Vec<Tensor<B, 4>>) -> Vec<Tensor<B, 2>> {
+    let mut images = images;
+    if let [classifier] = classifiers {
+        return vec![classifier.forward(images.remove(0))];
+    }
+    let logits = Classifier::forward_members(classifiers, Tensor::cat(images, 3));
+    let [batch, _, classes] = logits.dims();
+    let of = |member| logits.clone().narrow(1, member, 1).reshape([batch, classes]);
+    (0..classifiers.len()).map(of).collect()
+}
+
+fn sum<B: Backend>(losses: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {
+    losses.reduce(|sum, loss| sum + loss).expect("a group has members")
 }
 
 /// Mean cross-entropy in nats.

@@ -252,6 +252,9 @@ pub(crate) enum StudyCommand {
         /// Images of a step
         #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
         batch: usize,
+        /// Seeds trained step by step together
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+        seeds: usize,
         /// Steps of a timed stretch
         #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
         steps: usize,

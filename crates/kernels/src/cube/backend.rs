@@ -72,7 +72,7 @@ impl<R: CubeRuntime, BT: BoolElement> Kernels for CubeBackend<R, f32, i32, BT> {
         beta: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        normalization::batch_norm_relu(&Seen::weighed(map, weights), gamma, beta, epsilon)
+        normalization::batch_norm_relu(&Seen::weighed(map, weights, &gamma), gamma, beta, epsilon)
     }
 
     fn weighted_batch_norm_relu_gradients(
@@ -85,8 +85,9 @@ impl<R: CubeRuntime, BT: BoolElement> Kernels for CubeBackend<R, f32, i32, BT> {
         gradient: FloatTensor<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let seen = Seen::weighed(map, weights, &gamma);
         let passed = Passed { gamma, beta, mean, variance, epsilon };
-        let gradients = normalization::batch_norm_relu_gradients(&Seen::weighed(map, weights), passed, gradient);
+        let gradients = normalization::batch_norm_relu_gradients(&seen, passed, gradient);
         let weights = gradients.weights.expect("a weighed map has weights");
         (gradients.map, weights, gradients.gamma, gradients.beta)
     }
@@ -97,7 +98,7 @@ impl<R: CubeRuntime, BT: BoolElement> Kernels for CubeBackend<R, f32, i32, BT> {
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        normalization::scale_shift_relu(&Seen::weighed(map, weights), scale, shift)
+        normalization::scale_shift_relu(&Seen::weighed(map, weights, &scale), scale, shift)
     }
 
     fn average_positions(map: FloatTensor<Self>) -> FloatTensor<Self> {

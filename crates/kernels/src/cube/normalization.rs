@@ -24,8 +24,9 @@ const ROWS_WRITTEN: usize = 256;
 pub(super) enum Seen<R: CubeRuntime> {
     /// `[row, channel]`
     Map(CubeTensor<R>),
-    /// Map `[batch, position, channel]` and weights `[batch, expert, position]`, seen as `[row, expert * channel]`.
-    Weighed { map: CubeTensor<R>, weights: CubeTensor<R> },
+    /// Map `[batch, position, member * channel]` and weights `[batch, member * expert, position]`, seen as
+    /// `[row, member * expert * channel]`.
+    Weighed { map: CubeTensor<R>, weights: CubeTensor<R>, channels: usize },
 }
 
 /// How the rows are laid out, and cut.
@@ -33,8 +34,10 @@ pub(super) enum Seen<R: CubeRuntime> {
 pub(super) struct Layout {
     rows: usize,
     channels: usize,
-    /// Channels of the map before it is weighed.
+    /// Channels of the map that an expert sees.
     map_channels: usize,
+    /// Members side by side, each a map with experts of its own.
+    members: usize,
     positions: usize,
     experts: usize,
     /// Channels of a cube.
@@ -45,12 +48,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    fn new(rows: usize, map_channels: usize, experts: usize, positions: usize, weighed: bool) -> Self {
+    fn new(rows: usize, [map_channels, members]: [usize; 2], [experts, positions]: [usize; 2], weighed: bool) -> Self {
         let channels = map_channels * experts;
         let columns = if channels <= 16 { 16 } else { 32 };
         let part_rows = rows.div_ceil(PARTS).max(ROWS_OF_PART);
         let parts = rows.div_ceil(part_rows).max(1);
-        Self { rows, channels, map_channels, positions, experts, columns, part_rows, parts, weighed }
+        Self { rows, channels, map_channels, members, positions, experts, columns, part_rows, parts, weighed }
     }
 
     fn tiles(&self) -> u32 {
@@ -66,6 +69,8 @@ impl Layout {
             self.rows as u32,
             self.channels as u32,
             self.map_channels as u32,
+            (self.map_channels * self.members) as u32,
+            (self.experts / self.members) as u32,
             self.positions as u32,
             self.experts as u32,
             part_rows as u32,
@@ -80,8 +85,10 @@ impl<R: CubeRuntime> Seen<R> {
         Self::Map(contiguous(x))
     }
 
-    pub(super) fn weighed(map: CubeTensor<R>, weights: CubeTensor<R>) -> Self {
-        Self::Weighed { map: contiguous(map), weights: contiguous(weights) }
+    /// `parameters` are as many as the channels of all experts together.
+    pub(super) fn weighed(map: CubeTensor<R>, weights: CubeTensor<R>, parameters: &CubeTensor<R>) -> Self {
+        let channels = parameters.meta.shape()[0] / weights.meta.shape()[1].max(1);
+        Self::Weighed { map: contiguous(map), weights: contiguous(weights), channels }
     }
 
     pub(super) fn layout(&self) -> Layout {
@@ -89,12 +96,13 @@ impl<R: CubeRuntime> Seen<R> {
             Self::Map(x) => {
                 let shape = x.meta.shape();
                 let channels = shape[shape.len() - 1];
-                Layout::new(shape.num_elements() / channels.max(1), channels, 1, 1, false)
+                Layout::new(shape.num_elements() / channels.max(1), [channels, 1], [1, 1], false)
             }
-            Self::Weighed { map, weights } => {
+            Self::Weighed { map, weights, channels } => {
                 let (shape, weights) = (map.meta.shape(), weights.meta.shape());
-                let channels = shape[shape.len() - 1];
-                Layout::new(shape.num_elements() / channels.max(1), channels, weights[1], weights[2], true)
+                let wide = shape[shape.len() - 1].max(1);
+                let members = wide / (*channels).max(1);
+                Layout::new(shape.num_elements() / wide, [*channels, members], [weights[1], weights[2]], true)
             }
         }
     }
@@ -102,8 +110,8 @@ impl<R: CubeRuntime> Seen<R> {
     /// The output's shape.
     fn shape(&self) -> Vec<usize> {
         let mut shape = self.values().meta.shape().to_vec();
-        if let (Self::Weighed { weights, .. }, Some(last)) = (self, shape.last_mut()) {
-            *last *= weights.meta.shape()[1];
+        if let (Self::Weighed { weights, channels, .. }, Some(last)) = (self, shape.last_mut()) {
+            *last = channels * weights.meta.shape()[1];
         }
         shape
     }
@@ -127,7 +135,11 @@ impl<R: CubeRuntime> Seen<R> {
 struct Shape {
     rows: u32,
     channels: u32,
+    /// Channels of the map that an expert sees.
     map_channels: u32,
+    /// Channels of the map in all.
+    map_width: u32,
+    experts_of_member: u32,
     positions: u32,
     experts: u32,
     /// Rows that one cube works on.
@@ -145,7 +157,8 @@ fn seen(x: &Array<f32>, weights: &Array<f32>, row: u32, channel: u32, shape: &Sh
         let image = row / shape.positions;
         let position = row - image * shape.positions;
         let weight = weights[((image * shape.experts + expert) * shape.positions + position) as usize];
-        weight * x[(row * shape.map_channels + within) as usize]
+        let member = expert / shape.experts_of_member;
+        weight * x[(row * shape.map_width + member * shape.map_channels + within) as usize]
     } else {
         x[(row * shape.channels + channel) as usize]
     }
@@ -461,12 +474,15 @@ fn weighed_gradient(
         for expert in 0..shape.experts {
             let at_weight = ((image * shape.experts + expert) * shape.positions + position) as usize;
             let weight = weights[at_weight];
+            let member = expert / shape.experts_of_member;
+            let is_first = expert == member * shape.experts_of_member;
             let mut dot = 0.0f32;
             let mut within = UNIT_POS;
             while within < shape.map_channels {
                 let channel = expert * shape.map_channels + within;
                 let at = channel as usize;
-                let value = map[(row * shape.map_channels + within) as usize];
+                let to = (row * shape.map_width + member * shape.map_channels + within) as usize;
+                let value = map[to];
                 let reciprocal = 1.0f32 / (variance[at] + epsilon).sqrt();
                 let normal = (weight * value - mean[at]) * reciprocal;
                 let mut behind = 0.0f32;
@@ -475,9 +491,8 @@ fn weighed_gradient(
                 }
                 let seen = (behind - beta_gradient[at] / count - normal * (gamma_gradient[at] / count))
                     * (gamma[at] * reciprocal);
-                let to = (row * shape.map_channels + within) as usize;
                 // A unit adds to the channels that are its own.
-                if expert == 0 {
+                if is_first {
                     map_gradient[to] = seen * weight;
                 } else {
                     map_gradient[to] += seen * weight;

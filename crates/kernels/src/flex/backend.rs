@@ -259,9 +259,10 @@ impl Kernels for Flex {
         beta: FlexTensor,
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        if map.dtype() != DType::F32 {
-            let seen = stock::experts::weigh::<Self>(map, weights);
-            return stock::normalization::batch_norm_relu::<Self>(seen, gamma, beta, epsilon);
+        let members = stock::experts::members::<Self>(&map, &weights, &gamma);
+        if map.dtype() != DType::F32 || members > 1 {
+            let seen = stock::experts::weigh::<Self>(map, weights, members);
+            return Self::batch_norm_relu(seen, gamma, beta, epsilon);
         }
         let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
         let shape = weighted_shape(&map, &weights);
@@ -278,12 +279,12 @@ impl Kernels for Flex {
         gradient: FlexTensor,
         epsilon: f64,
     ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
-        if map.dtype() != DType::F32 {
-            let seen = stock::experts::weigh::<Self>(map.clone(), weights.clone());
-            let (gradient, gamma, beta) = stock::normalization::batch_norm_relu_gradients::<Self>(
-                seen, gamma, beta, mean, variance, gradient, epsilon,
-            );
-            let (map, weights) = stock::experts::weigh_gradients::<Self>(map, weights, gradient);
+        let members = stock::experts::members::<Self>(&map, &weights, &gamma);
+        if map.dtype() != DType::F32 || members > 1 {
+            let seen = stock::experts::weigh::<Self>(map.clone(), weights.clone(), members);
+            let (gradient, gamma, beta) =
+                Self::batch_norm_relu_gradients(seen, gamma, beta, mean, variance, gradient, epsilon);
+            let (map, weights) = stock::experts::weigh_gradients::<Self>(map, weights, gradient, members);
             return (map, weights, gamma, beta);
         }
         let [map, weights, gamma, beta] = [map, weights, gamma, beta].map(contiguous);
@@ -308,9 +309,10 @@ impl Kernels for Flex {
         scale: FlexTensor,
         shift: FlexTensor,
     ) -> FlexTensor {
-        if map.dtype() != DType::F32 {
-            let seen = stock::experts::weigh::<Self>(map, weights);
-            return stock::normalization::scale_shift_relu::<Self>(seen, scale, shift);
+        let members = stock::experts::members::<Self>(&map, &weights, &scale);
+        if map.dtype() != DType::F32 || members > 1 {
+            let seen = stock::experts::weigh::<Self>(map, weights, members);
+            return Self::scale_shift_relu(seen, scale, shift);
         }
         let [map, weights, scale, shift] = [map, weights, scale, shift].map(contiguous);
         with_weighted(&map, &weights, |weighted| {

@@ -21,9 +21,9 @@ pub(crate) fn study(arguments: &StudyArguments) -> Result<(), Stop> {
     match &arguments.command {
         StudyCommand::Paper(arguments) => paper::paper(arguments),
         StudyCommand::Operations { backend, tolerance, json } => operations(*backend, *tolerance, *json),
-        StudyCommand::Speed { backend, widen, batch, steps, seconds, json } => {
+        StudyCommand::Speed { backend, widen, batch, seeds, steps, seconds, json } => {
             let time = Duration::from_secs_f64(*seconds);
-            let request = SpeedRequest { widen_factor: *widen, batch_size: *batch, steps: *steps, time };
+            let request = SpeedRequest { widen_factor: *widen, batch_size: *batch, seeds: *seeds, steps: *steps, time };
             speed(*backend, &request, *json)
         }
     }
@@ -63,9 +63,10 @@ fn speed(backend: BackendChoice, request: &SpeedRequest, json: bool) -> Result<(
         return print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(Stop::failed)?));
     }
     print(&format!(
-        "widen {}, batch {}, {}: {:.1} images/s ({:.1} to {:.1} in {} stretches); the first stretch took {:.1} s\n",
+        "widen {}, batch {}, seeds {}, {}: {:.1} images/s ({:.1} to {:.1} in {} stretches); the first stretch took {:.1} s\n",
         speed.widen_factor,
         speed.batch_size,
+        speed.seeds,
         backend.name(),
         speed.images_per_second,
         speed.range[0],
