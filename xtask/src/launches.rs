@@ -16,6 +16,9 @@ const LAUNCHES: usize = 109;
 const READS: usize = 0;
 /// Uploads of a step, at most: draws, labels and sizes.
 const UPLOADS: usize = 9;
+/// Seeds of a group, and the kernels that a step of all of them launches, at most.
+const SEEDS: usize = 8;
+const GROUP_LAUNCHES: usize = 300;
 /// Modules that two epochs with validation load, at most.
 const MODULES: usize = 47;
 
@@ -41,7 +44,7 @@ pub(crate) struct Arguments {
 }
 
 /// What happened between the beginnings of two steps.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Step {
     launches: usize,
     reads: usize,
@@ -87,24 +90,39 @@ pub(crate) fn launches(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     std::fs::write(folder.join("one.toml"), EXPERIMENT)?;
     std::fs::write(folder.join("cubecl.toml"), "[compilation]\ncache = { file = \"cache\" }\n")?;
     let program = target.join("release/patchdoor");
-    let events = train(&program, &cuda, &folder)?;
+    let run = ["run", "one.toml", "--backend", "cuda", "--fresh", "--out", "runs"];
+    let events = ask(&program, &run, &cuda, &folder)?;
     let compiled = bytes_below(&folder.join("cache"))?;
-    train(&program, &cuda, &folder)?;
+    ask(&program, &run, &cuda, &folder)?;
     let compiled_again = bytes_below(&folder.join("cache"))? - compiled;
+    let seeds = SEEDS.to_string();
+    let group = ["study", "speed", "--backend", "cuda", "--widen", "1", "--seeds", &seeds, "--seconds", "0"];
+    let group_events = ask(&program, &group, &cuda, &folder)?;
 
-    let steps = steps(&events);
-    ensure!(steps.len() >= 12, "only {} whole steps were seen", steps.len());
-    let most = |count: fn(&Step) -> usize| steps.iter().map(count).max().unwrap_or(0);
+    let (one, group) = (steps(&events, 1), steps(&group_events, SEEDS));
+    for (steps, least) in [(&one, 12), (&group, 8)] {
+        ensure!(steps.len() >= least, "only {} whole steps were seen", steps.len());
+    }
+    let most = |count: fn(&Step) -> usize| one.iter().map(count).max().unwrap_or(0);
+    let group_launches = group.iter().map(|step| step.launches).max().unwrap_or(0);
+    let group_reads = group.iter().map(|step| step.reads).max().unwrap_or(0);
     let modules = events.lines().filter(|event| event.starts_with("module ")).count();
     let rows = [
         ("launches of a step", most(|step| step.launches), LAUNCHES),
         ("reads of a step", most(|step| step.reads), READS),
         ("uploads of a step", most(|step| step.uploads), UPLOADS),
+        ("launches of a step of eight seeds", group_launches, GROUP_LAUNCHES),
+        ("reads of a step of eight seeds", group_reads, READS),
         ("modules", modules, MODULES),
         ("bytes compiled by a second run", usize::try_from(compiled_again)?, 0),
     ];
-    for (kernel, count) in kernels_of(&events, 5) {
-        say(&format!("{count:>5}  {kernel}"));
+    for (what, counts) in
+        [("one seed", kernels_of(&events, 5, 1)), ("eight seeds", kernels_of(&group_events, 5, SEEDS))]
+    {
+        say(&format!("kernels of a step, {what}"));
+        for (kernel, count) in counts {
+            say(&format!("{count:>5}  {kernel}"));
+        }
     }
     for (what, found, most) in rows {
         say(&format!("{what}: {found}, at most {most}{}", if found > most { "  FAILED" } else { "" }));
@@ -144,11 +162,14 @@ fn install_driver(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the experiment and gives what was asked of the driver. Its numbers mean nothing, so it may well end as diverged.
-fn train(program: &Path, cuda: &Path, folder: &Path) -> anyhow::Result<String> {
+/// Runs a training and gives what was asked of the driver. Its numbers mean nothing, so it may well end as diverged.
+fn ask(program: &Path, arguments: &[&str], cuda: &Path, folder: &Path) -> anyhow::Result<String> {
     let log = folder.join("events");
+    if log.exists() {
+        std::fs::remove_file(&log)?;
+    }
     Command::new(program)
-        .args(["run", "one.toml", "--backend", "cuda", "--fresh", "--out", "runs"])
+        .args(arguments)
         .current_dir(folder)
         .env("LD_LIBRARY_PATH", folder.join("lib"))
         .env("CUDA_PATH", cuda)
@@ -161,12 +182,14 @@ fn train(program: &Path, cuda: &Path, folder: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(&log).context("the driver without a GPU was not used")
 }
 
-/// The whole steps of a log: from a batch to the next, but for the first, which compiles, and those that end an epoch.
-fn steps(events: &str) -> Vec<Step> {
+/// The whole steps of a log, each with a batch of every seed: but for the first, which compiles, and those that end an epoch.
+fn steps(events: &str, seeds: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut current: Option<Step> = None;
+    let mut batches = 0;
     for event in events.lines() {
-        if event == BATCH {
+        batches += usize::from(event == BATCH);
+        if event == BATCH && batches % seeds == 1 % seeds {
             steps.extend(current.replace(Step { launches: 1, ..Step::default() }));
             continue;
         }
@@ -184,13 +207,13 @@ fn steps(events: &str) -> Vec<Step> {
 }
 
 /// How often each kernel is launched in one step.
-fn kernels_of(events: &str, step: usize) -> BTreeMap<String, usize> {
+fn kernels_of(events: &str, step: usize, seeds: usize) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     let from = events.lines().skip_while(|&event| event != BATCH);
     let mut seen = 0;
     for event in from {
         seen += usize::from(event == BATCH);
-        if seen == step + 1
+        if seen.div_ceil(seeds) == step + 1
             && let Some(kernel) = event.strip_prefix("launch ").and_then(|rest| rest.split(' ').nth(1))
         {
             *counts.entry(kernel.to_owned()).or_insert(0) += 1;
@@ -218,12 +241,20 @@ mod tests {
         let with_read = format!("{BATCH}\nlaunch 8 forward\nread 8 \n");
         let events = format!("upload 10 \n{step}{step}{step}{with_read}{step}{BATCH}\n");
         let expected = Step { launches: 3, reads: 0, uploads: 1 };
-        let found = steps(&events);
+        let found = steps(&events, 1);
         assert_eq!(found.len(), 3, "all whole steps but the first, which compiles, and those that end an epoch");
         assert!(found.iter().all(|step| *step == expected), "{found:?}");
         assert_eq!(
-            kernels_of(&events, 1),
+            kernels_of(&events, 1, 1),
             [("forward", 1), ("step", 1), ("take", 1)].map(|(k, n)| (k.to_owned(), n)).into()
         );
+    }
+
+    #[test]
+    fn a_step_of_a_group_has_a_batch_of_every_seed() {
+        let step = format!("{BATCH}\n{BATCH}\nlaunch 8 forward\n");
+        let events = format!("{step}{step}{step}{BATCH}\n");
+        assert_eq!(steps(&events, 2), [Step { launches: 3, reads: 0, uploads: 0 }; 2]);
+        assert_eq!(kernels_of(&events, 1, 2), [("forward", 1), ("take", 2)].map(|(k, n)| (k.to_owned(), n)).into());
     }
 }
