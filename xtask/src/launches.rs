@@ -18,7 +18,7 @@ const READS: usize = 0;
 const UPLOADS: usize = 9;
 /// Seeds of a group, and the kernels that a step of all of them launches, at most.
 const SEEDS: usize = 8;
-const GROUP_LAUNCHES: usize = 300;
+const GROUP_LAUNCHES: usize = 287;
 /// Modules that two epochs with validation load, at most.
 const MODULES: usize = 47;
 

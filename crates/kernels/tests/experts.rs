@@ -4,7 +4,7 @@ mod support;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_kernels::{
-    add, average_positions, batch_norm_relu, differentiate, gather_weighted, scale_shift_relu,
+    add, average_positions, batch_norm_relu, differentiate, gather_weighted, join, scale_shift_relu,
     weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
 use support::{Diff, assert_close, leaf, numbers, on_threads, random};
@@ -105,6 +105,24 @@ fn maps_of_members_side_by_side_are_normalized_each_by_itself() {
             assert_close("weights gradient", found_weights, weights.grad(&gradients).unwrap(), 1e-5);
             for (found, parameter) in found_parameters.into_iter().zip([&gamma, &beta]) {
                 assert_close("parameter gradient", found, parameter.grad(&gradients).unwrap(), 1e-5);
+            }
+        }
+    });
+}
+
+#[test]
+fn joined_tensors_get_their_own_share_of_the_gradient() {
+    differentiate(|| {
+        // 9, 35 and 128 are joined in shares, 11 by burn.
+        for count in [1, 2, 7, 8, 9, 11, 35, 128] {
+            let parts: Vec<_> = (0..count).map(|part| leaf(part as u64, [2, 3])).collect();
+            let joined = join(parts.clone());
+            let upstream = random::<2>(1000, [2 * count, 3]);
+            let gradients = (joined.clone() * upstream.clone()).sum().backward();
+            assert_close("joined", joined.inner(), Tensor::cat(parts.clone(), 0).inner(), 0.0);
+            for (index, part) in parts.iter().enumerate() {
+                let expected = upstream.clone().narrow(0, 2 * index, 2).inner();
+                assert_close(&format!("{count} parts"), part.grad(&gradients).unwrap(), expected, 0.0);
             }
         }
     });

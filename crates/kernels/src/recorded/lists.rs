@@ -30,20 +30,33 @@ fn join_some<B: Kernels, C: CheckpointStrategy, const N: usize>(parts: [Recorded
     record(Backward::<B, N>::prepare::<C>(JoinBackward, nodes), (), output)
 }
 
+/// Joins as many parts as one of the numbers, or none.
+macro_rules! join_one_of {
+    ($parts:expr, [$($count:literal),*]) => {
+        match $parts.len() {
+            $($count => Some(join_some::<B, C, $count>($parts.try_into().expect("they were counted"))),)*
+            _ => None,
+        }
+    };
+}
+
+/// How many parts one step can join, the most first.
+const AT_ONCE: [usize; 10] = [64, 32, 24, 16, 8, 6, 5, 4, 3, 2];
+
 /// [`Kernels::join`] with its step of the backward pass.
 ///
-/// Burn's autodiff knows the number of an operation's inputs when it is compiled, so one step joins at most four.
+/// Burn's autodiff knows the number of an operation's inputs when it is compiled: other numbers are joined in equal shares.
 pub(super) fn join<B: Kernels, C: CheckpointStrategy>(mut parts: Vec<Recorded<B, C>>) -> Recorded<B, C> {
-    while parts.len() > 4 && parts.len().is_multiple_of(4) {
-        parts = parts.chunks(4).map(|four| join::<B, C>(four.to_vec())).collect();
+    if parts.len() == 1 {
+        return parts.remove(0);
     }
-    match <[_; 4]>::try_from(parts) {
-        Ok(parts) => join_some::<B, C, 4>(parts),
-        Err(parts) if parts.len() == 1 => parts.into_iter().next().expect("there is one"),
-        Err(parts) if parts.len() == 2 => join_some::<B, C, 2>(parts.try_into().expect("there are two")),
-        Err(parts) if parts.len() == 3 => join_some::<B, C, 3>(parts.try_into().expect("there are three")),
-        Err(parts) => <Autodiff<B, C> as burn::tensor::ops::FloatTensorOps<Autodiff<B, C>>>::float_cat(parts, 0),
+    let Some(&count) = AT_ONCE.iter().find(|&&count| parts.len().is_multiple_of(count)) else {
+        return <Autodiff<B, C> as burn::tensor::ops::FloatTensorOps<Autodiff<B, C>>>::float_cat(parts, 0);
+    };
+    if count < parts.len() {
+        return join::<B, C>(parts.chunks(count).map(|share| join::<B, C>(share.to_vec())).collect());
     }
+    join_one_of!(parts, [64, 32, 24, 16, 8, 6, 5, 4, 3, 2]).expect("one step joins as many")
 }
 
 #[derive(Debug)]
