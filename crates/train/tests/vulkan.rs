@@ -7,10 +7,10 @@ use burn::module::AutodiffModule;
 use burn_flex::Flex;
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
 use patchdoor_kernels::{TrainingBackend, Vulkan};
-use patchdoor_model::{ClassifierConfig, PatchMoeConfig, WideResNetConfig};
+use patchdoor_model::{Classifier, ClassifierConfig, ExpertForm, PatchMoeConfig, WideResNetConfig};
 use patchdoor_train::{
-    AdamConfig, BatchProgress, EpochRecord, OptimizerConfig, Outcome, SgdConfig, Trained, TrainingConfig, TrainingData,
-    TrainingObserver, input_shape, predict, predict_with_routing, train,
+    AdamConfig, BatchProgress, ClassifierObserver, EpochRecord, Member, OptimizerConfig, Outcome, SgdConfig, Trained,
+    TrainingConfig, TrainingData, TrainingObserver, input_shape, predict, predict_with_routing, train, train_group,
 };
 
 type Host = Autodiff<Flex>;
@@ -84,6 +84,43 @@ fn the_first_step_is_the_hosts() {
             let norm = length(&mut expected.iter::<f64>());
             // A bias before a normalization has a gradient of zero, of which only rounding is left.
             assert!(apart <= 2e-5 * norm.max(0.1), "{path}: {apart:e} of {norm:e}");
+        }
+    }
+}
+
+/// Never stops, and looks at nothing.
+struct Blind;
+
+impl TrainingObserver for Blind {}
+
+impl ClassifierObserver<Device> for Blind {
+    fn classifier_trained(&mut self, _classifier: &Classifier<Device>, _record: &EpochRecord) {}
+}
+
+#[test]
+fn members_of_a_group_end_as_they_would_alone() {
+    let images = shapes(32);
+    let gathered = PatchMoeConfig { widen_factor: 1, expert_form: ExpertForm::Gathered, ..Default::default() };
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    let config = TrainingConfig { epochs: 1, batch_size: 32, learning_rate: 0.01, ..Default::default() };
+    for model in [pmoe(), ClassifierConfig::PatchMoe(gathered), dense] {
+        let device = <Device as burn::tensor::backend::BackendTypes>::Device::default();
+        let mut observers = [Blind, Blind, Blind];
+        let members = observers.iter_mut().zip(0..).map(|(observer, seed)| {
+            let classifier = model.init::<Device>(input_shape(images.shape()), 10, &mut stream(0, "weights"), &device);
+            let data = TrainingData { training: &images, validation: None, augmentation: &AUGMENTATION };
+            // The first has the seed of the training alone, and the others have other orders and draws.
+            Member { classifier: classifier.expect("valid"), data, seed, checkpoints: None, observer }
+        });
+        let mut group = train_group(members.collect(), &config, &device).expect("trains");
+        let Outcome::Finished(found) = group.remove(0) else { panic!("nothing stops it") };
+        let expected = trained::<Device>(&model, &images, &config);
+        assert!((found.history[0].loss / expected.history[0].loss - 1.0).abs() < 1e-6);
+        let (found, expected) = (found.classifier.valid().tensors(), expected.classifier.valid().tensors());
+        for (path, expected) in &expected {
+            let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+            let apart = length(&mut found[path].iter::<f64>().zip(expected.iter::<f64>()).map(|(a, b)| a - b));
+            assert!(apart <= 2e-5 * length(&mut expected.iter::<f64>()).max(0.1), "{path}: {apart:e}");
         }
     }
 }

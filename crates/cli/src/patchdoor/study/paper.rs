@@ -269,10 +269,16 @@ fn skipped(reason: impl Into<String>) -> StepRecord {
     ended("skipped", reason)
 }
 
-/// The last thing a step said.
+/// What a step said of its end: the last line that names a failure, else the last one.
 fn last_line(log: &Path) -> String {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
+    reason_in(&text).to_owned()
+}
+
+fn reason_in(text: &str) -> &str {
+    let mut lines = text.lines().rev().map(str::trim);
+    let names_failure = |line: &&str| line.starts_with("failed:") || line.starts_with("error:");
+    lines.clone().find(names_failure).or_else(|| lines.find(|line| !line.is_empty())).unwrap_or("it said nothing")
 }
 
 /// What a step came to in a few words.
@@ -290,5 +296,18 @@ fn summary(work: &Work, document: Option<&Value>, numbers: &BTreeMap<String, f64
             let shown = ["clean-accuracy", "asr"].map(|name| number(name).map(|value| format!("{name} {value:.4}")));
             shown.into_iter().flatten().collect::<Vec<_>>().join(", ")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_and_not_what_to_do_about_it() {
+        let log = "run\nfailed: seed 0 failed: loss became NaN\n--retry-failed computes anew what failed\n\n";
+        assert_eq!(reason_in(log), "failed: seed 0 failed: loss became NaN");
+        assert_eq!(reason_in("one\n two \n\n"), "two");
+        assert_eq!(reason_in("\n"), "it said nothing");
     }
 }
