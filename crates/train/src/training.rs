@@ -66,7 +66,7 @@ pub enum Outcome<B: AutodiffBackend> {
 /// ([`differentiate`]), and each uses all cores. Give each training a thread of its own, not a task of a rayon pool.
 ///
 /// # Errors
-/// If the configuration is out of range, there is nothing to train on, the loss becomes NaN or
+/// If the configuration is out of range, there is nothing to train on or nothing that learns, the loss becomes NaN or
 /// infinite, or a checkpoint cannot be written, read or belongs to another training.
 pub fn train<B: TrainingBackend>(
     classifier: Classifier<B>,
@@ -80,20 +80,22 @@ pub fn train<B: TrainingBackend>(
     train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, &mut Blind(observer), device)
 }
 
-/// Like [`train`], and shows the observer the classifier after every epoch.
+/// Like [`train_restricted`], and shows the observer the classifier after every epoch.
 ///
 /// # Errors
 /// Those of [`train`].
+#[allow(clippy::too_many_arguments, reason = "those of an ordinary training, and what of the classifier it may change")]
 pub fn train_observed<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
+    trainable: &Trainable,
     seed: u64,
     checkpoints: Option<&Path>,
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
+    train_part(classifier, data, config, trainable, seed, checkpoints, observer, device)
 }
 
 /// Like [`train`], for a part of the classifier only, or with filters that stay away.
@@ -243,6 +245,9 @@ fn train_members<B: TrainingBackend>(
 ) -> Result<Vec<Outcome<B>>, TrainError> {
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
+    }
+    if !members.iter().all(|member| trainable.leaves_something_to(&member.classifier)) {
+        return Err(TrainError::NothingLearns);
     }
     let momentums: Vec<f64> = members.iter().map(|member| member.classifier.batch_norm_momentum()).collect();
     check_alike(&members)?;
