@@ -18,8 +18,8 @@ use crate::routing::{ExpertChoice, Routing};
 use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, Trunk, layers};
 use crate::{
-    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, GivenRouting, Initializer, InputShape, ModelError,
-    NetworkConfig, Padding, Part, TakenRouting,
+    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, GivenRouting, Initializer, InputShape,
+    ModelError, NetworkConfig, Padding, Part, TakenRouting,
 };
 
 /// The patch-level mixture of experts of Chowdhury et al. (2023, arXiv:2306.04073) as attacked by
@@ -471,8 +471,9 @@ impl<B: Kernels> PatchMoe<B> {
         let expected = [batch, self.experts.len(), rows * columns / (self.patch_size * self.patch_size)];
         let found = choice.weights.dims();
         if found != expected {
-            let words =
-                |[images, experts, patches]: [usize; 3]| format!("{images} images, {experts} experts and {patches} patches");
+            let words = |[images, experts, patches]: [usize; 3]| {
+                format!("{images} images, {experts} experts and {patches} patches")
+            };
             return Err(ModelError::OtherRouting { found: words(found), expected: words(expected) });
         }
         Ok(match given.taken {

@@ -32,6 +32,13 @@ impl Default for RoutingConfig {
 }
 
 impl RoutingConfig {
+    /// How often every test image is predicted besides what any run predicts.
+    pub fn predictions(&self) -> usize {
+        // Two versions, each by the victim and the twin for their routing, again with what they gave, and with the twin's
+        // routers; two versions with five random routers, and for what experts say.
+        usize::from(self.swap) * 10 + usize::from(self.audit) * 12
+    }
+
     /// Every value that cannot be.
     pub(crate) fn check(&self, model: &ClassifierConfig) -> Vec<Problem> {
         let mut problems = Vec::new();

@@ -34,7 +34,8 @@ impl VictimConfig {
 
     /// What is different, in words; `None` if nothing is.
     pub fn in_words(&self) -> Option<String> {
-        let names = self.parts.as_ref().map(|parts| parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(", "));
+        let names =
+            self.parts.as_ref().map(|parts| parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(", "));
         match (self.start, names) {
             (Start::Random, None) => None,
             (Start::CleanTwin, None) => Some("starts from its clean twin".to_owned()),
@@ -75,7 +76,6 @@ impl VictimConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::{ConfigErrors, Plan, PlanOptions};
 
     const GOOD: &str = "dataset = \"shapes\"\n[trigger.square]\n[model.patch-moe]\n";
@@ -103,7 +103,25 @@ mod tests {
     fn parts_that_never_learn_and_a_twin_that_is_not_trained_are_refused() {
         let text = "dataset = \"shapes\"\nclean-twin = false\n[victim]\nstart = \"clean-twin\"\nparts = [\"router\"]\n\
                     [trigger.square]\n[model.patch-moe]\nrouters = \"frozen\"\n[[defenses]]\nrouter-retraining = {}\n";
-        insta::assert_snapshot!(plan(text).expect_err("has problems"), @"");
+        insta::assert_snapshot!(plan(text).expect_err("has problems"), @r#"
+        error: clean-twin is false, expected true, because the victim starts from its clean twin
+         --> a.toml:2:14
+          |
+        2 | clean-twin = false
+          |              ^^^^^
+
+        error: victim.parts is [router], expected one or more of trunk, experts, head, each once: the parts of this model.patch-moe that learn
+         --> a.toml:5:9
+          |
+        5 | parts = ["router"]
+          |         ^^^^^^^^^^
+
+        error: defenses.0.router-retraining is in need of routers that learn, and model.patch-moe.routers is "frozen", expected another defense, or routers = "trained"
+          --> a.toml:10:21
+           |
+        10 | router-retraining = {}
+           |                     ^^
+        "#);
         let refused = |parts: &str, model: &str| {
             let text = format!("dataset = \"shapes\"\n[victim]\nparts = {parts}\n[trigger.square]\n[model.{model}]\n");
             plan(&text).is_err()

@@ -111,7 +111,9 @@ impl AuditMeasurements {
     pub fn titled(&self) -> Vec<(String, RoutedStanding)> {
         let experts = self.alone.len();
         let mut changes = vec![("random routers".to_owned(), StandingBand::of(&self.random_routers).mean)];
-        changes.extend(self.alone.iter().enumerate().map(|(expert, &standing)| (format!("expert {expert} alone"), standing)));
+        changes.extend(
+            self.alone.iter().enumerate().map(|(expert, &standing)| (format!("expert {expert} alone"), standing)),
+        );
         for (index, (&standing, band)) in self.silenced.iter().zip(&self.silenced_in_any_order).enumerate() {
             let title = format!("{} of {experts} experts silenced", index + 1);
             changes.push((format!("{title}, most first"), standing));
