@@ -47,7 +47,7 @@ mod tests {
         let text = format!("dataset = \"shapes\"\n{attack}\n[model.{model}]\nwiden-factor = 1\n");
         let plan = Plan::from_text("a.toml", &text, &PlanOptions::default()).expect("valid");
         let shape = ImageShape::RGB_32;
-        let classes = (0..10).map(|class| class.to_string()).collect();
+        let classes: Vec<String> = (0..10).map(|class| class.to_string()).collect();
         let labels = (0..20).map(|image| image % 10).collect();
         let grey = ImageSet::new(shape, vec![128; 20 * shape.size()], labels, classes).expect("whole images");
         let config = plan.config();
