@@ -11,7 +11,7 @@ use patchdoor_plan::{ExperimentConfig, VictimConfig};
 use patchdoor_record::{ImagesUsed, check_sealed, is_sealed, read_sealed_json_lines, seal};
 use patchdoor_train::{
     BatchProgress, ClassifierObserver, EpochRecord, Outcome, Trainable, TrainingConfig, TrainingData, TrainingObserver,
-    input_shape, train_observed,
+    input_shape, train_restricted_observed,
 };
 
 use crate::console::Watch;
@@ -130,7 +130,7 @@ impl<'a> OneTraining<'a> {
         let data =
             TrainingData { training: self.training, validation: self.validation, augmentation: self.augmentation };
         let checkpoint = self.folder.join("checkpoint");
-        let outcome = train_observed(
+        let outcome = train_restricted_observed(
             classifier,
             &data,
             self.config,

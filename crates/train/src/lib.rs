@@ -57,4 +57,7 @@ pub use prediction::{
 };
 pub use schedule::Schedule;
 pub use trainable::Trainable;
-pub use training::{Member, Outcome, Trained, TrainingData, train, train_group, train_observed, train_restricted};
+pub use training::{
+    Member, Outcome, Trained, TrainingData, train, train_group, train_observed, train_restricted,
+    train_restricted_observed,
+};

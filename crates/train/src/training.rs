@@ -77,25 +77,32 @@ pub fn train<B: TrainingBackend>(
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, &mut Blind(observer), device)
+    train_restricted_observed(
+        classifier,
+        data,
+        config,
+        &Trainable::default(),
+        seed,
+        checkpoints,
+        &mut Blind(observer),
+        device,
+    )
 }
 
-/// Like [`train_restricted`], and shows the observer the classifier after every epoch.
+/// Like [`train`], and shows the observer the classifier after every epoch.
 ///
 /// # Errors
 /// Those of [`train`].
-#[allow(clippy::too_many_arguments, reason = "those of an ordinary training, and what of the classifier it may change")]
 pub fn train_observed<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
-    trainable: &Trainable,
     seed: u64,
     checkpoints: Option<&Path>,
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, trainable, seed, checkpoints, observer, device)
+    train_restricted_observed(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
 }
 
 /// Like [`train`], for a part of the classifier only, or with filters that stay away.
@@ -115,7 +122,7 @@ pub fn train_restricted<B: TrainingBackend>(
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
+    train_restricted_observed(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
 }
 
 /// One of the trainings of a group.
@@ -149,8 +156,12 @@ pub fn train_group<B: TrainingBackend>(
     train_members(members, config, &Trainable::default(), device)
 }
 
+/// Like [`train_restricted`], and shows the observer the classifier after every epoch.
+///
+/// # Errors
+/// Those of [`train`].
 #[allow(clippy::too_many_arguments, reason = "what all kinds of training have, together")]
-fn train_part<B: TrainingBackend>(
+pub fn train_restricted_observed<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
