@@ -14,7 +14,7 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     let counts = plan.counts(facts);
     let known = |count: Option<usize>, all: &str| count.map_or_else(|| all.to_owned(), |count| count.to_string());
     let seeds = config.seeds.len();
-    let twins = if config.clean_twin && counts.poisoned != Some(0) { seeds } else { 0 };
+    let twins = if config.trains_twin(counts.poisoned) { seeds } else { 0 };
     let quick = if plan.is_quick() { ", quick version (its numbers mean nothing)" } else { "" };
     let budget = match &config.placement {
         Some(placement) => config.trigger.placed_pixel_budget(facts.shape, placement),
@@ -53,6 +53,9 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         config.training.epochs,
         if config.training.epochs == 1 { "epoch" } else { "epochs" },
     ));
+    if let Some(difference) = config.victim.in_words() {
+        lines.push(format!("  the backdoored classifier {difference}"));
+    }
     if let Some(placement) = &config.placement {
         let mut line =
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);

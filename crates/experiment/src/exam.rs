@@ -2,7 +2,7 @@ use patchdoor_data::ImageSet;
 use patchdoor_kernels::Kernels;
 use patchdoor_metrics::{AttackOutcome, accuracy};
 use patchdoor_model::Classifier;
-use patchdoor_record::DefenseStanding;
+use patchdoor_record::{DefenseStanding, RoutedStanding};
 use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict, predict_with_routing};
 
 use crate::attack::Attack;
@@ -45,6 +45,13 @@ impl<'a> Exam<'a> {
             asr: attack.attack_success_rate(),
             robust_accuracy: attack.robust_accuracy(),
         }
+    }
+
+    /// The same, with how often images are taken for the target without a trigger.
+    pub(crate) fn routed_standing_of(&self, clean: &[u8], triggered: &[u8]) -> RoutedStanding {
+        let DefenseStanding { clean_accuracy, asr, robust_accuracy } = self.standing_of(clean, triggered);
+        let asr_untriggered = self.outcome(clean).attack_success_rate();
+        RoutedStanding { clean_accuracy, asr_untriggered, asr, robust_accuracy }
     }
 
     /// Where a classifier stands.

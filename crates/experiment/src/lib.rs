@@ -56,6 +56,7 @@ mod placement;
 mod poisoned;
 mod preview;
 mod progress;
+mod reach;
 mod routing;
 mod run;
 mod sources;

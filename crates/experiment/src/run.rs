@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fs_err as fs;
 use patchdoor_data::{Dataset, ImageSet};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_plan::{DatasetFacts, Plan};
+use patchdoor_plan::{DatasetFacts, Plan, Start};
 use patchdoor_record::{
     Again, Build, Environment, ImagesUsed, Measurements, Opened, RunDirectory, RunSummary, SCHEMA, SeedOutcome,
     SeedResult, TwinMeasurements, is_sealed, read_sealed_json, read_summary, write_sealed, write_sealed_json,
@@ -25,7 +25,8 @@ use crate::halt::{Halt, Step};
 use crate::images::ImagesError;
 use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::placement::choose_placement;
-use crate::routing::{EpochRouting, look_at_routing};
+use crate::reach::reach;
+use crate::routing::{EpochRouting, Looked, look_at_routing};
 use crate::sources::Sources;
 use crate::training::{OneTraining, remove_checkpoint};
 
@@ -312,14 +313,17 @@ impl Seeds<'_> {
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
 
-        // Without poison the classifier is its own twin.
-        let twin = (config.clean_twin && !attack.poisoning.is_empty())
+        let twin = config
+            .trains_twin(Some(*poisoned_images))
             .then(|| models.find_or_train::<B>((plan, Role::Twin), seed, images, test, device))
             .transpose()?;
 
         let mut epochs = EpochRouting::new(config, &attack, test, folder, device);
         let poisoned = attack.poison(&images.training);
+        let start = twin.as_ref().filter(|_| config.victim.start == Start::CleanTwin);
+        let start = start.map(|twin| models.out.join(&twin.folder));
         let victim = OneTraining::of(config, seed, (images, &poisoned), used, folder, format!("{label}, backdoored"))
+            .as_victim(&config.victim, start.as_deref())
             .run::<B>(*watch, epochs.as_mut(), device)?;
         drop(poisoned);
 
@@ -329,8 +333,14 @@ impl Seeds<'_> {
             let triggered = predict_with_routing(&twin.classifier, &exam.triggered, PREDICTION_BATCH, device);
             (twin, triggered)
         });
-        let looked_at_twin = twin.as_ref().map(|(twin, triggered)| (&twin.classifier, triggered));
-        let routing = look_at_routing::<B>(config, &exam, &answers, looked_at_twin, folder, device)?;
+        let looked = Looked {
+            seed,
+            training: &images.training,
+            victim: &victim.classifier,
+            answers: &answers,
+            twin: twin.as_ref().map(|(twin, triggered)| (&twin.classifier, triggered)),
+        };
+        let routing = look_at_routing::<B>(config, &exam, &looked, folder, device)?;
 
         let (clean, triggered) = (&answers.clean.classes, &answers.triggered.classes);
         let before = exam.standing_of(clean, triggered);
@@ -353,6 +363,7 @@ impl Seeds<'_> {
             robust_accuracy: before.robust_accuracy,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
             clean_twin,
+            reach: reach(&exam, &config.model),
             classes: attack.of_classes(test, clean, triggered),
             routing: routing.map(Box::new),
             training_seconds: seconds,

@@ -7,11 +7,11 @@ use fs_err as fs;
 use patchdoor_data::{AugmentationConfig, ImageSet, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig, WeightsDescription, load_weights, save_weights};
-use patchdoor_plan::ExperimentConfig;
+use patchdoor_plan::{ExperimentConfig, VictimConfig};
 use patchdoor_record::{ImagesUsed, check_sealed, is_sealed, read_sealed_json_lines, seal};
 use patchdoor_train::{
-    BatchProgress, ClassifierObserver, EpochRecord, Outcome, TrainingConfig, TrainingData, TrainingObserver,
-    input_shape, train_observed,
+    BatchProgress, ClassifierObserver, EpochRecord, Outcome, Trainable, TrainingConfig, TrainingData, TrainingObserver,
+    input_shape, train_restricted_observed,
 };
 
 use crate::console::Watch;
@@ -35,6 +35,10 @@ pub(crate) struct OneTraining<'a> {
     pub(crate) validation: Option<&'a ImageSet>,
     /// What every line of the history says of the images.
     pub(crate) used: &'a ImagesUsed,
+    /// Folder with the weights to start from; those that the seed draws if not given.
+    pub(crate) start: Option<&'a Path>,
+    /// What may change.
+    pub(crate) trainable: Trainable,
     /// Where a checkpoint is resumed, and weights and epochs are left.
     pub(crate) folder: &'a Path,
     /// What progress is shown as.
@@ -65,9 +69,16 @@ impl<'a> OneTraining<'a> {
             training,
             validation: images.validation.as_ref(),
             used,
+            start: None,
+            trainable: Trainable::default(),
             folder,
             label,
         }
+    }
+
+    /// The same with what is different for the backdoored classifier; `start` is the folder of the weights it starts from.
+    pub(crate) fn as_victim(self, config: &VictimConfig, start: Option<&'a Path>) -> Self {
+        Self { start, trainable: Trainable { parts: config.parts.clone(), pruned: None }, ..self }
     }
 
     /// What the same training left earlier, of a seed of which something else failed; `None` if it has to be trained, or to
@@ -112,12 +123,23 @@ impl<'a> OneTraining<'a> {
         let log = HistoryFile { path: self.folder.join("metrics.jsonl"), seed: self.seed, images: self.used };
         let progress = TrainingProgress::new(watch, self.label, &log, self.config.epochs);
         let mut observer = Observer { progress, epochs };
-        let classifier = blank::<B>(self.model, self.training, self.seed, device)?;
+        let classifier = match self.start {
+            Some(folder) => load::<B>(self.model, self.training, self.seed, folder, device)?,
+            None => blank::<B>(self.model, self.training, self.seed, device)?,
+        };
         let data =
             TrainingData { training: self.training, validation: self.validation, augmentation: self.augmentation };
         let checkpoint = self.folder.join("checkpoint");
-        let outcome =
-            train_observed(classifier, &data, self.config, self.seed, Some(&checkpoint), &mut observer, device);
+        let outcome = train_restricted_observed(
+            classifier,
+            &data,
+            self.config,
+            &self.trainable,
+            self.seed,
+            Some(&checkpoint),
+            &mut observer,
+            device,
+        );
         if let Some(error) = observer.progress.log_error.take() {
             return Err(error.into());
         }

@@ -23,6 +23,7 @@ mod attack;
 mod defense;
 mod detection;
 mod epoch;
+mod mediation;
 mod repair;
 mod routing;
 mod summary;
@@ -32,6 +33,7 @@ pub use attack::AttackOutcome;
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
 pub use detection::{DetectionOutcome, area_under_roc};
 pub use epoch::EpochRecord;
+pub use mediation::{RoutedSuccess, SMALLEST_EFFECT};
 pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use routing::{
     Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images, capture,

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Footprint, ModelError, PatchMoeConfig, WideResNetConfig};
+use crate::{Footprint, ModelError, Part, PatchMoeConfig, WideResNetConfig};
 
 /// Height, width and channels of the images a classifier takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +96,11 @@ pub trait NetworkConfig {
     /// What it lets experts choose from; `None` where experts choose no patches.
     fn expert_choice(&self) -> Option<&dyn ExpertChoiceConfig> {
         None
+    }
+
+    /// The parts it has that ever learn, from the images to the head.
+    fn learning_parts(&self) -> &'static [Part] {
+        &[Part::Trunk, Part::Head]
     }
 
     /// The patch-level mixture of experts most like it: itself, or one with its widths and constants.

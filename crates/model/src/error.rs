@@ -14,6 +14,20 @@ pub enum ModelError {
         /// What is allowed.
         allowed: String,
     },
+    /// A network without routers was given a routing.
+    #[error("{network} has no routing that could be given")]
+    NoRouting {
+        /// The network's name.
+        network: &'static str,
+    },
+    /// A given routing does not fit the network or the images.
+    #[error("the given routing is of {found}, expected {expected}")]
+    OtherRouting {
+        /// What it is of.
+        found: String,
+        /// What fits.
+        expected: String,
+    },
     /// A weights file lacks a parameter of the classifier.
     #[error("{path} has no parameter {name}")]
     MissingParameter {

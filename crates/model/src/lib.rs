@@ -3,7 +3,8 @@
 //! The pMoE wide residual network of Chowdhury et al. (2023, arXiv:2306.04073), every choice of the
 //! published code a field of [`PatchMoeConfig`], and [`WideResNet`], the same network without
 //! experts. A forward pass can return its [`Routing`]: which patches each expert took, and how
-//! strongly.
+//! strongly. A pass can also be given the routing of another pass, so that one sees what routing alone
+//! does ([`Classifier::forward_given_routing`]).
 //!
 //! This crate knows nothing of poisoning, triggers or training. Maps are channels last,
 //! `[batch, row, column, channel]`, so that a patch is a row of numbers.
@@ -38,6 +39,7 @@ mod description;
 mod error;
 mod filters;
 mod footprint;
+mod given_routing;
 mod init;
 mod network;
 mod parts;
@@ -66,9 +68,10 @@ pub use description::WeightsDescription;
 pub use error::ModelError;
 pub use filters::{FilterActivity, FilterGroup, Pruning, Removal};
 pub use footprint::Footprint;
+pub use given_routing::{GivenRouting, TakenRouting};
 pub use network::{NormInput, NormLayer};
 pub use parts::Part;
-pub use patch_moe::{ExpertForm, GateOrder, PatchMoe, PatchMoeConfig};
+pub use patch_moe::{ExpertForm, GateOrder, PatchMoe, PatchMoeConfig, Routers};
 pub use router::PatchRouter;
 pub use routing::{ExpertChoice, Routing, SoftDispatch, TokenChoice};
 pub use taps::Tapped;

@@ -3,7 +3,7 @@ use patchdoor_kernels::Kernels;
 
 use crate::batch_norm::BatchNormRelu;
 use crate::taps::Taps;
-use crate::{ClassifierConfig, Part, Routing};
+use crate::{ClassifierConfig, GivenRouting, ModelError, Part, Routing};
 
 /// What every network is asked for; [`Classifier`](crate::Classifier) answers everything else from it.
 ///
@@ -27,6 +27,21 @@ pub(crate) trait Network<B: Backend> {
     fn forward(&self, images: Tensor<B, 4>, taps: &mut Taps<B>) -> (Tensor<B, 2>, Vec<Routing<B>>)
     where
         B: Kernels;
+
+    /// Returns logits for each routing given from outside, of one pass through what lies before the routers.
+    ///
+    /// # Errors
+    /// If it has no routers, or a routing does not fit.
+    fn forward_given(
+        &self,
+        _images: Tensor<B, 4>,
+        _given: &[GivenRouting<'_, B>],
+    ) -> Result<Vec<Tensor<B, 2>>, ModelError>
+    where
+        B: Kernels,
+    {
+        Err(ModelError::NoRouting { network: self.config().network().name() })
+    }
 
     /// Its batch normalizations, from the images to the head; none is fine.
     fn norms(&self) -> Vec<NormLayer<'_, B>>;

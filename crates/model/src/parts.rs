@@ -3,13 +3,15 @@ use std::collections::BTreeMap;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::Classifier;
 use crate::init::draw_normal;
 use crate::weights::{named_tensors, with_tensors};
 
 /// A part of a classifier that learns or is frozen as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// All layers before the routers and experts; of the dense baseline, all before its last normalization.
     Trunk,
@@ -22,6 +24,16 @@ pub enum Part {
 }
 
 impl Part {
+    /// Its name, as a configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trunk => "trunk",
+            Self::Router => "router",
+            Self::Experts => "experts",
+            Self::Head => "head",
+        }
+    }
+
     /// The part that a parameter or running statistic belongs to, by its path, such as `experts.0.conv.weight`: what lies
     /// below a `router` or below `experts`, wherever they are, and below a `norm` or `head` of the network itself.
     pub fn of(path: &str) -> Self {
@@ -50,7 +62,7 @@ impl<B: Backend> Classifier<B> {
         with_tensors(self, tensors)
     }
 
-    /// Lets only the given parts learn.
+    /// Lets only the given parts learn; routers that are frozen by the configuration never do.
     ///
     /// Parameters of the others take no gradient; their normalizations use and keep the running statistics, in training
     /// as in inference. [`Self::thaw`] undoes it.
@@ -65,7 +77,7 @@ impl<B: Backend> Classifier<B> {
         frozen
     }
 
-    /// Lets all parts learn; `momentum` is the share of the batch in every running statistic.
+    /// Lets all parts learn that ever do; `momentum` is the share of the batch in every running statistic.
     #[must_use]
     pub fn thaw(self, momentum: f64) -> Self {
         let mut thawed = self.map_gradients(|_| true);
@@ -76,7 +88,8 @@ impl<B: Backend> Classifier<B> {
     }
 
     fn map_gradients(self, learns: impl Fn(Part) -> bool) -> Self {
-        self.map_network(&mut GradientSwitch { path: Vec::new(), learns })
+        let ever = self.config().network().learning_parts();
+        self.map_network(&mut GradientSwitch { path: Vec::new(), learns: |part| ever.contains(&part) && learns(part) })
     }
 
     /// Draws the routers' kernels anew, normal with this standard deviation; a classifier without routers stays as it is.

@@ -13,13 +13,13 @@ use crate::dense::Dense;
 use crate::footprint::Map;
 use crate::init::ParameterSource;
 use crate::network::{FilterLayer, Network, NormInput, NormLayer};
-use crate::router::PatchRouter;
+use crate::router::{PatchRouter, Selection};
 use crate::routing::{ExpertChoice, Routing};
 use crate::taps::{Tapped, Taps};
 use crate::trunk::{LayerOptions, Trunk, layers};
 use crate::{
-    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, Initializer, InputShape, ModelError,
-    NetworkConfig, Padding, Part,
+    BatchNormConfig, ClassifierConfig, ExpertChoiceConfig, Footprint, GivenRouting, Initializer, InputShape,
+    ModelError, NetworkConfig, Padding, Part, TakenRouting,
 };
 
 /// The patch-level mixture of experts of Chowdhury et al. (2023, arXiv:2306.04073) as attacked by
@@ -51,6 +51,9 @@ pub struct PatchMoeConfig {
     pub patch_channels: Option<usize>,
     /// Standard deviation of the gate kernels at the start.
     pub gate_init_std: f64,
+    /// Whether the gate kernels learn.
+    #[serde(skip_serializing_if = "Routers::are_trained")]
+    pub routers: Routers,
     /// Where a strided convolution puts its padding.
     pub padding: Padding,
     /// How convolutions and dense layers are drawn at the start.
@@ -72,6 +75,7 @@ impl Default for PatchMoeConfig {
             expert_channels: None,
             patch_channels: None,
             gate_init_std: 1e-4,
+            routers: Routers::default(),
             padding: Padding::default(),
             initializer: Initializer::default(),
             batch_norm: BatchNormConfig::default(),
@@ -105,6 +109,25 @@ pub enum ExpertForm {
     /// Only the selected patches are gathered, normalized, convolved and averaged. Saves the
     /// arithmetic of the others; a different function from `masked`.
     Gathered,
+}
+
+/// Whether routers learn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routers {
+    /// With everything else, as published.
+    #[default]
+    Trained,
+    /// They keep their random kernels for good, in trainings and in defenses; everything else learns around them. A
+    /// control: what such a network does too, no learned routing explains.
+    Frozen,
+}
+
+impl Routers {
+    /// Whether they learn.
+    pub fn are_trained(&self) -> bool {
+        *self == Self::Trained
+    }
 }
 
 impl PatchMoeConfig {
@@ -220,6 +243,13 @@ impl NetworkConfig for PatchMoeConfig {
         Some(self)
     }
 
+    fn learning_parts(&self) -> &'static [Part] {
+        match self.routers {
+            Routers::Trained => &[Part::Trunk, Part::Router, Part::Experts, Part::Head],
+            Routers::Frozen => &[Part::Trunk, Part::Experts, Part::Head],
+        }
+    }
+
     fn nearest_patch_moe(&self) -> PatchMoeConfig {
         self.clone()
     }
@@ -231,6 +261,7 @@ impl NetworkConfig for PatchMoeConfig {
             expert_channels: Some(self.resolved_expert_channels()),
             patch_channels: Some(self.resolved_patch_channels()),
             gate_init_std: defaults.gate_init_std,
+            routers: defaults.routers,
             initializer: defaults.initializer,
             batch_norm: BatchNormConfig { momentum, ..self.batch_norm },
             ..self.clone()
@@ -352,6 +383,22 @@ impl<B: Backend> Network<B> for PatchMoe<B> {
         (logits, vec![Routing::ExpertChoice(routing)])
     }
 
+    fn forward_given(
+        &self,
+        images: Tensor<B, 4>,
+        given: &[GivenRouting<'_, B>],
+    ) -> Result<Vec<Tensor<B, 2>>, ModelError>
+    where
+        B: Kernels,
+    {
+        let map = Self::map_of_members(&[self], images, &mut Taps::none());
+        let logits = given.iter().map(|given| {
+            let routing = self.routing_of(&map, given)?;
+            Ok(self.forward_routed(map.clone(), &routing, &mut Taps::none()))
+        });
+        logits.collect()
+    }
+
     fn norms(&self) -> Vec<NormLayer<'_, B>> {
         let mut norms = self.trunk.norms();
         norms.push(NormLayer {
@@ -404,6 +451,39 @@ impl<B: Kernels> PatchMoe<B> {
     pub fn forward_map(&self, map: Tensor<B, 4>) -> (Tensor<B, 2>, ExpertChoice<B>) {
         let routing = self.route(map.clone());
         (self.forward_routed(map, &routing, &mut Taps::none()), routing)
+    }
+
+    /// What a given routing comes to on a map of this network.
+    fn routing_of(&self, map: &Tensor<B, 4>, given: &GivenRouting<'_, B>) -> Result<ExpertChoice<B>, ModelError> {
+        let [Routing::ExpertChoice(choice)] = given.routing else {
+            return Err(match given.routing {
+                [_] => ModelError::OtherRouting {
+                    found: "patches that choose experts".into(),
+                    expected: "experts that choose patches".into(),
+                },
+                layers => {
+                    let found = format!("{} routed layers", layers.len());
+                    ModelError::OtherRouting { found, expected: "1".into() }
+                }
+            });
+        };
+        let [batch, rows, columns, _] = map.dims();
+        let expected = [batch, self.experts.len(), rows * columns / (self.patch_size * self.patch_size)];
+        let found = choice.weights.dims();
+        if found != expected {
+            let words = |[images, experts, patches]: [usize; 3]| {
+                format!("{images} images, {experts} experts and {patches} patches")
+            };
+            return Err(ModelError::OtherRouting { found: words(found), expected: words(expected) });
+        }
+        Ok(match given.taken {
+            TakenRouting::All => choice.clone(),
+            TakenRouting::Selections => {
+                let scores = self.router.scores(into_patches(map.clone(), self.patch_size, 1));
+                let selection = Selection::of_indices(&choice.indices, expected[2]);
+                self.router.weigh(scores, selection)
+            }
+        })
     }
 
     fn route(&self, map: Tensor<B, 4>) -> ExpertChoice<B> {

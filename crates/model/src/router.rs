@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use patchdoor_kernels::{ConvOptions, Kernels, choose_patches, grouped_conv2d, join};
 use rand::Rng;
 
@@ -27,7 +27,7 @@ impl<B: Backend> PatchRouter<B> {
         let side = config.patch_size;
         let shape = [config.experts, config.resolved_patch_channels(), side, side];
         Self {
-            weight: source.normal(config.gate_init_std, shape),
+            weight: source.normal(config.gate_init_std, shape).set_require_grad(config.routers.are_trained()),
             patches_per_expert: config.patches_per_expert,
             order: config.gate_order,
         }
@@ -166,6 +166,13 @@ impl Selection {
             indices.extend_from_slice(best);
         }
         Self::of(indices, [batch, experts, selected], count)
+    }
+
+    /// What another pass selected of `count` patches.
+    pub(crate) fn of_indices<B: Backend>(indices: &Tensor<B, 3, Int>, count: usize) -> Self {
+        let shape = indices.dims();
+        let indices = indices.to_data().convert::<i32>().into_vec().expect("converted to i32");
+        Self::of(indices, shape, count)
     }
 
     /// These patches of `count`, `[batch, expert, patches_per_expert]`.

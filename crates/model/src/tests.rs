@@ -95,6 +95,48 @@ fn experts_that_take_every_patch_compute_the_same_in_both_forms() {
     logits(ExpertForm::Masked).assert_approx_eq(&logits(ExpertForm::Gathered), tolerance);
 }
 
+/// Experts choose among the patches of one image, so that no image can fill an expert's buffer at the cost of another, as in
+/// mixtures with a capacity (arXiv:2402.05526, 2410.22884).
+///
+/// What experts select is the same to the patch. Logits may differ by the rounding of sums of 64 numbers, because a product
+/// with one row adds in another order than one with many: by some 64 * 6e-8 of their size.
+#[test]
+fn an_images_answer_does_not_depend_on_its_batch_mates() {
+    let moe = |expert_form, expert_kernel| {
+        let config = PatchMoeConfig { widen_factor: 1, gate_init_std: 1.0, ..Default::default() };
+        patch_moe(PatchMoeConfig { expert_form, expert_kernel, ..config })
+    };
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    for config in [moe(ExpertForm::Masked, 1), moe(ExpertForm::Masked, 3), moe(ExpertForm::Gathered, 1), dense] {
+        for (seed, mates, place) in [(0, 1, 0), (1, 1, 1), (2, 6, 3), (3, 8, 8)] {
+            let mut classifier = build::<Flex>(&config, seed);
+            let (image, others) = (images(1, seed), images(mates, seed + 100));
+            let mut batch: Vec<_> = (0..mates).map(|mate| others.clone().narrow(0, mate, 1)).collect();
+            batch.insert(place, image.clone());
+            let batch = Tensor::cat(batch, 0);
+            let (alone, alone_routing) = classifier.forward_with_routing(image);
+            let (together, together_routing) = classifier.forward_with_routing(batch.clone());
+            let values = |logits: Tensor<Flex, 2>| logits.into_data().into_vec::<f32>().expect("f32");
+            let alone = values(alone);
+            let largest = alone.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
+            let error = |together: Tensor<Flex, 2>| {
+                let together = values(together.narrow(0, place, 1));
+                alone.iter().zip(together).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest
+            };
+            assert!(error(together.clone()) < 64.0 * 6e-8, "{}: {}", config.network().name(), error(together));
+            assert_eq!(alone_routing.len(), together_routing.len());
+            for (alone, together) in alone_routing.iter().zip(&together_routing) {
+                let choices = [alone, together].map(|routing| routing.expert_choice().expect("experts choose"));
+                let [alone, together] = choices.map(|choice| choice.indices.clone());
+                assert_eq!(alone.into_data(), together.narrow(0, place, 1).into_data());
+            }
+            // What would tie an image to its batch is seen: normalization with the statistics of the batch.
+            classifier.set_collects_statistics(true);
+            assert!(error(classifier.forward(batch)) > 0.01, "{}", config.network().name());
+        }
+    }
+}
+
 #[test]
 fn every_problem_of_a_configuration_is_reported() {
     let config =

@@ -1,6 +1,6 @@
 use patchdoor_attacks::AttackError;
 use patchdoor_data::{DataError, DatasetConfig};
-use patchdoor_model::{InputShape, ModelError};
+use patchdoor_model::{InputShape, ModelError, NetworkConfig};
 use patchdoor_train::{TrainError, input_shape};
 use patchdoor_triggers::TriggerError;
 
@@ -15,6 +15,7 @@ use crate::problem::Problem;
 pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> Vec<Problem> {
     let mut problems = check_own_fields(config);
     problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
+    problems.extend(config.victim.check(&config.model, config.clean_twin));
     problems.extend(match facts {
         Some(facts) => check_fit(config, facts),
         None => from_data("poisoning", config.poisoning.validate(MOST_CLASSES)).collect(),
@@ -154,6 +155,14 @@ fn check_surrogate(config: &ExperimentConfig, input: InputShape, classes: usize)
             field: format!("placement.cells.{}.expert", choice_name(&placement.cells)),
             found: expert.to_string(),
             allowed: format!("0 to {}, the surrogate's experts", experts.saturating_sub(1)),
+        });
+    }
+    let model = surrogate.model(&config.model);
+    if model.validate(input, classes).is_empty() && model.patches_per_expert == model.patches(input) {
+        problems.push(Problem {
+            field: format!("placement.cells.{}", choice_name(&placement.cells)),
+            found: format!("asked of a surrogate whose experts select all {} patches alike", model.patches_per_expert),
+            allowed: "other cells, or fewer patches in surrogate.patches-per-expert".into(),
         });
     }
     problems

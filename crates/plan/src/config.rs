@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::defender::DefenderConfig;
 use crate::precision::Precision;
 use crate::routing::RoutingConfig;
+use crate::victim::{Start, VictimConfig};
 
 /// An experiment as written in a TOML file.
 ///
@@ -46,6 +47,9 @@ pub struct ExperimentConfig {
     /// How it is trained.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// What is different about the training of the backdoored one.
+    #[serde(default, skip_serializing_if = "VictimConfig::is_default")]
+    pub victim: VictimConfig,
     /// What a GPU rounds the operands of convolutions to, in training and in evaluation.
     #[serde(default, skip_serializing_if = "Precision::is_full")]
     pub precision: Precision,
@@ -61,6 +65,12 @@ pub struct ExperimentConfig {
 }
 
 impl ExperimentConfig {
+    /// Whether a clean twin is trained for each seed, if so many images are poisoned (`None` if that is not known): without
+    /// poison a classifier is its own twin, unless it starts from one.
+    pub fn trains_twin(&self, poisoned: Option<usize>) -> bool {
+        self.clean_twin && (poisoned != Some(0) || self.victim.start == Start::CleanTwin)
+    }
+
     /// The surrogate that chooses the cells of the placement, and that placement; `None` if no surrogate is asked.
     pub fn surrogate_and_placement(&self) -> Option<(SurrogateConfig, &PlacementConfig)> {
         let placement = self.placement.as_ref().filter(|placement| placement.surrogate().is_some())?;

@@ -1,4 +1,5 @@
-use patchdoor_defenses::{DefendedClassifier, DefenseError, Need};
+use patchdoor_defenses::{DefendedClassifier, DefenseConfig, DefenseError, Need};
+use patchdoor_model::Part;
 
 use crate::amount::CleanAmount;
 use crate::config::ExperimentConfig;
@@ -24,6 +25,14 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
             }
             other => Problem { field: own.clone(), found: other.to_string(), allowed: "a valid defense".into() },
         }));
+        let frozen = network.experts().is_some() && !network.learning_parts().contains(&Part::Router);
+        if frozen && matches!(defender.defense, DefenseConfig::RouterRetraining(_)) {
+            problems.push(Problem {
+                field: own.clone(),
+                found: format!("in need of routers that learn, and model.{}.routers is \"frozen\"", network.name()),
+                allowed: "another defense, or routers = \"trained\"".into(),
+            });
+        }
         match defender.amount {
             CleanAmount::CleanFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => problems.push(Problem {
                 field: format!("{table}.clean-fraction"),

@@ -51,6 +51,7 @@ mod problem;
 mod quick;
 mod reading;
 mod routing;
+mod victim;
 
 pub use amount::{CleanAmount, share_of};
 pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
@@ -62,3 +63,4 @@ pub use plan::{Plan, PlanOptions};
 pub use points::{Experiment, Point, Sweep, merged};
 pub use precision::Precision;
 pub use routing::RoutingConfig;
+pub use victim::{Start, VictimConfig};

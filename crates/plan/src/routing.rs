@@ -14,16 +14,31 @@ pub struct RoutingConfig {
     pub per_epoch_images: usize,
     /// Whether heat maps are drawn.
     pub figures: bool,
+    /// Whether test images also pass with a routing that is not their own: of the same image with or without the trigger,
+    /// and of the clean twin.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub swap: bool,
+    /// Whether random routers take the place of the trained ones, and experts are silenced, to see who carries the
+    /// backdoor.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
 }
 
 impl Default for RoutingConfig {
     /// Our numbers; the authors look at one image.
     fn default() -> Self {
-        Self { per_epoch: false, per_epoch_images: 1000, figures: true }
+        Self { per_epoch: false, per_epoch_images: 1000, figures: true, swap: false, audit: false }
     }
 }
 
 impl RoutingConfig {
+    /// How often every test image is predicted besides what any run predicts.
+    pub fn predictions(&self) -> usize {
+        // Two versions, each by the victim and the twin for their routing, again with what they gave, and with the twin's
+        // routers; two versions with five random routers, and for what experts say.
+        usize::from(self.swap) * 10 + usize::from(self.audit) * 12
+    }
+
     /// Every value that cannot be.
     pub(crate) fn check(&self, model: &ClassifierConfig) -> Vec<Problem> {
         let mut problems = Vec::new();

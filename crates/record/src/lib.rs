@@ -29,9 +29,11 @@ mod defense;
 mod environment;
 mod error;
 mod files;
+mod intervention;
 mod metric;
 mod numbers;
 mod point;
+mod reach;
 mod routing;
 mod run_directory;
 mod seal;
@@ -43,9 +45,11 @@ pub use defense::{DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseSta
 pub use environment::{Build, Environment};
 pub use error::RecordError;
 pub use files::{move_aside, write_whole};
+pub use intervention::{AuditMeasurements, RoutedStanding, StandingBand, SwapMeasurements};
 pub use metric::{Better, METRICS, MetricInfo, Unit, group_of, in_group};
-pub use numbers::{ROUTING_NUMBERS, RoutingNumber, SEED_NUMBERS, SeedNumber, named_numbers};
+pub use numbers::{INTERVENTION_NUMBERS, ROUTING_NUMBERS, RoutingNumber, SEED_NUMBERS, SeedNumber, named_numbers};
 pub use point::{MetricResult, PointResult};
+pub use reach::Reach;
 pub use routing::{AssociationNumbers, RoutingEpoch, RoutingMeasurements, RoutingNumbers, SetNumbers};
 pub use run_directory::{Again, Opened, RunDirectory, RunDirectoryError, defense_folder, lock};
 pub use seal::{
@@ -53,5 +57,5 @@ pub use seal::{
     write_sealed_json, write_sealed_json_lines,
 };
 pub use seed::{ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements};
-pub use summary::{DefenseSummary, RoutingSummary, RunSummary, read_summary};
+pub use summary::{DefenseSummary, InterventionSummary, RoutingSummary, RunSummary, read_summary};
 pub use table::{PointRuns, ResultTable, TABLE_SCHEMA, TableHead, published_path};

@@ -31,6 +31,8 @@ pub enum Unit {
     Coefficient,
     /// A whole number of images, on average over seeds perhaps none.
     Images,
+    /// Things other than images, counted on average over images.
+    Count,
     /// Wall-clock time.
     Seconds,
 }
@@ -56,7 +58,7 @@ impl Unit {
         match self {
             Self::Share | Self::Points => format!("{:.2}", 100.0 * value + 0.0),
             Self::Images if value.fract() == 0.0 => format!("{value:.0}"),
-            Self::Images => format!("{value:.1}"),
+            Self::Images | Self::Count => format!("{value:.1}"),
             Self::Seconds => format!("{value:.0}"),
             Self::Index | Self::Coefficient => format!("{:.4}", value + 0.0),
         }
@@ -67,7 +69,7 @@ impl Unit {
         match self {
             Self::Share => " %",
             Self::Points => " points",
-            Self::Seconds | Self::Images | Self::Index | Self::Coefficient => "",
+            Self::Seconds | Self::Images | Self::Count | Self::Index | Self::Coefficient => "",
         }
     }
 
@@ -75,7 +77,7 @@ impl Unit {
     pub fn bounded(self, value: f64) -> f64 {
         match self {
             Self::Share | Self::Index => value.clamp(0.0, 1.0),
-            Self::Seconds | Self::Images => value.max(0.0),
+            Self::Seconds | Self::Images | Self::Count => value.max(0.0),
             // A difference of two shares.
             Self::Points => value.clamp(-1.0, 1.0),
             // Numbers of other programs are among these, and nobody knows where they end.
@@ -127,9 +129,9 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 30] = {
+pub const METRICS: [MetricInfo; 36] = {
     use Better::{Higher, Lower};
-    use Unit::{Coefficient, Images, Index, Points, Seconds, Share};
+    use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share};
     [
         metric("poisoned-images", "poisoned", "poisoned images", Images, None),
         metric("clean-accuracy", "CA", "clean accuracy (CA)", Share, Some(Higher)),
@@ -139,6 +141,12 @@ pub const METRICS: [MetricInfo; 30] = {
         for_programs(metric("asr-all-classes", "asr all classes", "  target class counted in", Share, Some(Lower))),
         metric("clean-twin-asr", "twin's ASR", "  of the clean twin", Share, Some(Lower)),
         metric("robust-accuracy", "RA", "robust accuracy (RA)", Share, Some(Higher)),
+        metric("asr-untriggered", "untriggered", "taken for the target untriggered", Share, Some(Lower)),
+        metric("mediated-by-routing", "mediated", "share of the effect mediated by routing", Coefficient, None),
+        metric("carried-by-routing", "carried", "  carried by routing alone", Coefficient, None),
+        for_programs(metric("pixels-changed", "pixels", "pixels that the trigger changes", Count, None)),
+        for_programs(metric("cells-touched", "cells", "  cells with such a pixel", Count, None)),
+        for_programs(metric("patches-reached", "patches", "  patches that see one (reach)", Count, None)),
         metric("defense-effectiveness", "DER", "defense effectiveness rating (DER)", Index, Some(Higher)),
         metric("robust-improvement", "RIR", "robust improvement rating (RIR)", Index, Some(Higher)),
         metric("seconds", "seconds", "seconds", Seconds, Some(Lower)),

@@ -1,12 +1,14 @@
 use patchdoor_metrics::Estimate;
 
-use crate::{DefenseStanding, Measurements, Ratings, RoutingMeasurements, RoutingNumbers};
+use crate::{
+    DefenseStanding, Measurements, Ratings, RoutedStanding, RoutingMeasurements, RoutingNumbers, SwapMeasurements,
+};
 
 /// A number of a seed: its name in [`METRICS`](crate::METRICS), and where it stands in what was measured.
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 7] = [
+pub const SEED_NUMBERS: [SeedNumber; 13] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
@@ -14,6 +16,27 @@ pub const SEED_NUMBERS: [SeedNumber; 7] = [
     ("asr-all-classes", |m| m.asr_all_classes),
     ("clean-twin-asr", |m| m.clean_twin.as_ref().and_then(|twin| twin.asr)),
     ("robust-accuracy", |m| m.robust_accuracy),
+    ("asr-untriggered", |m| swap(m)?.own.asr_untriggered),
+    ("mediated-by-routing", |m| swap(m)?.mediated_by_routing),
+    ("carried-by-routing", |m| swap(m)?.carried_by_routing),
+    ("pixels-changed", |m| Some(m.reach?.pixels)),
+    ("cells-touched", |m| Some(m.reach?.cells)),
+    ("patches-reached", |m| Some(m.reach?.patches)),
+];
+
+fn swap(measurements: &Measurements) -> Option<&SwapMeasurements> {
+    measurements.routing.as_ref()?.swap.as_ref()
+}
+
+/// A number that a change of routing or experts is judged by: its name, and where it stands in what was measured with it.
+type InterventionNumber = (&'static str, fn(&RoutedStanding) -> Option<f64>);
+
+/// The numbers of a change of routing or experts.
+pub const INTERVENTION_NUMBERS: [InterventionNumber; 4] = [
+    ("clean-accuracy", |standing| Some(standing.clean_accuracy)),
+    ("asr", |standing| standing.asr),
+    ("robust-accuracy", |standing| standing.robust_accuracy),
+    ("asr-untriggered", |standing| standing.asr_untriggered),
 ];
 
 /// A number that defenses are judged by: its name, and where it stands in what was measured after one.
@@ -77,6 +100,11 @@ pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
         }
     }
     numbers.extend(measurements.routing.iter().flat_map(|routing| of_routing(routing)));
+    let changes = measurements.routing.iter().flat_map(|routing| routing.interventions());
+    numbers.extend(changes.flat_map(|(title, standing)| {
+        let of = |(name, of): &InterventionNumber| Some((format!("{title}/{name}"), of(&standing)?));
+        INTERVENTION_NUMBERS.iter().filter_map(of).collect::<Vec<_>>()
+    }));
     numbers
 }
 

@@ -1,6 +1,8 @@
 use patchdoor_metrics::Estimate;
 use serde::{Deserialize, Serialize};
 
+use crate::{AuditMeasurements, RoutedStanding, SwapMeasurements};
+
 /// What routers of a seed's classifiers select. Intervals are over test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -24,6 +26,20 @@ pub struct RoutingMeasurements {
     /// Of its clean twin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean_twin: Option<RoutingNumbers>,
+    /// What the backdoored classifier makes of images that are routed otherwise, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapMeasurements>,
+    /// Whether routers or experts carry the backdoor, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditMeasurements>,
+}
+
+impl RoutingMeasurements {
+    /// Where the backdoored classifier stands with each change of its routing or experts, by title.
+    pub fn interventions(&self) -> Vec<(String, RoutedStanding)> {
+        let swap = self.swap.iter().flat_map(SwapMeasurements::titled);
+        swap.chain(self.audit.iter().flat_map(AuditMeasurements::titled)).collect()
+    }
 }
 
 /// What the routers of one classifier select, each number averaged over experts.

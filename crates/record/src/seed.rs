@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{DefenseResult, RoutingMeasurements};
+use crate::{DefenseResult, Reach, RoutingMeasurements};
 
 /// Version of the result files' layout.
 pub const SCHEMA: u32 = 2;
@@ -70,6 +70,9 @@ pub struct Measurements {
     pub clean_accuracy_drop: Option<f64>,
     /// The same classifier trained without poison.
     pub clean_twin: Option<TwinMeasurements>,
+    /// How much of an image the trigger touches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Reach>,
     /// The numbers above for each class of the test images.
     pub classes: Vec<ClassMeasurements>,
     /// What the routers select, if the experiment asks for it.

@@ -4,7 +4,7 @@ use std::path::Path;
 use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
 
-use crate::numbers::{DEFENSE_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
+use crate::numbers::{DEFENSE_NUMBERS, INTERVENTION_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
 use crate::{
     DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Measurements, Ratings, RecordError, SCHEMA,
     SeedResult, SeriesRow, read_sealed,
@@ -46,6 +46,9 @@ pub struct RunSummary {
     /// Mean and spread of what each defense came to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defenses: Vec<DefenseSummary>,
+    /// Mean and spread of where the classifier stands with each change of its routing or experts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interventions: Vec<InterventionSummary>,
     /// What each seed gave.
     pub seeds: Vec<SeedResult>,
 }
@@ -58,6 +61,7 @@ impl RunSummary {
             metrics: metrics(&self.seeds),
             routing: RoutingSummary::of(&self.seeds),
             defenses: DefenseSummary::of(&self.seeds),
+            interventions: InterventionSummary::of(&self.seeds),
             ..self
         }
     }
@@ -123,6 +127,35 @@ fn metrics(seeds: &[SeedResult]) -> BTreeMap<String, Summary> {
         Some(((*name).to_owned(), Summary::of(&values)?))
     };
     SEED_NUMBERS.iter().filter_map(of).collect()
+}
+
+/// Mean and spread over seeds of where the backdoored classifier stands with one change of its routing or experts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InterventionSummary {
+    /// What the report calls it.
+    pub title: String,
+    /// Each number that one of the seeds has, by its name in [`METRICS`](crate::METRICS).
+    pub metrics: BTreeMap<String, Summary>,
+}
+
+impl InterventionSummary {
+    /// Summarizes every change over the seeds that finished, in the order of tables.
+    pub fn of(seeds: &[SeedResult]) -> Vec<Self> {
+        let routings = seeds.iter().filter_map(SeedResult::measurements).filter_map(|seed| seed.routing.as_ref());
+        let all = routings.map(|routing| routing.interventions()).collect::<Vec<_>>();
+        let longest = all.iter().max_by_key(|changes| changes.len());
+        let of = |title: &String| {
+            let standings = all.iter().flatten().filter(|(other, _)| other == title).map(|(_, standing)| standing);
+            let standings = standings.collect::<Vec<_>>();
+            let metrics = INTERVENTION_NUMBERS.iter().filter_map(|(name, of)| {
+                let values = standings.iter().filter_map(|standing| of(standing)).collect::<Vec<_>>();
+                Some(((*name).to_owned(), Summary::of(&values)?))
+            });
+            Self { title: title.clone(), metrics: metrics.collect() }
+        };
+        longest.into_iter().flatten().map(|(title, _)| of(title)).collect()
+    }
 }
 
 /// Mean and spread over seeds of what one defense came to, or of one strength of a series.

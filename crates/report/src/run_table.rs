@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use patchdoor_metrics::Summary;
-use patchdoor_record::{Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit};
+use patchdoor_record::{INTERVENTION_NUMBERS, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit};
 
 use crate::routing_table::routing_table;
 use crate::text::{Row, align};
@@ -60,7 +60,32 @@ pub fn run_table(runs: &[RunSummary], width: usize) -> String {
         text.push('\n');
         text.push_str(&defense_table(runs, width));
     }
+    if runs.iter().any(|run| !run.interventions.is_empty()) {
+        text.push('\n');
+        text.push_str(&intervention_table(runs, width));
+    }
     text + &routing_table(runs, width)
+}
+
+/// Where the classifiers of several runs stand with their routing or experts changed, in percent.
+fn intervention_table(runs: &[RunSummary], width: usize) -> String {
+    let numbers = INTERVENTION_NUMBERS.map(|(name, _)| MetricInfo::of(name).expect("the columns are known numbers"));
+    let header = ["routing and experts changed, in percent", "n"].into_iter();
+    let header = header.chain(numbers.iter().map(|number| number.heading)).map(str::to_owned).collect::<Vec<_>>();
+    let mut rows = Vec::new();
+    for (number, run) in runs.iter().filter(|run| !run.interventions.is_empty()).enumerate() {
+        let gap = if number == 0 { "" } else { "\n" };
+        rows.push(Row::Title(format!("{gap}{}", run.run)));
+        let own = std::iter::once(("none", &run.metrics));
+        let changed = run.interventions.iter().map(|change| (change.title.as_str(), &change.metrics));
+        rows.extend(own.chain(changed).map(|(title, metrics)| {
+            let count = numbers.iter().filter_map(|number| metrics.get(number.name)).map(|found| found.count).max();
+            let count = count.unwrap_or(0);
+            let cells = numbers.iter().map(|number| spread(metrics.get(number.name), number, count));
+            Row::Cells([title.to_owned(), count.to_string()].into_iter().chain(cells).collect())
+        }));
+    }
+    align(&header, &rows, width)
 }
 
 /// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
@@ -168,6 +193,7 @@ pub(crate) mod tests {
                 clean_accuracy: 0.7,
                 asr: Some(0.02),
             }),
+            reach: None,
             classes: Vec::new(),
             routing: None,
             training_seconds: 1.0,

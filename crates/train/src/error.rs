@@ -30,6 +30,9 @@ pub enum TrainError {
     /// There are no images to train on.
     #[error("training set is empty")]
     Empty,
+    /// Every part that was to learn is one that the classifier has not, or that its configuration freezes.
+    #[error("none of the parts to train is one of the classifier's that learn")]
+    NothingLearns,
     /// A checkpoint does not fit the training that wants to resume from it.
     #[error("checkpoint {path} {reason}")]
     Checkpoint {

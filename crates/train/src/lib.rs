@@ -51,7 +51,13 @@ pub use config::{
 pub use error::TrainError;
 pub use observer::{BatchProgress, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
-pub use prediction::{PREDICTION_BATCH, RoutedPrediction, Selections, input_shape, predict, predict_with_routing};
+pub use prediction::{
+    PREDICTION_BATCH, RoutedPrediction, Selections, input_shape, predict, predict_features, predict_given_routing,
+    predict_with_routing,
+};
 pub use schedule::Schedule;
 pub use trainable::Trainable;
-pub use training::{Member, Outcome, Trained, TrainingData, train, train_group, train_observed, train_restricted};
+pub use training::{
+    Member, Outcome, Trained, TrainingData, train, train_group, train_observed, train_restricted,
+    train_restricted_observed,
+};

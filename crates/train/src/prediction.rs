@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_data::{ImageSet, ImageShape};
 use patchdoor_kernels::Kernels;
-use patchdoor_model::{Classifier, InputShape, Routing};
+use patchdoor_model::{Classifier, GivenRouting, InputShape, ModelError, Routing, TakenRouting, Tapped};
 
 use crate::batches::BatchAssembler;
 
@@ -123,6 +123,55 @@ pub fn predict_with_routing<B: Kernels>(
     }
     let selections = selected.map(|(experts, kept, indices)| Selections::new(experts, kept, indices));
     RoutedPrediction { classes, selections }
+}
+
+/// Predicts the class of every image with the routing that another pass gave: `router`, often the same classifier, routes
+/// `routed`, and what it gave each image there is taken over for the image of the same number here. One list of classes for
+/// each of `taken`.
+///
+/// # Errors
+/// If a classifier has no routers, or the two do not fit each other.
+///
+/// # Panics
+/// If the two sets have different numbers of images.
+pub fn predict_given_routing<B: Kernels>(
+    classifier: &Classifier<B>,
+    images: &ImageSet,
+    (router, routed): (&Classifier<B>, &ImageSet),
+    taken: &[TakenRouting],
+    batch_size: usize,
+    device: &B::Device,
+) -> Result<Vec<Vec<u8>>, ModelError> {
+    assert_eq!(images.len(), routed.len(), "each image has one that is routed for it");
+    let indices: Vec<usize> = (0..images.len()).collect();
+    let (own, others) = (BatchAssembler::<B>::new(images, device), BatchAssembler::<B>::new(routed, device));
+    let mut classes = vec![Vec::with_capacity(images.len()); taken.len()];
+    for chunk in indices.chunks(batch_size.max(1)) {
+        let (_, routing) = router.forward_with_routing(others.assemble(chunk, None, device).images);
+        let given: Vec<_> = taken.iter().map(|&taken| GivenRouting { routing: &routing, taken }).collect();
+        let logits = classifier.forward_given_routing(own.assemble(chunk, None, device).images, &given)?;
+        for (classes, logits) in classes.iter_mut().zip(logits) {
+            classes.extend(classes_of(logits));
+        }
+    }
+    Ok(classes)
+}
+
+/// What the head of a classifier sees of every image, `[image, feature]`, in inference.
+pub fn predict_features<B: Kernels>(
+    classifier: &Classifier<B>,
+    images: &ImageSet,
+    batch_size: usize,
+    device: &B::Device,
+) -> Vec<f32> {
+    let indices: Vec<usize> = (0..images.len()).collect();
+    let assembler = BatchAssembler::<B>::new(images, device);
+    let of = |chunk: &[usize]| {
+        let (_, mut taps) = classifier.forward_with_taps(assembler.assemble(chunk, None, device).images, &["features"]);
+        let features = taps.remove("features").and_then(Tapped::features).expect("every network has features");
+        features.into_data().convert::<f32>().into_vec::<f32>().expect("converted to f32")
+    };
+    indices.chunks(batch_size.max(1)).flat_map(of).collect()
 }
 
 /// The class with the largest logit of each row; ties go to the lower class.

@@ -9,7 +9,8 @@ use burn_flex::{Flex, FlexDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{
-    Classifier, ClassifierConfig, InputShape, Part, PatchMoeConfig, Pruning, Removal, WeightsDescription, save_weights,
+    Classifier, ClassifierConfig, InputShape, Part, PatchMoeConfig, Pruning, Removal, Routers, WeightsDescription,
+    save_weights,
 };
 
 use crate::manifest::Manifest;
@@ -27,7 +28,11 @@ fn shapes(count: usize) -> ImageSet {
 }
 
 fn untrained(seed: u64) -> Classifier<Learner> {
-    let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, ..Default::default() });
+    untrained_with(Routers::Trained, seed)
+}
+
+fn untrained_with(routers: Routers, seed: u64) -> Classifier<Learner> {
+    let config = ClassifierConfig::PatchMoe(PatchMoeConfig { widen_factor: 1, routers, ..Default::default() });
     let input = InputShape { height: 32, width: 32, channels: 3 };
     config.init(input, 10, &mut stream(seed, "weights"), &FlexDevice).expect("the configuration is valid")
 }
@@ -466,4 +471,68 @@ fn a_restricted_training_resumes_to_the_same_weights() {
         let resumed = finished(Ok(fit_restricted(&trainable, Some(folder.path()), &mut ())));
         assert!(bytes(&straight.classifier) == bytes(&resumed.classifier), "other weights with {trainable:?}");
     }
+}
+
+/// Trains a part of a given classifier.
+fn fit_part(
+    classifier: Classifier<Learner>,
+    recipe: &TrainingConfig,
+    trainable: &Trainable,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn TrainingObserver,
+) -> Result<Outcome<Learner>, TrainError> {
+    let images = shapes(40);
+    let data = TrainingData { training: &images, validation: None, augmentation: &AugmentationConfig::default() };
+    train_restricted(classifier, &data, recipe, trainable, 0, checkpoints, observer, &FlexDevice)
+}
+
+#[test]
+fn frozen_routers_keep_every_bit_under_every_optimiser_and_in_a_training_after_the_training() {
+    let decaying = AdamConfig { weight_decay: 0.1, ..AdamConfig::default() };
+    let heavy = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 0.1 };
+    let plain = SgdConfig { momentum: 0.0, nesterov: false, weight_decay: 0.1 };
+    for optimizer in [OptimizerConfig::Adam(decaying), OptimizerConfig::Sgd(heavy), OptimizerConfig::Sgd(plain)] {
+        let recipe = TrainingConfig { epochs: 2, learning_rate: 0.01, optimizer, ..recipe() };
+        let fit = |classifier: Classifier<Learner>, trainable: &Trainable| {
+            let trained = finished(fit_part(classifier.clone(), &recipe, trainable, None, &mut ())).classifier;
+            let (before, after) = (classifier.tensors(), trained.tensors());
+            let changed = |part| after.iter().any(|(path, data)| Part::of(path) == part && *data != before[path]);
+            let parts = [Part::Trunk, Part::Router, Part::Experts, Part::Head];
+            (trained, parts.into_iter().filter(|&part| changed(part)).collect::<Vec<_>>())
+        };
+        let frozen = untrained_with(Routers::Frozen, 0);
+        assert_eq!(frozen.tensors(), untrained(0).tensors(), "they start as routers that learn");
+        let (once, changed) = fit(frozen, &Trainable::default());
+        assert_eq!(changed, [Part::Trunk, Part::Experts, Part::Head]);
+        // As defenses do: some parts of what was trained, thawed at the end, and then all of it.
+        let (twice, changed) = fit(once, &Trainable::only(&[Part::Router, Part::Experts]));
+        assert_eq!(changed, [Part::Experts]);
+        let (_, changed) = fit(twice, &Trainable::default());
+        assert_eq!(changed, [Part::Trunk, Part::Experts, Part::Head]);
+        let (_, changed) = fit(untrained(0), &Trainable::default());
+        assert!(changed.contains(&Part::Router), "others learn");
+    }
+}
+
+#[test]
+fn a_training_with_frozen_routers_resumes_to_the_same_weights() {
+    let fit = |checkpoints: Option<&Path>, observer: &mut dyn TrainingObserver| {
+        fit_part(untrained_with(Routers::Frozen, 0), &recipe(), &Trainable::default(), checkpoints, observer)
+    };
+    let straight = finished(fit(None, &mut ()));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = fit(Some(folder.path()), &mut StopAfter { epochs: 2, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 2 })));
+    let resumed = finished(fit(Some(folder.path()), &mut ()));
+    assert!(bytes(&straight.classifier) == bytes(&resumed.classifier), "other weights");
+    let kernels = |classifier: &Classifier<Learner>| classifier.tensors().remove("router.weight").expect("it routes");
+    assert_eq!(kernels(&resumed.classifier), kernels(&untrained(0)), "resumed, they are still frozen");
+}
+
+#[test]
+fn a_training_in_which_nothing_learns_is_refused() {
+    let only = Trainable::only(&[Part::Router]);
+    let refused = fit_part(untrained_with(Routers::Frozen, 0), &recipe(), &only, None, &mut ());
+    assert!(matches!(refused, Err(TrainError::NothingLearns)), "{:?}", refused.err());
+    assert!(matches!(fit_part(untrained(0), &recipe(), &only, None, &mut ()), Ok(Outcome::Finished(_))));
 }

@@ -22,6 +22,13 @@ impl Trainable {
         Self { parts: None, pruned: Some(pruned) }
     }
 
+    /// Whether anything of a classifier learns: it has one of the parts, and its configuration does not freeze that.
+    pub(crate) fn leaves_something_to<B: Backend>(&self, classifier: &Classifier<B>) -> bool {
+        let config = classifier.config();
+        let ever = config.network().learning_parts();
+        self.parts.as_ref().is_none_or(|parts| parts.iter().any(|part| ever.contains(part)))
+    }
+
     /// Freezes what does not learn and takes away what is pruned.
     pub(crate) fn apply<B: Backend>(&self, classifier: Classifier<B>) -> Classifier<B> {
         let classifier = match &self.parts {

@@ -66,7 +66,7 @@ pub enum Outcome<B: AutodiffBackend> {
 /// ([`differentiate`]), and each uses all cores. Give each training a thread of its own, not a task of a rayon pool.
 ///
 /// # Errors
-/// If the configuration is out of range, there is nothing to train on, the loss becomes NaN or
+/// If the configuration is out of range, there is nothing to train on or nothing that learns, the loss becomes NaN or
 /// infinite, or a checkpoint cannot be written, read or belongs to another training.
 pub fn train<B: TrainingBackend>(
     classifier: Classifier<B>,
@@ -77,7 +77,16 @@ pub fn train<B: TrainingBackend>(
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, &mut Blind(observer), device)
+    train_restricted_observed(
+        classifier,
+        data,
+        config,
+        &Trainable::default(),
+        seed,
+        checkpoints,
+        &mut Blind(observer),
+        device,
+    )
 }
 
 /// Like [`train`], and shows the observer the classifier after every epoch.
@@ -93,7 +102,7 @@ pub fn train_observed<B: TrainingBackend>(
     observer: &mut dyn ClassifierObserver<B>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
+    train_restricted_observed(classifier, data, config, &Trainable::default(), seed, checkpoints, observer, device)
 }
 
 /// Like [`train`], for a part of the classifier only, or with filters that stay away.
@@ -113,7 +122,7 @@ pub fn train_restricted<B: TrainingBackend>(
     observer: &mut dyn TrainingObserver,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    train_part(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
+    train_restricted_observed(classifier, data, config, trainable, seed, checkpoints, &mut Blind(observer), device)
 }
 
 /// One of the trainings of a group.
@@ -147,8 +156,12 @@ pub fn train_group<B: TrainingBackend>(
     train_members(members, config, &Trainable::default(), device)
 }
 
+/// Like [`train_restricted`], and shows the observer the classifier after every epoch.
+///
+/// # Errors
+/// Those of [`train`].
 #[allow(clippy::too_many_arguments, reason = "what all kinds of training have, together")]
-fn train_part<B: TrainingBackend>(
+pub fn train_restricted_observed<B: TrainingBackend>(
     classifier: Classifier<B>,
     data: &TrainingData<'_>,
     config: &TrainingConfig,
@@ -243,6 +256,9 @@ fn train_members<B: TrainingBackend>(
 ) -> Result<Vec<Outcome<B>>, TrainError> {
     if let Some(problem) = config.validate().into_iter().next() {
         return Err(problem);
+    }
+    if !members.iter().all(|member| trainable.leaves_something_to(&member.classifier)) {
+        return Err(TrainError::NothingLearns);
     }
     let momentums: Vec<f64> = members.iter().map(|member| member.classifier.batch_norm_momentum()).collect();
     check_alike(&members)?;

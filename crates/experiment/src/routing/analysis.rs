@@ -91,6 +91,8 @@ impl Scene {
             chance_overlap: chance_overlap(self.patches_per_expert, self.patches()),
             victim,
             clean_twin,
+            swap: None,
+            audit: None,
         }
     }
 }

@@ -2,6 +2,7 @@ use std::io;
 use std::path::Path;
 
 use fs_err as fs;
+use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
@@ -10,22 +11,38 @@ use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict_with_routing};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::analysis::{Analysis, SETS, Scene, StatisticRow, analyse};
+use super::audit::audit;
+use super::swap::swap_routing;
 use crate::exam::{Answers, Exam};
 use crate::halt::Step;
 
+/// What there is to look at in one seed.
+pub(crate) struct Looked<'a, B: TrainingBackend> {
+    pub(crate) seed: u64,
+    /// Untouched training images.
+    pub(crate) training: &'a ImageSet,
+    pub(crate) victim: &'a Classifier<B::InnerBackend>,
+    /// What it makes of the test images.
+    pub(crate) answers: &'a Answers,
+    /// The clean twin with its prediction for the triggered test images.
+    pub(crate) twin: Option<(&'a Classifier<B::InnerBackend>, &'a RoutedPrediction)>,
+}
+
 /// Looks at what the routers of a seed's classifiers select, in the test images and in the same triggered, and leaves
-/// arrays and tables in the seed's folder; `None` if the experiment does not ask for it. `twin` is the clean twin with its
-/// prediction for the triggered images.
+/// arrays and tables in the seed's folder; then at what the victim makes of images that are routed otherwise. `None` if the
+/// experiment does not ask for it.
 pub(crate) fn look_at_routing<B: TrainingBackend>(
     config: &ExperimentConfig,
     exam: &Exam<'_>,
-    victim: &Answers,
-    twin: Option<(&Classifier<B::InnerBackend>, &RoutedPrediction)>,
+    looked: &Looked<'_, B>,
     folder: &Path,
     device: &B::Device,
 ) -> Step<Option<RoutingMeasurements>> {
-    let (Some(_), Some(model)) = (&config.routing, config.model.network().expert_choice()) else { return Ok(None) };
-    let (Some(of_clean), Some(of_triggered)) = (&victim.clean.selections, &victim.triggered.selections) else {
+    let (Some(routing), Some(model)) = (&config.routing, config.model.network().expert_choice()) else {
+        return Ok(None);
+    };
+    let Looked { seed, training, victim, answers, twin } = *looked;
+    let (Some(of_clean), Some(of_triggered)) = (&answers.clean.selections, &answers.triggered.selections) else {
         return Ok(None);
     };
     let start = std::time::Instant::now();
@@ -50,7 +67,16 @@ pub(crate) fn look_at_routing<B: TrainingBackend>(
     write_sealed(&folder.join("selections.safetensors"), &arrays(&scene, &analyses)?)?;
     tracing::info!(images = exam.test.len(), seconds = start.elapsed().as_secs_f64(), "looked at routing");
     let mut numbers = analyses.into_iter().map(|(_, analysis)| analysis.numbers);
-    Ok(numbers.next().map(|victim| scene.measurements(victim, numbers.next())))
+    let Some(of_victim) = numbers.next() else { return Ok(None) };
+    let mut measured = scene.measurements(of_victim, numbers.next());
+    if routing.swap {
+        let twin = twin.map(|(twin, _)| twin);
+        measured.swap = Some(swap_routing::<B>(exam, victim, answers, twin, device)?);
+    }
+    if routing.audit {
+        measured.audit = Some(audit::<B>(exam, victim, training, seed, device)?);
+    }
+    Ok(Some(measured))
 }
 
 /// How often each expert selects each patch, and what goes with it, as safetensors of `f32` and `u32`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use patchdoor_model::ClassifierConfig;
-use patchdoor_plan::{ConfigErrors, DatasetFacts, Plan, Point, Sweep, choice_name, merged};
+use patchdoor_plan::{ConfigErrors, DatasetFacts, Plan, Point, RoutingConfig, Sweep, choice_name, merged};
 use patchdoor_record::{read_sealed, read_summary};
 use serde::Deserialize;
 
@@ -98,7 +98,7 @@ impl Forecast {
             let plan = sweep.points()[unit.point].plan();
             let poisoned = plan.counts(&DatasetFacts::published(&plan.config().dataset)).poisoned;
             let mut clean = Vec::new();
-            if plan.config().clean_twin && poisoned != Some(0) {
+            if plan.config().trains_twin(poisoned) {
                 clean.push((plan.clone(), unit.seed));
             }
             if let Some((surrogate, plan)) = plan.surrogate() {
@@ -207,7 +207,8 @@ fn work(plan: &Plan) -> Option<f64> {
     let counts = plan.counts(&DatasetFacts::published(&plan.config().dataset));
     let passes = counts.training? * plan.config().training.epochs;
     // The test images are predicted untouched, triggered, and triggered by the twin.
-    Some((passes + counts.test.unwrap_or(0)) as f64)
+    let predictions = 3 + plan.config().routing.as_ref().map_or(0, RoutingConfig::predictions);
+    Some((passes + counts.test.unwrap_or(0) * predictions / 3) as f64)
 }
 
 /// Images that all defenses of a plan go through.
