@@ -20,6 +20,7 @@
 
 mod accuracy;
 mod attack;
+mod comparison;
 mod defense;
 mod detection;
 mod epoch;
@@ -29,6 +30,7 @@ mod summary;
 
 pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class};
 pub use attack::AttackOutcome;
+pub use comparison::{Hypothesis, Judgement, PairedDifferences};
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
 pub use detection::{DetectionOutcome, area_under_roc};
 pub use epoch::EpochRecord;

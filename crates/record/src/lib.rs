@@ -54,4 +54,6 @@ pub use seal::{
 };
 pub use seed::{ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements};
 pub use summary::{DefenseSummary, RoutingSummary, RunSummary, read_summary};
-pub use table::{PointRuns, ResultTable, TABLE_SCHEMA, TableHead, published_path};
+pub use table::{
+    PointRuns, ResultTable, TABLE_SCHEMA, TableHead, UncleanBuild, commit_in_words, published_path, run_builds,
+};

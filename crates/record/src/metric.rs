@@ -71,6 +71,16 @@ impl Unit {
         }
     }
 
+    /// In what the difference of two such numbers is counted.
+    #[must_use]
+    pub fn of_difference(self) -> Self {
+        match self {
+            Self::Share | Self::Points => Self::Points,
+            Self::Index | Self::Coefficient => Self::Coefficient,
+            Self::Images | Self::Seconds => self,
+        }
+    }
+
     /// The value nearest to `value` that such a number can have; intervals of means end there.
     pub fn bounded(self, value: f64) -> f64 {
         match self {

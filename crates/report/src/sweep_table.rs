@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
@@ -142,8 +143,14 @@ pub(crate) fn markdown_rows(table: &ResultTable, points: &[&PointResult], names:
 }
 
 /// A Markdown table with a row for each group, such as a defense, of each point; numbers are named without their group.
-/// The group `""` is the attack itself.
-pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], groups: &[&str], names: &[&str]) -> String {
+/// The group `""` is the attack itself; `called` has what groups are called, where not by their name.
+pub(crate) fn markdown_groups(
+    table: &ResultTable,
+    points: &[&PointResult],
+    groups: &[&str],
+    names: &[&str],
+    called: &BTreeMap<String, String>,
+) -> String {
     // One point needs no column to say which.
     let axes = match (points, table.axes.as_slice()) {
         ([_], _) => Vec::new(),
@@ -166,7 +173,8 @@ pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], grou
                 point.coordinates.clone()
             };
             let count = metrics.iter().flatten().map(|metric| metric.count).max().unwrap_or(0);
-            cells.extend([if group.is_empty() { "before" } else { group }.to_owned(), count.to_string()]);
+            let name = called.get(*group).map_or(*group, String::as_str);
+            cells.extend([if name.is_empty() { "before" } else { name }.to_owned(), count.to_string()]);
             cells.extend(metrics.into_iter().map(|metric| markdown_cell(metric, count)));
             text.push_str(&markdown_row(&cells));
         }
@@ -267,8 +275,6 @@ fn interval_unless_constant(metric: &MetricResult) -> String {
 /// A table of two points, the second with one seed that finished and one that failed.
 #[cfg(test)]
 pub(crate) fn example_table() -> ResultTable {
-    use std::collections::BTreeMap;
-
     use patchdoor_record::TABLE_SCHEMA;
 
     let metric = |name: &str, values: &[(u64, f64)]| {
