@@ -147,6 +147,7 @@ pub(crate) fn execute_on(
         backend: backend.name(),
         fingerprint: &sources.fingerprint,
         used,
+        build: settings.build,
         watch: settings.watch(),
     };
     let seeds = match backend.run_plan(plan, Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
@@ -341,6 +342,7 @@ impl Seeds<'_> {
         let seconds = victim.history.iter().map(|epoch| epoch.seconds).sum::<f64>();
         let clean_twin = twin.map(|(twin, triggered)| TwinMeasurements {
             folder: twin.folder,
+            commit: twin.commit,
             clean_accuracy: twin.clean_accuracy,
             asr: exam.outcome(&triggered.classes).attack_success_rate(),
         });

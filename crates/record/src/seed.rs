@@ -90,6 +90,9 @@ pub struct Measurements {
 pub struct TwinMeasurements {
     /// Where its weights are, below the output folder.
     pub folder: String,
+    /// The commit that trained it, as [`commit_in_words`](crate::commit_in_words) has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Share of untouched test images predicted right.
     pub clean_accuracy: f64,
     /// Share of triggered test images that it takes for the target class anyway.

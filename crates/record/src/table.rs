@@ -10,6 +10,8 @@ use crate::{
 
 /// What stands behind a commit that the source differed from.
 const CHANGED: &str = " (changed)";
+/// What stands for a commit that is not on record.
+const UNKNOWN: &str = "unknown";
 
 /// Version of the layout of `table.json`.
 pub const TABLE_SCHEMA: u32 = 1;
@@ -254,11 +256,13 @@ impl Facts {
             add(&mut self.notes, note);
         }
         add(&mut self.devices, &summary.device);
-        for build in run_builds(folder)? {
-            if let Some(commit) = commit_in_words(&build) {
-                add(&mut self.commits, &commit);
-            }
-        }
+        let builds = run_builds(folder)?;
+        let commits = builds.iter().filter_map(commit_in_words).collect::<Vec<_>>();
+        // A twin that was trained before may be of another build than the run that found it.
+        let twins = summary.seeds.iter().filter_map(SeedResult::measurements).filter_map(|m| m.clean_twin.as_ref());
+        let of_twins = twins.map(|twin| twin.commit.as_deref().unwrap_or(UNKNOWN));
+        let of_twins = of_twins.filter(|commit| !commits.is_empty() || *commit != UNKNOWN);
+        commits.iter().map(String::as_str).chain(of_twins).for_each(|commit| add(&mut self.commits, commit));
         let environment = read_sealed_json::<Environment>(&folder.join("environment.json"))?;
         let inputs = environment.inputs.iter().map(|(path, sum)| format!(" {path} {sum}"));
         Ok(environment.fingerprint + &inputs.collect::<String>())

@@ -165,6 +165,7 @@ pub(crate) mod tests {
             clean_accuracy_drop: Some(0.7 - clean),
             clean_twin: Some(TwinMeasurements {
                 folder: "twins/12345678/seed-0".into(),
+                commit: Some("0123456789abcdef".into()),
                 clean_accuracy: 0.7,
                 asr: Some(0.02),
             }),
