@@ -36,7 +36,8 @@ pub use detection::{DetectionOutcome, area_under_roc};
 pub use epoch::EpochRecord;
 pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use routing::{
-    Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images, capture,
-    capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
+    Departure, Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images,
+    capture, capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap,
+    pooled_areas,
 };
 pub use summary::Summary;

@@ -137,7 +137,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 30] = {
+pub const METRICS: [MetricInfo; 48] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Images, Index, Points, Seconds, Share};
     [
@@ -165,12 +165,120 @@ pub const METRICS: [MetricInfo; 30] = {
         metric("auc-intensity", "AUC intensity", "AUC of intensity, clean", Index, None),
         metric("auc-intensity-adjusted", "AUC intensity adjusted", "  its place's mean taken off", Index, None),
         metric("auc-intensity-triggered", "AUC intensity triggered", "  triggered", Index, None),
+        for_programs(metric(
+            "auc-intensity-departure",
+            "mean abs(AUC intensity - 0.5)",
+            "  distance from chance, mean over experts",
+            Index,
+            None,
+        )),
+        for_programs(metric(
+            "auc-intensity-departure-max",
+            "max abs(AUC intensity - 0.5)",
+            "  distance from chance, largest expert",
+            Index,
+            None,
+        )),
+        metric(
+            "auc-intensity-adjusted-departure",
+            "mean abs(AUC intensity adjusted - 0.5)",
+            "  adjusted: distance from chance, mean over experts",
+            Index,
+            None,
+        ),
+        metric(
+            "auc-intensity-adjusted-departure-max",
+            "max abs(AUC intensity adjusted - 0.5)",
+            "  adjusted: distance from chance, largest expert",
+            Index,
+            None,
+        ),
+        for_programs(metric("expert-auc-intensity", "AUC intensity", "AUC of intensity, one expert", Index, None)),
+        for_programs(metric(
+            "expert-auc-intensity-adjusted",
+            "AUC intensity adjusted",
+            "  its place's mean taken off",
+            Index,
+            None,
+        )),
         metric("auc-variance", "AUC variance", "AUC of variance, clean", Index, None),
         metric("auc-variance-adjusted", "AUC variance adjusted", "  its place's mean taken off", Index, None),
         metric("auc-variance-triggered", "AUC variance triggered", "  triggered", Index, None),
+        for_programs(metric(
+            "auc-variance-departure",
+            "mean abs(AUC variance - 0.5)",
+            "  distance from chance, mean over experts",
+            Index,
+            None,
+        )),
+        for_programs(metric(
+            "auc-variance-departure-max",
+            "max abs(AUC variance - 0.5)",
+            "  distance from chance, largest expert",
+            Index,
+            None,
+        )),
+        metric(
+            "auc-variance-adjusted-departure",
+            "mean abs(AUC variance adjusted - 0.5)",
+            "  adjusted: distance from chance, mean over experts",
+            Index,
+            None,
+        ),
+        metric(
+            "auc-variance-adjusted-departure-max",
+            "max abs(AUC variance adjusted - 0.5)",
+            "  adjusted: distance from chance, largest expert",
+            Index,
+            None,
+        ),
+        for_programs(metric("expert-auc-variance", "AUC variance", "AUC of variance, one expert", Index, None)),
+        for_programs(metric(
+            "expert-auc-variance-adjusted",
+            "AUC variance adjusted",
+            "  its place's mean taken off",
+            Index,
+            None,
+        )),
         metric("auc-gradient", "AUC gradient", "AUC of gradient, clean", Index, None),
         metric("auc-gradient-adjusted", "AUC gradient adjusted", "  its place's mean taken off", Index, None),
         metric("auc-gradient-triggered", "AUC gradient triggered", "  triggered", Index, None),
+        for_programs(metric(
+            "auc-gradient-departure",
+            "mean abs(AUC gradient - 0.5)",
+            "  distance from chance, mean over experts",
+            Index,
+            None,
+        )),
+        for_programs(metric(
+            "auc-gradient-departure-max",
+            "max abs(AUC gradient - 0.5)",
+            "  distance from chance, largest expert",
+            Index,
+            None,
+        )),
+        metric(
+            "auc-gradient-adjusted-departure",
+            "mean abs(AUC gradient adjusted - 0.5)",
+            "  adjusted: distance from chance, mean over experts",
+            Index,
+            None,
+        ),
+        metric(
+            "auc-gradient-adjusted-departure-max",
+            "max abs(AUC gradient adjusted - 0.5)",
+            "  adjusted: distance from chance, largest expert",
+            Index,
+            None,
+        ),
+        for_programs(metric("expert-auc-gradient", "AUC gradient", "AUC of gradient, one expert", Index, None)),
+        for_programs(metric(
+            "expert-auc-gradient-adjusted",
+            "AUC gradient adjusted",
+            "  its place's mean taken off",
+            Index,
+            None,
+        )),
         metric(
             "correlation-intensity",
             "correlation intensity",

@@ -1,4 +1,4 @@
-use patchdoor_metrics::Estimate;
+use patchdoor_metrics::{Departure, Estimate};
 
 use crate::{DefenseStanding, Measurements, Ratings, RoutingMeasurements, RoutingNumbers};
 
@@ -38,8 +38,34 @@ fn value(estimate: Option<Estimate>) -> Option<f64> {
     estimate.map(|estimate| estimate.value)
 }
 
+/// Of areas under ROC curves, whose chance is one half.
+fn departure(experts: &[f64]) -> Option<Departure> {
+    Departure::of(experts, 0.5)
+}
+
+fn mean_departure(experts: &[f64]) -> Option<f64> {
+    departure(experts).map(|departure| departure.mean)
+}
+
+fn largest_departure(experts: &[f64]) -> Option<f64> {
+    departure(experts).map(|departure| departure.largest)
+}
+
+/// A number that each expert has: its name, and where all of them stand.
+type ExpertNumber = (&'static str, fn(&RoutingNumbers) -> &[f64]);
+
+/// The numbers of single experts, which files for programs have: `routing, expert 0/expert-auc-intensity`.
+const EXPERT_NUMBERS: [ExpertNumber; 6] = [
+    ("expert-auc-intensity", |n| &n.clean.intensity.auc_by_expert),
+    ("expert-auc-intensity-adjusted", |n| &n.clean.intensity.auc_adjusted_by_expert),
+    ("expert-auc-variance", |n| &n.clean.variance.auc_by_expert),
+    ("expert-auc-variance-adjusted", |n| &n.clean.variance.auc_adjusted_by_expert),
+    ("expert-auc-gradient", |n| &n.clean.gradient.auc_by_expert),
+    ("expert-auc-gradient-adjusted", |n| &n.clean.gradient.auc_adjusted_by_expert),
+];
+
 /// The numbers of the routing table, in its order.
-pub const ROUTING_NUMBERS: [RoutingNumber; 19] = [
+pub const ROUTING_NUMBERS: [RoutingNumber; 31] = [
     ("trigger-capture", |n| value(n.trigger_capture), |m| Some(m.chance_capture)),
     ("trigger-capture-untouched", |n| value(n.trigger_capture_untouched), |m| Some(m.chance_capture)),
     ("trigger-capture-receptive-field", |n| value(n.trigger_capture_receptive_field), |m| Some(m.chance_capture)),
@@ -47,12 +73,36 @@ pub const ROUTING_NUMBERS: [RoutingNumber; 19] = [
     ("auc-intensity", |n| value(n.clean.intensity.auc), |_| Some(0.5)),
     ("auc-intensity-adjusted", |n| value(n.clean.intensity.auc_adjusted), |_| Some(0.5)),
     ("auc-intensity-triggered", |n| value(n.triggered.intensity.auc), |_| Some(0.5)),
+    ("auc-intensity-departure", |n| mean_departure(&n.clean.intensity.auc_by_expert), |_| Some(0.0)),
+    ("auc-intensity-departure-max", |n| largest_departure(&n.clean.intensity.auc_by_expert), |_| Some(0.0)),
+    ("auc-intensity-adjusted-departure", |n| mean_departure(&n.clean.intensity.auc_adjusted_by_expert), |_| Some(0.0)),
+    (
+        "auc-intensity-adjusted-departure-max",
+        |n| largest_departure(&n.clean.intensity.auc_adjusted_by_expert),
+        |_| Some(0.0),
+    ),
     ("auc-variance", |n| value(n.clean.variance.auc), |_| Some(0.5)),
     ("auc-variance-adjusted", |n| value(n.clean.variance.auc_adjusted), |_| Some(0.5)),
     ("auc-variance-triggered", |n| value(n.triggered.variance.auc), |_| Some(0.5)),
+    ("auc-variance-departure", |n| mean_departure(&n.clean.variance.auc_by_expert), |_| Some(0.0)),
+    ("auc-variance-departure-max", |n| largest_departure(&n.clean.variance.auc_by_expert), |_| Some(0.0)),
+    ("auc-variance-adjusted-departure", |n| mean_departure(&n.clean.variance.auc_adjusted_by_expert), |_| Some(0.0)),
+    (
+        "auc-variance-adjusted-departure-max",
+        |n| largest_departure(&n.clean.variance.auc_adjusted_by_expert),
+        |_| Some(0.0),
+    ),
     ("auc-gradient", |n| value(n.clean.gradient.auc), |_| Some(0.5)),
     ("auc-gradient-adjusted", |n| value(n.clean.gradient.auc_adjusted), |_| Some(0.5)),
     ("auc-gradient-triggered", |n| value(n.triggered.gradient.auc), |_| Some(0.5)),
+    ("auc-gradient-departure", |n| mean_departure(&n.clean.gradient.auc_by_expert), |_| Some(0.0)),
+    ("auc-gradient-departure-max", |n| largest_departure(&n.clean.gradient.auc_by_expert), |_| Some(0.0)),
+    ("auc-gradient-adjusted-departure", |n| mean_departure(&n.clean.gradient.auc_adjusted_by_expert), |_| Some(0.0)),
+    (
+        "auc-gradient-adjusted-departure-max",
+        |n| largest_departure(&n.clean.gradient.auc_adjusted_by_expert),
+        |_| Some(0.0),
+    ),
     ("correlation-intensity", |n| value(n.clean.intensity.correlation), |_| Some(0.0)),
     ("overlap", |n| value(n.overlap), |m| Some(m.chance_overlap)),
     ("load-entropy", |n| n.clean.load_entropy, |_| Some(1.0)),
@@ -88,7 +138,11 @@ fn of_defense(title: &str, after: &DefenseStanding, ratings: &Ratings) -> Vec<(S
 fn of_routing(measured: &RoutingMeasurements) -> Vec<(String, f64)> {
     let of = |group: &str, numbers: &RoutingNumbers| {
         let values = ROUTING_NUMBERS.iter().filter_map(|(name, of, _)| Some((format!("{group}/{name}"), of(numbers)?)));
-        values.collect::<Vec<_>>()
+        let each = EXPERT_NUMBERS.iter().flat_map(|(name, of)| {
+            let experts = of(numbers).iter().enumerate();
+            experts.map(move |(expert, &value)| (format!("{group}, expert {expert}/{name}"), value))
+        });
+        values.chain(each).collect::<Vec<_>>()
     };
     let mut numbers = of("routing", &measured.victim);
     numbers.extend(measured.clean_twin.iter().flat_map(|twin| of("routing, clean twin", twin)));
@@ -109,7 +163,9 @@ mod tests {
         let seed = SEED_NUMBERS.iter().map(|(name, _)| *name);
         let defense = DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]);
         let routing = ROUTING_NUMBERS.iter().map(|(name, _, _)| *name);
-        let taken = seed.chain(defense).chain(routing).chain([crate::point::POISONED]).collect::<Vec<_>>();
+        let experts = EXPERT_NUMBERS.iter().map(|(name, _)| *name);
+        let taken =
+            seed.chain(defense).chain(routing).chain(experts).chain([crate::point::POISONED]).collect::<Vec<_>>();
         for name in &taken {
             assert!(METRICS.iter().any(|metric| metric.name == *name), "{name} is not in the table");
         }
