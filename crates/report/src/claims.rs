@@ -301,8 +301,8 @@ impl Page {
 
 /// The number that a claim rests on: that of its first test that has one.
 fn headline(claim: &Claim, outcomes: &[Outcome]) -> String {
-    let measured = claim.tests.iter().zip(outcomes);
-    let first = measured.filter_map(|(test, outcome)| Some((test, outcome, outcome.measured.as_ref()?))).next();
+    let mut measured = claim.tests.iter().zip(outcomes);
+    let first = measured.find_map(|(test, outcome)| Some((test, outcome, outcome.measured.as_ref()?)));
     let Some((test, outcome, measured)) = first else { return "not yet measured".into() };
     let caveat = match outcome.standing {
         Standing::Unclean(why) => format!(", {why}"),
