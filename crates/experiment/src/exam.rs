@@ -1,6 +1,6 @@
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::Kernels;
-use patchdoor_metrics::{AttackOutcome, accuracy};
+use patchdoor_metrics::{AttackOutcome, accuracy, largest_class_share};
 use patchdoor_model::Classifier;
 use patchdoor_record::DefenseStanding;
 use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict, predict_with_routing};
@@ -44,6 +44,7 @@ impl<'a> Exam<'a> {
             clean_accuracy: accuracy(clean, self.test.labels()).unwrap_or(0.0),
             asr: attack.attack_success_rate(),
             robust_accuracy: attack.robust_accuracy(),
+            largest_class_share: largest_class_share(clean),
         }
     }
 

@@ -335,8 +335,9 @@ impl Seeds<'_> {
 
         let (clean, triggered) = (&answers.clean.classes, &answers.triggered.classes);
         let before = exam.standing_of(clean, triggered);
-        let defenses =
-            Victim { config, seed, label, folder, images, used, before }.defend::<B>(&exam, *watch, device)?;
+        let twins = twin.as_ref().map(|(twin, _)| models.out.join(&twin.folder));
+        let victim_and_twin = Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before };
+        let defenses = victim_and_twin.defend::<B>(&exam, *watch, device)?;
 
         let attacked = exam.outcome(triggered);
         let seconds = victim.history.iter().map(|epoch| epoch.seconds).sum::<f64>();
@@ -353,6 +354,7 @@ impl Seeds<'_> {
             asr: before.asr,
             asr_all_classes: attacked.attack_success_rate_all_classes(),
             robust_accuracy: before.robust_accuracy,
+            largest_class_share: before.largest_class_share,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
             clean_twin,
             classes: attack.of_classes(test, clean, triggered),

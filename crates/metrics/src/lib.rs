@@ -28,7 +28,7 @@ mod repair;
 mod routing;
 mod summary;
 
-pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class};
+pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class, largest_class_share};
 pub use attack::AttackOutcome;
 pub use comparison::{Hypothesis, Judgement, PairedDifferences};
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};

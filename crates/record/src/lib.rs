@@ -39,7 +39,7 @@ mod seed;
 mod summary;
 mod table;
 
-pub use defense::{DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
+pub use defense::{COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
 pub use environment::{Build, Environment};
 pub use error::RecordError;
 pub use files::{move_aside, write_whole};

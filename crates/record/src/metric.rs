@@ -137,7 +137,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 48] = {
+pub const METRICS: [MetricInfo; 50] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Images, Index, Points, Seconds, Share};
     [
@@ -149,6 +149,14 @@ pub const METRICS: [MetricInfo; 48] = {
         for_programs(metric("asr-all-classes", "asr all classes", "  target class counted in", Share, Some(Lower))),
         metric("clean-twin-asr", "twin's ASR", "  of the clean twin", Share, Some(Lower)),
         metric("robust-accuracy", "RA", "robust accuracy (RA)", Share, Some(Higher)),
+        for_programs(metric("largest-class-share", "largest class", "most predicted class, clean", Share, None)),
+        for_programs(metric(
+            "clean-twin-largest-class-share",
+            "twin's largest class",
+            "  of the clean twin",
+            Share,
+            None,
+        )),
         metric("defense-effectiveness", "DER", "defense effectiveness rating (DER)", Index, Some(Higher)),
         metric("robust-improvement", "RIR", "robust improvement rating (RIR)", Index, Some(Higher)),
         metric("seconds", "seconds", "seconds", Seconds, Some(Lower)),

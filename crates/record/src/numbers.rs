@@ -1,12 +1,13 @@
 use patchdoor_metrics::{Departure, Estimate};
 
-use crate::{DefenseStanding, Measurements, Ratings, RoutingMeasurements, RoutingNumbers};
+use crate::defense::Defended;
+use crate::{Measurements, RoutingMeasurements, RoutingNumbers};
 
 /// A number of a seed: its name in [`METRICS`](crate::METRICS), and where it stands in what was measured.
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 7] = [
+pub const SEED_NUMBERS: [SeedNumber; 8] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
@@ -14,18 +15,26 @@ pub const SEED_NUMBERS: [SeedNumber; 7] = [
     ("asr-all-classes", |m| m.asr_all_classes),
     ("clean-twin-asr", |m| m.clean_twin.as_ref().and_then(|twin| twin.asr)),
     ("robust-accuracy", |m| m.robust_accuracy),
+    (LARGEST_CLASS, |m| m.largest_class_share),
 ];
 
+/// The share by which a collapse is known.
+pub(crate) const LARGEST_CLASS: &str = "largest-class-share";
+
 /// A number that defenses are judged by: its name, and where it stands in what was measured after one.
-type DefenseNumber = (&'static str, fn(&DefenseStanding, &Ratings) -> Option<f64>);
+type DefenseNumber = (&'static str, fn(&Defended) -> Option<f64>);
 
 /// The numbers of a defense, besides its time.
-pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 5] = [
-    ("clean-accuracy", |after, _| Some(after.clean_accuracy)),
-    ("asr", |after, _| after.asr),
-    ("robust-accuracy", |after, _| after.robust_accuracy),
-    ("defense-effectiveness", |_, ratings| ratings.defense_effectiveness),
-    ("robust-improvement", |_, ratings| ratings.robust_improvement),
+pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 9] = [
+    ("clean-accuracy", |d| Some(d.after.clean_accuracy)),
+    ("clean-twin-accuracy", |d| d.clean_twin.map(|twin| twin.clean_accuracy)),
+    ("asr", |d| d.after.asr),
+    ("clean-twin-asr", |d| d.clean_twin.and_then(|twin| twin.asr)),
+    ("robust-accuracy", |d| d.after.robust_accuracy),
+    (LARGEST_CLASS, |d| d.after.largest_class_share),
+    ("clean-twin-largest-class-share", |d| d.clean_twin.and_then(|twin| twin.largest_class_share)),
+    ("defense-effectiveness", |d| d.ratings.defense_effectiveness),
+    ("robust-improvement", |d| d.ratings.robust_improvement),
 ];
 
 /// The time of a defense.
@@ -120,19 +129,19 @@ pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     let mut numbers = own.collect::<Vec<_>>();
     for (title, defense) in measurements.titled_defenses() {
         let Some(measured) = defense.measurements() else { continue };
-        numbers.extend(of_defense(&title, &measured.after, &measured.ratings));
+        numbers.extend(of_defense(&title, &measured.defended()));
         numbers.push((format!("{title}/{SECONDS}"), measured.seconds));
         for row in &measured.series {
-            numbers.extend(of_defense(&format!("{title}, {} pruned", row.pruned_fraction), &row.after, &row.ratings));
+            numbers.extend(of_defense(&format!("{title}, {}", row.pruned_in_words()), &row.defended()));
         }
     }
     numbers.extend(measurements.routing.iter().flat_map(|routing| of_routing(routing)));
     numbers
 }
 
-fn of_defense(title: &str, after: &DefenseStanding, ratings: &Ratings) -> Vec<(String, f64)> {
+fn of_defense(title: &str, defended: &Defended) -> Vec<(String, f64)> {
     let numbers = DEFENSE_NUMBERS.iter();
-    numbers.filter_map(|(name, of)| Some((format!("{title}/{name}"), of(after, ratings)?))).collect()
+    numbers.filter_map(|(name, of)| Some((format!("{title}/{name}"), of(defended)?))).collect()
 }
 
 fn of_routing(measured: &RoutingMeasurements) -> Vec<(String, f64)> {

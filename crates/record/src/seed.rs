@@ -66,6 +66,9 @@ pub struct Measurements {
     pub asr_all_classes: Option<f64>,
     /// Share of the triggered images still given their true class.
     pub robust_accuracy: Option<f64>,
+    /// Share of untouched test images that are given the class predicted most often; `None` in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_class_share: Option<f64>,
     /// The clean twin's accuracy minus this classifier's.
     pub clean_accuracy_drop: Option<f64>,
     /// The same classifier trained without poison.

@@ -287,10 +287,13 @@ impl Page {
         if !["", "interval", "seeds"].contains(&form) {
             return Err(format!("{place}: {{{placeholder}}} ends in {form:?}, expected interval or seeds"));
         }
-        let Found { metric, .. } =
+        let Found { point, metric, .. } =
             self.results.find(path).map_err(|missing| format!("{place}: {}", missing.reason()))?;
         let unit = metric.unit().suffix();
         match (form, metric.interval()) {
+            ("" | "interval", _) if point.collapse_in_words(&metric.name).is_some() => {
+                Ok(point.collapse_in_words(&metric.name).unwrap_or_default())
+            }
             ("seeds", _) => Ok(format!("{}{unit}", in_a_row(&metric.values, metric.unit()))),
             ("", _) => Ok(format!("{}{unit} (n = {})", metric.mean_text(), metric.count)),
             (_, Some(_)) => Ok(format!("{}{unit}", metric.interval_text())),

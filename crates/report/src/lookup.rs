@@ -15,6 +15,7 @@ pub(crate) struct Results {
 #[derive(Clone, Copy)]
 pub(crate) struct Found<'a> {
     pub(crate) table: &'a ResultTable,
+    pub(crate) point: &'a PointResult,
     pub(crate) metric: &'a MetricResult,
 }
 
@@ -84,7 +85,7 @@ impl Results {
             let known = point.metrics.iter().map(|metric| metric.name.as_str()).collect::<Vec<_>>();
             return Err(Missing::Number(no_number(&format!("{result}/{}", point.label), number, &known)));
         };
-        Ok(Found { table, metric })
+        Ok(Found { table, point, metric })
     }
 }
 

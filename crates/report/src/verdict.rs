@@ -57,7 +57,7 @@ pub(crate) enum Standing {
     NotMeasured,
     /// It has fewer seeds than it needs.
     TooFewSeeds,
-    /// Its numbers do not come from one clean build; why.
+    /// Its numbers are not fit to decide: they do not come from one clean build, or of classifiers that answer with one class; why.
     Unclean(&'static str),
     /// It is decided, or not, by its interval.
     Judged(Judgement),
@@ -117,6 +117,11 @@ impl Test {
         let Some(summary) = Summary::of(&values.values().copied().collect::<Vec<_>>()) else {
             return Err(format!("{} and {:?} have no seed in common", self.treatment, self.control));
         };
+        let collapses = |found: &Found<'_>| found.point.collapse_in_words(&found.metric.name).is_some();
+        if collapses(&treatment) || control.as_ref().is_some_and(collapses) {
+            let measured = Some(Measured { unit, values, summary, unpaired });
+            return Ok(Outcome { measured, standing: Standing::Unclean("collapse to one class") });
+        }
         let standing = match (one_build(treatment.table, control.map(|control| control.table)), summary.interval_95()) {
             (Err(why), _) => Standing::Unclean(why),
             (Ok(()), Some(interval)) if summary.count >= self.seeds => Standing::Judged(self.holds_if.judge(interval)),
@@ -271,6 +276,19 @@ mod tests {
         two.tables.insert("other".into(), ResultTable { commits: vec!["another".into()], ..example_table() });
         let control = test(ASR, Some("other/0.001, four cells/asr"), Hypothesis::EquivalentWithin(0.1));
         assert_eq!(standing(&control, &two), Standing::Unclean("mixed builds"));
+    }
+
+    #[test]
+    fn a_collapse_decides_nothing() {
+        // Half of all images in one class, or more, whatever the ASR then is.
+        let collapsed = results(|table| {
+            let share = [(0, 0.97), (1, 0.2)].into();
+            let share = patchdoor_record::MetricResult::of("fine-pruning/largest-class-share", share).unwrap();
+            table.points[0].metrics.push(share);
+        });
+        let sure = test(PRUNED, Some(ASR), Hypothesis::AtMost(5.0));
+        assert_eq!(sure.judge(&results(|_| ())).unwrap().standing, Standing::Judged(Judgement::Holds));
+        assert_eq!(sure.judge(&collapsed).unwrap().standing, Standing::Unclean("collapse to one class"));
     }
 
     #[test]
