@@ -308,7 +308,8 @@ impl Seeds<'_> {
         let config = plan.config();
         let label = format!("{} seed {seed}", plan.name());
 
-        let placement = choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
+        let (placement, chosen_cells) =
+            choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
         let attack = Attack::prepare(config, placement.as_ref(), &images.training, seed)?;
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
@@ -356,6 +357,7 @@ impl Seeds<'_> {
             robust_accuracy: before.robust_accuracy,
             largest_class_share: before.largest_class_share,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
+            chosen_cells,
             clean_twin,
             classes: attack.of_classes(test, clean, triggered),
             routing: routing.map(Box::new),

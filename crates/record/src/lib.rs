@@ -52,7 +52,9 @@ pub use seal::{
     check_sealed, is_sealed, read_sealed, read_sealed_json, read_sealed_json_lines, seal, write_sealed,
     write_sealed_json, write_sealed_json_lines,
 };
-pub use seed::{ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements};
+pub use seed::{
+    ChosenCells, ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements,
+};
 pub use summary::{DefenseSummary, RoutingSummary, RunSummary, read_summary};
 pub use table::{
     PointRuns, ResultTable, TABLE_SCHEMA, TableHead, UncleanBuild, commit_in_words, published_path, run_builds,

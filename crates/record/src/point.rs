@@ -33,6 +33,9 @@ pub struct PointResult {
     /// Defenses that failed with some seeds, by title, and why; what was measured besides them counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed_defenses: BTreeMap<String, BTreeMap<u64, String>>,
+    /// The cells that a surrogate chose for each seed, as a placement names them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub chosen_cells: BTreeMap<u64, serde_json::Value>,
     /// Every number, over the seeds that finished.
     pub metrics: Vec<MetricResult>,
 }
@@ -145,6 +148,7 @@ impl PointResult {
         let mut names: Vec<String> = Vec::new();
         let mut values: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
         let mut failed = BTreeMap::new();
+        let mut chosen_cells = BTreeMap::new();
         let mut failed_defenses: BTreeMap<String, BTreeMap<u64, String>> = BTreeMap::new();
         for (_, result) in results {
             let measurements = match &result.outcome {
@@ -154,6 +158,9 @@ impl PointResult {
                     continue;
                 }
             };
+            if let Some(chosen) = &measurements.chosen_cells {
+                chosen_cells.insert(result.seed, chosen.cells.clone());
+            }
             for (title, reason) in result.failures() {
                 failed_defenses.entry(title).or_default().insert(result.seed, reason.to_owned());
             }
@@ -172,6 +179,7 @@ impl PointResult {
             metrics: metrics.collect(),
             failed,
             failed_defenses,
+            chosen_cells,
             runs: results.iter().map(|(run, result)| (result.seed, run.clone())).collect(),
         }
     }
@@ -208,6 +216,7 @@ mod tests {
             runs: BTreeMap::new(),
             failed: BTreeMap::new(),
             failed_defenses: BTreeMap::new(),
+            chosen_cells: BTreeMap::new(),
             metrics: vec![
                 metric("asr", [0.9, 0.9, 0.9]),
                 metric("largest-class-share", [0.12, 0.5, 0.11]),

@@ -71,6 +71,9 @@ pub struct Measurements {
     pub largest_class_share: Option<f64>,
     /// The clean twin's accuracy minus this classifier's.
     pub clean_accuracy_drop: Option<f64>,
+    /// The cells that the trigger was stamped into, if a surrogate chose them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_cells: Option<ChosenCells>,
     /// The same classifier trained without poison.
     pub clean_twin: Option<TwinMeasurements>,
     /// The numbers above for each class of the test images.
@@ -85,6 +88,19 @@ pub struct Measurements {
     /// What each defense came to, in the order of the experiment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defenses: Vec<DefenseResult>,
+}
+
+/// The cells that a surrogate chose, and which surrogate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ChosenCells {
+    /// Where its weights are, below the output folder.
+    pub surrogate: String,
+    /// The commit that trained it, as [`commit_in_words`](crate::commit_in_words) has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The cells as a placement names them.
+    pub cells: serde_json::Value,
 }
 
 /// What was measured on a clean twin.

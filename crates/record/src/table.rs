@@ -258,9 +258,13 @@ impl Facts {
         add(&mut self.devices, &summary.device);
         let builds = run_builds(folder)?;
         let commits = builds.iter().filter_map(commit_in_words).collect::<Vec<_>>();
-        // A twin that was trained before may be of another build than the run that found it.
-        let twins = summary.seeds.iter().filter_map(SeedResult::measurements).filter_map(|m| m.clean_twin.as_ref());
-        let of_twins = twins.map(|twin| twin.commit.as_deref().unwrap_or(UNKNOWN));
+        // A twin or a surrogate that was trained before may be of another build than the run that found it.
+        let measured = summary.seeds.iter().filter_map(SeedResult::measurements);
+        let of_clean_models = measured.flat_map(|m| {
+            let twin = m.clean_twin.as_ref().map(|twin| &twin.commit);
+            twin.into_iter().chain(m.chosen_cells.as_ref().map(|chosen| &chosen.commit))
+        });
+        let of_twins = of_clean_models.map(|commit| commit.as_deref().unwrap_or(UNKNOWN));
         let of_twins = of_twins.filter(|commit| !commits.is_empty() || *commit != UNKNOWN);
         commits.iter().map(String::as_str).chain(of_twins).for_each(|commit| add(&mut self.commits, commit));
         let environment = read_sealed_json::<Environment>(&folder.join("environment.json"))?;

@@ -185,6 +185,7 @@ fn compact(mut table: ResultTable) -> Result<ResultTable, &'static str> {
     for point in &mut table.points {
         point.runs.clear();
         point.failed.retain(|seed, _| complete.contains(seed));
+        point.chosen_cells.retain(|seed, _| complete.contains(seed));
         for seeds in point.failed_defenses.values_mut() {
             seeds.retain(|seed, _| complete.contains(seed));
         }
@@ -231,6 +232,8 @@ mod tests {
             example_table().points[0].metric("asr").unwrap().values
         );
         assert_eq!(written.points[1].failed.len(), 1);
+        // The cells that were chosen are committed, of the seeds that are there.
+        assert_eq!(written.points[0].chosen_cells, [(0, "[[0, 1]]".into())].into());
         assert!(!fs::read_to_string(&path).unwrap().contains("rates-0000000"), "names of run folders are left out");
     }
 

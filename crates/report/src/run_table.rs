@@ -174,6 +174,7 @@ pub(crate) mod tests {
             asr_all_classes: Some(asr),
             robust_accuracy: Some(0.01),
             largest_class_share: Some(0.12),
+            chosen_cells: None,
             clean_accuracy_drop: Some(0.7 - clean),
             clean_twin: Some(TwinMeasurements {
                 folder: "twins/12345678/seed-0".into(),

@@ -292,6 +292,7 @@ pub(crate) fn example_table() -> ResultTable {
         runs: [(0, "rates-00000001".to_owned()), (1, "rates-00000002".to_owned())].into(),
         failed: BTreeMap::new(),
         failed_defenses: [("fine-tuning".to_owned(), [(1, "loss became inf".to_owned())].into())].into(),
+        chosen_cells: [(0, "[[0, 1]]".into()), (2, "[[7, 7]]".into())].into(),
         metrics: vec![
             metric("poisoned-images", &[(0, 20.0), (1, 20.0)]),
             metric("clean-accuracy", &[(0, 0.7), (1, 0.72)]),
@@ -308,6 +309,7 @@ pub(crate) fn example_table() -> ResultTable {
         runs: [(0, "rates-00000003".to_owned()), (1, "rates-00000004".to_owned())].into(),
         failed: [(1, "loss became NaN".to_owned())].into(),
         failed_defenses: BTreeMap::new(),
+        chosen_cells: BTreeMap::new(),
         metrics: vec![metric("poisoned-images", &[(0, 200.0)]), metric("asr", &[(0, 0.125)])],
     };
     ResultTable {
