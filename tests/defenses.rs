@@ -14,6 +14,7 @@ fn json(path: &Path) -> Value {
 /// Defenses that prune, that train and that do both, each as short as can be.
 const ALL: &str = r#"
 [[defenses]]
+twin = true
 fine-tuning = { training = { epochs = 1, batch-size = 32 } }
 
 [[defenses]]
@@ -26,6 +27,7 @@ clean-fraction = 0.25
 stepwise-fine-pruning = { step-fraction = 0.25, training = { epochs = 1, batch-size = 32, learning-rate = 0.01 } }
 
 [[defenses]]
+twin = true
 pruning-series = { fractions = [0.0, 0.5] }
 
 [[defenses]]
@@ -45,7 +47,7 @@ fn every_defense_starts_from_the_same_model_and_is_measured_before_and_after() {
     bench.file("defended.toml", &format!("{SMALL}{ALL}"));
     let finished = bench.run(&["run", "defended.toml"]).expect(0);
     assert!(finished.out().contains("defenses, in percent"), "{}", finished.out());
-    for title in ["fine-tuning", "as published", "stepwise-fine-pruning", "expert-pruning", "50.00 pruned"] {
+    for title in ["fine-tuning", "as published", "stepwise-fine-pruning", "expert-pruning", "32 of 64 filters"] {
         assert!(finished.out().contains(title), "no {title} in\n{}", finished.out());
     }
 
@@ -79,6 +81,15 @@ fn every_defense_starts_from_the_same_model_and_is_measured_before_and_after() {
     let untouched = &defenses[3]["outcome"]["finished"]["series"][0];
     assert_eq!(untouched["after"], defenses[3]["outcome"]["finished"]["before"]);
     assert_eq!(untouched["defense-effectiveness"], 0.5);
+    // The clean twin is defended alike: nothing pruned is the twin itself.
+    for field in ["clean-accuracy", "asr"] {
+        assert_eq!(untouched["clean-twin"][field], measured["clean-twin"][field], "{field}");
+    }
+    let fine_tuned = &defenses[0]["outcome"]["finished"]["clean-twin"];
+    assert!(fine_tuned["asr"].is_number() && fine_tuned["largest-class-share"].is_number(), "{fine_tuned}");
+    let of_twin = seed.join("defenses/0-fine-tuning/clean-twin");
+    assert!(of_twin.join("metrics.jsonl").exists() && !of_twin.join("checkpoint").exists());
+    assert!(defenses[1]["outcome"]["finished"].get("clean-twin").is_none(), "only where it is asked for");
     // The last fraction is kept: half of 4 times 16 filters.
     assert_eq!(defenses[3]["outcome"]["finished"]["series"][1]["pruned-filters"], 32);
     assert_eq!(defenses[3]["outcome"]["finished"]["after"], defenses[3]["outcome"]["finished"]["series"][1]["after"]);

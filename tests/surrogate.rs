@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use patchdoor_tests::{Bench, SMALL};
+use patchdoor_tests::{Bench, SMALL, json_of};
 use serde_json::Value;
 
 fn with_cells(cells: &str, more: &str) -> String {
@@ -30,6 +30,10 @@ fn the_most_selected_cells_are_those_the_clean_twins_routers_take_most_often() {
     assert_eq!(clean_models(&bench), 1, "the twin is the surrogate");
 
     let record = surrogate_of(&bench.run_directory());
+    let result = json_of(&bench.run_directory().join("seed-0/result.json"));
+    let chosen_cells = &result["outcome"]["finished"]["chosen-cells"];
+    assert_eq!(chosen_cells["cells"], record["placement"]["cells"], "they are among the results");
+    assert_eq!(chosen_cells["surrogate"], record["folder"]);
     let classes = record["selections"].as_array().expect("a list for each class");
     let count = |cell: usize| classes.iter().map(|class| class[cell].as_f64().unwrap_or(0.0)).sum::<f64>();
     let counts: Vec<f64> = (0..64).map(count).collect();
@@ -42,6 +46,19 @@ fn the_most_selected_cells_are_those_the_clean_twins_routers_take_most_often() {
     let least_chosen = chosen.iter().map(|&cell| counts[cell]).fold(f64::INFINITY, f64::min);
     let most_left = (0..64).filter(|cell| !chosen.contains(cell)).map(|cell| counts[cell]).fold(0.0, f64::max);
     assert!(least_chosen >= most_left, "{least_chosen} against {most_left}");
+}
+
+#[test]
+fn a_surrogate_of_other_images_needs_a_victim_that_leaves_it_enough() {
+    let bench = Bench::new();
+    let surrogate = "[surrogate]\nimages = \"others\"\n";
+    bench.file("small.toml", &with_cells("most-selected = { count = 3 }", surrogate));
+    let refused = bench.run(&["run", "small.toml"]).expect(2);
+    assert!(refused.err().contains("data.training-images is not given, expected at most "), "{}", refused.err());
+    assert_eq!(bench.entries(), ["small.toml"]);
+    let finished = bench.run(&["run", "small.toml", "--set", "data.training-images=100"]).expect(0);
+    assert!(finished.err().contains("one more training for each seed"), "{}", finished.err());
+    assert_eq!(clean_models(&bench), 2, "the twin is not the surrogate");
 }
 
 #[test]

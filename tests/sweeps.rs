@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use patchdoor_record::ResultTable;
 use patchdoor_tests::{Bench, Finished, SMALL};
 use serde_json::Value;
 
@@ -285,12 +286,23 @@ fn the_triggers_of_a_sweep_are_drawn_once_each_and_never_over_another_sheet() {
     assert_eq!(std::fs::read(&sheet).expect("a sheet"), before);
 }
 
+/// Writes down that the sweep was computed by these commits, whatever this tree is like; returns what it said before.
+fn computed_by(bench: &Bench, commits: &[&str]) -> Vec<String> {
+    let entries = std::fs::read_dir(bench.path().join("runs")).expect("there are runs");
+    let folders = entries.map(|entry| entry.expect("readable").path());
+    let folder = folders.filter(|path| path.to_string_lossy().ends_with(".sweep")).last().expect("a sweep");
+    let mut table = ResultTable::read(&folder).expect("as written").expect("a table");
+    let before = std::mem::replace(&mut table.commits, commits.iter().map(|commit| (*commit).to_owned()).collect());
+    table.write(&folder).expect("it can be written");
+    before
+}
+
 #[test]
 fn results_are_collected_written_down_and_checked() {
     let bench = Bench::new();
     bench.file("rates.toml", &sweep());
     bench.run(&["run", "rates.toml", "--seeds", "0,1"]).expect(0);
-    let claims = "[[claims]]\nid = \"C1\"\nclaim = \"it works\"\npaper = \"100 %\"\nverdict = \"open\"\n\
+    let claims = "[[claims]]\nid = \"C1\"\nclaim = \"it works\"\npaper = \"100 %\"\nchanges-our-mind = \"-\"\n\
                   sentence = \"We have {rates/0.1, large/asr}.\"\n\
                   tables = [{ result = \"rates\", columns = [\"poisoned-images\", \"asr\"] }]\n";
     bench.file("claims.toml", claims);
@@ -299,6 +311,14 @@ fn results_are_collected_written_down_and_checked() {
 
     let missing = results(&[]).expect(2);
     assert!(missing.err().contains("there is no result \"rates\""), "{}", missing.err());
+    let commits = computed_by(&bench, &["0123456789abcdef", "fedcba9876543210 (changed)"]);
+    assert!(commits.len() <= 1, "runs and their clean twins are of one build: {commits:?}");
+    let mixed = results(&["--collect", "runs"]).expect(2);
+    for words in [".sweep has mixed builds", "fedcba9876543210 (changed)", "nothing was collected"] {
+        assert!(mixed.err().contains(words), "no {words:?} in\n{}", mixed.err());
+    }
+    assert!(!bench.path().join("results").exists());
+    computed_by(&bench, &["0123456789abcdef"]);
     let collected = results(&["--collect", "runs"]).expect(0);
     assert_eq!(collected.out(), "results/rates.json: 2 seeds\nRESULTS.md written\n");
     let page = std::fs::read_to_string(bench.path().join("RESULTS.md")).expect("a page");

@@ -18,4 +18,4 @@ mod error;
 mod surrogate;
 
 pub use error::AttackError;
-pub use surrogate::{CellChoice, SurrogateConfig};
+pub use surrogate::{CellChoice, SurrogateConfig, SurrogateImages};

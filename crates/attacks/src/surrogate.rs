@@ -30,8 +30,29 @@ pub struct SurrogateConfig {
     /// Side of its patches on the feature map; the victim's if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patch_size: Option<usize>,
+    /// Which images it is trained on.
+    #[serde(skip_serializing_if = "SurrogateImages::is_all")]
+    pub images: SurrogateImages,
     /// Training images whose selections are counted, a stratified draw; all if there are fewer.
     pub counted_images: usize,
+}
+
+/// Which of the data set's images an attacker has for the surrogate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SurrogateImages {
+    /// A draw from all of them, as the victim's: nearly the same images, whatever the seed.
+    #[default]
+    All,
+    /// As many as the victim is trained on, none of which it is trained on.
+    Others,
+}
+
+impl SurrogateImages {
+    /// Whether it is a draw from all images.
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 impl Default for SurrogateConfig {
@@ -43,6 +64,7 @@ impl Default for SurrogateConfig {
             experts: None,
             patches_per_expert: None,
             patch_size: None,
+            images: SurrogateImages::All,
             counted_images: 10_000,
         }
     }

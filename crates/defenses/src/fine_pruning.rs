@@ -15,7 +15,7 @@ use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairDetail
 /// weights and the bias of a pruned filter become zero; what batch normalization makes of the zero still reaches the
 /// head, and in training pruned weights may grow again (those whose shift in that normalization is positive; the others
 /// take no gradient). Of the dense baseline, the filters are those of its last
-/// convolution.
+/// convolution. That is not what Liu et al. do, who mask the filter's activation; `how = "activation"` does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct FinePruning {
@@ -25,7 +25,11 @@ pub struct FinePruning {
     pub score: FilterScore,
     /// How many of the defender's images they are judged on, at most.
     pub scored_images: usize,
-    /// Whether pruned filters stay zero in training.
+    /// How a filter is pruned: `weights`, as published, `activation`, which switches it off and keeps it off in training, or
+    /// `channel`, its weights and its column of the head.
+    #[serde(skip_serializing_if = "Removal::is_weights")]
+    pub how: Removal,
+    /// Whether pruned filters stay zero in training; those that are switched off do in any case.
     pub keep_mask: bool,
     /// How the defender's images are fitted afterwards; 0 epochs prune alone.
     pub training: TrainingConfig,
@@ -39,6 +43,7 @@ impl Default for FinePruning {
             pruned_fraction: 0.1,
             score: FilterScore::RawOutput,
             scored_images: 10_000,
+            how: Removal::Weights,
             keep_mask: false,
             training: TrainingConfig { epochs: 5, ..TrainingConfig::default() },
         }
@@ -78,9 +83,10 @@ impl<B: TrainingBackend> ModelRepair<B> for FinePruning {
         let scores = filter_scores(&classifier.valid(), &images, self.score, device);
         let groups = classifier.filter_groups();
         let lowest = lowest_of_each(&scores, &groups, self.pruned_fraction);
-        let pruning = Pruning::of(&lowest, scores.len(), Removal::Weights);
+        let pruning = Pruning::of(&lowest, scores.len(), self.how);
         let classifier = classifier.prune(&pruning);
-        let trainable = if self.keep_mask { Trainable::without(pruning) } else { Trainable::default() };
+        let stays = self.keep_mask || self.how == Removal::Activation;
+        let trainable = if stays { Trainable::without(pruning) } else { Trainable::default() };
         let (classifier, history) = tune(classifier, &self.training, &trainable, work, device)?;
         let details = RepairDetails { pruned: pruned_filters(&lowest, &groups), ..RepairDetails::default() };
         Ok(Repaired { details, ..Repaired::tuned(classifier, history) })
@@ -89,8 +95,11 @@ impl<B: TrainingBackend> ModelRepair<B> for FinePruning {
 
 #[cfg(test)]
 mod tests {
+    use burn_flex::{Flex, FlexDevice};
+    use patchdoor_train::image_batches;
+
     use super::*;
-    use crate::testing::{Learner, ascending_filters, bits, quick_training, repair_with, tensor};
+    use crate::testing::{Learner, ascending_filters, bits, quick_training, repair_with, shapes, tensor};
 
     fn pruned(defense: &FinePruning) -> Repaired<Learner> {
         repair_with(defense, ascending_filters(), None)
@@ -115,6 +124,28 @@ mod tests {
         assert!(repaired.history.is_empty());
         assert_eq!(repaired.details.pruned.len(), 4);
         assert!(repaired.details.pruned.iter().all(|layer| layer.filters == [0, 1] && layer.of == 16));
+    }
+
+    #[test]
+    fn a_filter_that_is_switched_off_answers_nothing_and_stays_off_in_training() {
+        for epochs in [0, 2] {
+            let training = TrainingConfig { epochs, ..quick_training() };
+            let defense =
+                FinePruning { pruned_fraction: 0.13, how: Removal::Activation, training, ..FinePruning::default() };
+            let repaired = pruned(&defense);
+            let images = image_batches::<Flex>(&shapes(20), 20, &FlexDevice).next().expect("a batch");
+            let features = repaired.classifier.valid().filter_activity(images).features;
+            let features = features.into_data().iter::<f32>().collect::<Vec<_>>();
+            for (place, feature) in features.into_iter().enumerate() {
+                // Filters 0 and 1 of each expert, of 16.
+                assert_eq!(feature == 0.0, place % 16 < 2, "feature {place} is {feature} after {epochs} epochs");
+            }
+            // By weights alone the same filters answer a constant: the shift of their normalization is one half.
+            let zeroed = pruned(&FinePruning { how: Removal::Weights, ..defense });
+            let images = image_batches::<Flex>(&shapes(20), 20, &FlexDevice).next().expect("a batch");
+            let features = zeroed.classifier.valid().filter_activity(images).features.into_data();
+            assert!(features.iter::<f32>().all(|feature| feature > 0.0), "a constant, and no zero");
+        }
     }
 
     #[test]

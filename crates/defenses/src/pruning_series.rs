@@ -21,6 +21,10 @@ pub struct PruningSeries {
     pub score: FilterScore,
     /// How many of the defender's images they are judged on, at most.
     pub scored_images: usize,
+    /// How a filter is pruned: `weights`, as published, `activation`, which switches it off, or `channel`, its weights and its
+    /// column of the head.
+    #[serde(skip_serializing_if = "Removal::is_weights")]
+    pub how: Removal,
 }
 
 impl Default for PruningSeries {
@@ -30,6 +34,7 @@ impl Default for PruningSeries {
             fractions: vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
             score: FilterScore::RawOutput,
             scored_images: 10_000,
+            how: Removal::Weights,
         }
     }
 }
@@ -62,8 +67,13 @@ impl<B: TrainingBackend> ModelRepair<B> for PruningSeries {
         let mut series = Vec::new();
         for &pruned_fraction in &self.fractions {
             let lowest = lowest_of_each(&scores, &groups, pruned_fraction);
-            let pruned = classifier.clone().prune(&Pruning::of(&lowest, scores.len(), Removal::Weights));
-            series.push(SeriesPoint { pruned_fraction, pruned_filters: lowest.len(), classifier: pruned.clone() });
+            let pruned = classifier.clone().prune(&Pruning::of(&lowest, scores.len(), self.how));
+            series.push(SeriesPoint {
+                pruned_fraction,
+                pruned_filters: lowest.len(),
+                filters: scores.len(),
+                classifier: pruned.clone(),
+            });
             last = (pruned, lowest);
         }
         let details = RepairDetails { pruned: pruned_filters(&last.1, &groups), ..RepairDetails::default() };
@@ -74,7 +84,26 @@ impl<B: TrainingBackend> ModelRepair<B> for PruningSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Learner, ascending_filters, repair_with, tensor};
+    use crate::testing::{Learner, ascending_filters, bits, repair_with, tensor};
+
+    #[test]
+    fn a_series_of_activations_masks_scale_and_shift_of_the_last_normalization_and_nothing_else() {
+        let defense = PruningSeries { fractions: vec![0.25], how: Removal::Activation, ..Default::default() };
+        let repaired = repair_with(&defense, ascending_filters(), None);
+        let before = bits(&ascending_filters());
+        for (name, values) in bits(&repaired.classifier) {
+            if name == "norm.gamma" || name == "norm.beta" {
+                for (filter, &value) in values.iter().enumerate() {
+                    // The lowest floor(0.25 * 16) = 4 of each expert.
+                    let expected = if filter % 16 < 4 { 0 } else { before[&name][filter] };
+                    assert_eq!(value, expected, "{name} of filter {filter}");
+                }
+            } else {
+                assert_eq!(values, before[&name], "{name}");
+            }
+        }
+        assert_eq!((repaired.series[0].pruned_filters, repaired.series[0].filters), (16, 64));
+    }
 
     #[test]
     fn each_fraction_starts_from_the_same_model_and_the_last_is_returned() {

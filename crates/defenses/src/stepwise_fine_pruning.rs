@@ -29,6 +29,10 @@ pub struct StepwiseFinePruning {
     pub score: FilterScore,
     /// How many of the defender's images they are judged on, at most.
     pub scored_images: usize,
+    /// How a filter is pruned: `channel`, its weights and its column of the head, `activation`, its output after normalization
+    /// and rectifier, or `weights` alone. It stays so in training.
+    #[serde(skip_serializing_if = "Removal::is_channel")]
+    pub how: Removal,
     /// How the defender's images are fitted afterwards; 0 epochs prune alone.
     pub training: TrainingConfig,
 }
@@ -42,6 +46,7 @@ impl Default for StepwiseFinePruning {
             step_fraction: 0.01,
             score: FilterScore::Activation,
             scored_images: 10_000,
+            how: Removal::Channel,
             training: TrainingConfig {
                 epochs: 100,
                 batch_size: 256,
@@ -115,7 +120,7 @@ impl<B: TrainingBackend> ModelRepair<B> for StepwiseFinePruning {
             if work.observer.is_stopped() {
                 return Err(DefenseError::Interrupted { epochs: 0 });
             }
-            let pruning = Pruning::of(&order[..pruned], order.len(), Removal::Channel);
+            let pruning = Pruning::of(&order[..pruned], order.len(), self.how);
             let validation_accuracy = standing(&plain.clone().prune(&pruning));
             steps.push(PruningStep { pruned, validation_accuracy });
             if before - validation_accuracy > self.max_accuracy_drop * before {
@@ -123,7 +128,7 @@ impl<B: TrainingBackend> ModelRepair<B> for StepwiseFinePruning {
             }
             kept = pruned;
         }
-        let pruning = Pruning::of(&order[..kept], order.len(), Removal::Channel);
+        let pruning = Pruning::of(&order[..kept], order.len(), self.how);
         let pruned = pruned_filters(&order[..kept], &classifier.filter_groups());
         let details = RepairDetails { pruned, steps, ..RepairDetails::default() };
         let classifier = classifier.prune(&pruning);
@@ -185,6 +190,21 @@ mod tests {
         // Where validation images lose nothing, all but the last filter go.
         let gaining = repair(&defense, &of_class(0), &of_class(3));
         assert_eq!(gaining.details.steps.last().map(|step| step.pruned), Some(63));
+    }
+
+    #[test]
+    fn masking_activations_silences_the_same_filters_step_by_step() {
+        let alone = TrainingConfig { epochs: 0, ..TrainingConfig::default() };
+        let by_channel = StepwiseFinePruning { step_fraction: 0.1, training: alone, ..Default::default() };
+        let by_activation = StepwiseFinePruning { how: Removal::Activation, ..by_channel.clone() };
+        let [channel, activation] =
+            [&by_channel, &by_activation].map(|defense| repair(defense, &of_class(3), &of_class(0)));
+        assert_eq!(activation.details, channel.details);
+        let gamma = tensor(&activation.classifier, "norm.gamma");
+        assert!(gamma.iter().enumerate().all(|(filter, &scale)| (scale == 0.0) == (filter < 35)), "{gamma:?}");
+        // By weights alone nothing is silenced: the filters' constants go on as before, and all but one go.
+        let weights = repair(&StepwiseFinePruning { how: Removal::Weights, ..by_channel }, &of_class(3), &of_class(0));
+        assert!(tensor(&weights.classifier, "norm.gamma").iter().all(|&scale| scale != 0.0));
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub struct SeriesPoint<B: AutodiffBackend> {
     pub pruned_fraction: f64,
     /// Filters that were.
     pub pruned_filters: usize,
+    /// Filters before the head, pruned or not.
+    pub filters: usize,
     /// The classifier without them.
     pub classifier: Classifier<B>,
 }

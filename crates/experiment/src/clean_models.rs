@@ -9,7 +9,8 @@ use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 use patchdoor_plan::Plan;
 use patchdoor_record::{
-    ImagesUsed, RecordError, SCHEMA, check_sealed, lock, move_aside, read_sealed_json, write_sealed, write_sealed_json,
+    Build, ImagesUsed, RecordError, SCHEMA, check_sealed, commit_in_words, lock, move_aside, read_sealed_json,
+    write_sealed, write_sealed_json,
 };
 use patchdoor_train::{PREDICTION_BATCH, predict};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ struct CleanRecord {
     /// Share of untouched test images predicted right.
     clean_accuracy: f64,
     training_seconds: f64,
+    /// The commit that trained it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    commit: Option<String>,
 }
 
 /// A classifier trained without poison.
@@ -41,6 +45,8 @@ pub(crate) struct CleanModel<B: AutodiffBackend> {
     pub(crate) folder: String,
     /// Share of untouched test images predicted right.
     pub(crate) clean_accuracy: f64,
+    /// The commit that trained it, if that is on record.
+    pub(crate) commit: Option<String>,
     pub(crate) classifier: Classifier<B::InnerBackend>,
 }
 
@@ -93,6 +99,8 @@ pub(crate) struct CleanModels<'a> {
     /// Fingerprint of the images, likewise.
     pub(crate) fingerprint: &'a str,
     pub(crate) used: &'a ImagesUsed,
+    /// The program that trains.
+    pub(crate) build: &'a Build,
     pub(crate) watch: Watch<'a>,
 }
 
@@ -129,7 +137,7 @@ impl CleanModels<'_> {
         }
         let record: CleanRecord = read_sealed_json(&finished.join("result.json"))?;
         let classifier = load(&plan.config().model, &images.training, seed, &finished, device)?;
-        Ok(CleanModel { folder, clean_accuracy: record.clean_accuracy, classifier })
+        Ok(CleanModel { folder, clean_accuracy: record.clean_accuracy, commit: record.commit, classifier })
     }
 
     fn train<B: TrainingBackend>(
@@ -156,6 +164,7 @@ impl CleanModels<'_> {
             test_images: test.len(),
             clean_accuracy: accuracy(&predicted, test.labels()).unwrap_or(0.0),
             training_seconds: trained.history.iter().map(|epoch| epoch.seconds).sum(),
+            commit: commit_in_words(self.build),
         };
         write_sealed_json(&folder.join("result.json"), &record)?;
         remove_checkpoint(folder)

@@ -8,8 +8,8 @@ use patchdoor_defenses::{DefenderData, DefenseAction, DefenseError, RepairWork, 
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::{DefenderConfig, DefenderSet, ExperimentConfig};
 use patchdoor_record::{
-    DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, ImagesUsed, Ratings, SCHEMA, SeriesRow,
-    defense_folder, is_sealed, read_sealed_json, write_sealed_json,
+    COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, ImagesUsed, Ratings, SCHEMA,
+    SeriesRow, defense_folder, is_sealed, read_sealed_json, write_sealed_json,
 };
 
 use crate::attack::Attack;
@@ -30,6 +30,8 @@ pub(crate) struct Victim<'a> {
     pub(crate) label: String,
     /// The folder of the seed.
     pub(crate) folder: &'a Path,
+    /// The folder of its clean twin, if it has one.
+    pub(crate) twin: Option<&'a Path>,
     pub(crate) images: &'a SeedImages,
     pub(crate) used: &'a ImagesUsed,
     /// Where it stands undefended.
@@ -61,6 +63,7 @@ impl Victim<'_> {
             watch.say(format!("{label}: {}", in_words(&result)));
             write_sealed_json(&path, &result)?;
             remove_checkpoint(&folder)?;
+            remove_checkpoint(&folder.join("clean-twin"))?;
             results.push(result);
         }
         Ok(results)
@@ -76,9 +79,19 @@ impl Victim<'_> {
         device: &B::Device,
     ) -> Step<DefenseResult> {
         let (clean, contaminated_images) = self.defenders_images(defender, exam.attack);
-        let outcome = match self.repair::<B>(defender, &clean, folder, label, watch, device) {
-            Ok((repaired, seconds)) => {
-                let measured = self.measure(&repaired, exam, seconds, folder, watch, device)?;
+        let victim = self.repair::<B>(defender, &clean, (self.folder, folder), label, watch, device);
+        // The twin before anything is written, so that an interruption leaves nothing half done.
+        let both = victim
+            .and_then(|victim| Ok((victim, self.repair_twin::<B>(defender, &clean, folder, label, watch, device)?)));
+        let outcome = match both {
+            Ok(((repaired, seconds), twin)) => {
+                let mut measured = self.measure(&repaired, exam, seconds, folder, watch, device)?;
+                if let Some(twin) = &twin {
+                    measured.clean_twin = Some(exam.standing(&twin.classifier.valid(), device));
+                    for (row, point) in measured.series.iter_mut().zip(&twin.series) {
+                        row.clean_twin = Some(exam.standing(&point.classifier.valid(), device));
+                    }
+                }
                 DefenseOutcome::Finished(Box::new(measured))
             }
             Err(Halt::Failed(reason)) => DefenseOutcome::Failed { reason },
@@ -119,8 +132,10 @@ impl Victim<'_> {
             series.push(SeriesRow {
                 pruned_fraction: point.pruned_fraction,
                 pruned_filters: point.pruned_filters,
+                filters: Some(point.filters),
                 after,
                 ratings: Ratings::of(self.before, after),
+                clean_twin: None,
             });
         }
         Ok(DefenseMeasurements {
@@ -129,6 +144,7 @@ impl Victim<'_> {
             ratings: Ratings::of(self.before, after),
             seconds: seconds.as_secs_f64(),
             epochs: repaired.history.len(),
+            clean_twin: None,
             series,
             details: repaired.details.clone(),
         })
@@ -158,8 +174,8 @@ impl Victim<'_> {
         }
     }
 
-    /// Does what the defender does, and says how long it took, interrupted epochs apart.
-    fn repair<B: TrainingBackend>(
+    /// Does the same to the clean twin, where the experiment asks for it: what the defense does to a network without a backdoor.
+    fn repair_twin<B: TrainingBackend>(
         &self,
         defender: &DefenderConfig,
         clean: &ImageSet,
@@ -167,8 +183,29 @@ impl Victim<'_> {
         label: &str,
         watch: Watch<'_>,
         device: &B::Device,
+    ) -> Step<Option<Repaired<B>>> {
+        let Some(twin) = self.twin.filter(|_| defender.twin) else { return Ok(None) };
+        let folder = folder.join("clean-twin");
+        fs::create_dir_all(&folder)?;
+        let label = format!("{label}, clean twin");
+        let repaired = self.repair::<B>(defender, clean, (twin, &folder), &label, watch, device);
+        let (repaired, _) = repaired.map_err(|halt| halt.of("clean twin"))?;
+        self.history(&folder).write(&repaired.history)?;
+        Ok(Some(repaired))
+    }
+
+    /// Does what the defender does to the classifier of one folder, keeps what it needs to go on in another, and says how
+    /// long it took, interrupted epochs apart.
+    fn repair<B: TrainingBackend>(
+        &self,
+        defender: &DefenderConfig,
+        clean: &ImageSet,
+        (from, folder): (&Path, &Path),
+        label: &str,
+        watch: Watch<'_>,
+        device: &B::Device,
     ) -> Step<(Repaired<B>, Duration)> {
-        let classifier = load::<B>(&self.config.model, clean, self.seed, self.folder, device)?;
+        let classifier = load::<B>(&self.config.model, clean, self.seed, from, device)?;
         let log = self.history(folder);
         let mut progress = TrainingProgress::new(watch, label.to_owned(), &log, defender.defense.epochs());
         let checkpoint = folder.join("checkpoint");
@@ -206,8 +243,17 @@ fn in_words(result: &DefenseResult) -> String {
     };
     let percent = |share: Option<f64>| share.map_or_else(|| "-".into(), |share| format!("{:.1} %", 100.0 * share));
     let (before, after) = (&measured.before, &measured.after);
+    let pruned =
+        measured.pruned_filters().map_or_else(String::new, |(pruned, of)| format!(", {pruned} of {of} filters"));
+    let collapsed = after.largest_class_share.filter(|&share| share > COLLAPSE);
+    let collapsed = collapsed.map_or_else(String::new, |share| {
+        format!(", collapsed: {} of the clean images are one class to it", percent(Some(share)))
+    });
+    let twin = measured.clean_twin.map_or_else(String::new, |twin| {
+        format!(", clean twin {} and {}", percent(Some(twin.clean_accuracy)), percent(twin.asr))
+    });
     format!(
-        "clean accuracy {} (was {}), attack success {} (was {}), on {} {} images, {}",
+        "clean accuracy {} (was {}), attack success {} (was {}){pruned}{collapsed}{twin}, on {} {} images, {}",
         percent(Some(after.clean_accuracy)),
         percent(Some(before.clean_accuracy)),
         percent(after.asr),

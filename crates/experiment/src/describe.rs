@@ -60,7 +60,8 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         let mut line =
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
         if let Some((surrogate, plan)) = plan.surrogate() {
-            let is_twin = surrogate.seed_offset == 0 && plan.config().model == config.model;
+            let is_twin =
+                surrogate.seed_offset == 0 && surrogate.images.is_all() && plan.config().model == config.model;
             line.push_str(if is_twin {
                 ", chosen by the clean twin's routers"
             } else {

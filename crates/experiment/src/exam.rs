@@ -1,6 +1,6 @@
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::Kernels;
-use patchdoor_metrics::{AttackOutcome, accuracy};
+use patchdoor_metrics::{AttackOutcome, accuracy, largest_class_share};
 use patchdoor_model::Classifier;
 use patchdoor_record::{DefenseStanding, RoutedStanding};
 use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict, predict_with_routing};
@@ -44,12 +44,13 @@ impl<'a> Exam<'a> {
             clean_accuracy: accuracy(clean, self.test.labels()).unwrap_or(0.0),
             asr: attack.attack_success_rate(),
             robust_accuracy: attack.robust_accuracy(),
+            largest_class_share: largest_class_share(clean),
         }
     }
 
     /// The same, with how often images are taken for the target without a trigger.
     pub(crate) fn routed_standing_of(&self, clean: &[u8], triggered: &[u8]) -> RoutedStanding {
-        let DefenseStanding { clean_accuracy, asr, robust_accuracy } = self.standing_of(clean, triggered);
+        let DefenseStanding { clean_accuracy, asr, robust_accuracy, .. } = self.standing_of(clean, triggered);
         let asr_untriggered = self.outcome(clean).attack_success_rate();
         RoutedStanding { clean_accuracy, asr_untriggered, asr, robust_accuracy }
     }

@@ -160,10 +160,23 @@ pub(crate) struct SeedImages {
 }
 
 impl SeedImages {
-    /// Holds out validation images, then draws the training images from the rest, both stratified by class.
+    /// Holds out validation images, then draws the training images from the rest, both stratified by class. A surrogate that
+    /// shares no image with its victim draws both from what the victim is not trained on.
     pub(crate) fn draw(config: &ExperimentConfig, train: &ImageSet, seed: u64) -> Self {
-        let (training, validation) =
-            split::for_seed(train, config.data.validation_fraction, split_sizes(&config.data), seed);
+        let split = |set: &ImageSet, seed| {
+            split::for_seed(set, config.data.validation_fraction, split_sizes(&config.data), seed)
+        };
+        let left: ImageSet;
+        let train = match config.data.apart_from {
+            None => train,
+            Some(offset) => {
+                let (taken, _) = split(train, seed.wrapping_sub(offset));
+                let others = (0..train.len()).filter(|index| taken.binary_search(index).is_err());
+                left = train.subset(&others.collect::<Vec<_>>());
+                &left
+            }
+        };
+        let (training, validation) = split(train, seed);
         let (training, validation) = (train.subset(&training), train.subset(&validation));
         Self { training, validation: (!validation.is_empty()).then_some(validation) }
     }
@@ -174,5 +187,40 @@ pub(crate) fn test_images(config: &ExperimentConfig, test: &ImageSet) -> ImageSe
     match config.data.test_images {
         Some(count) => test.subset(&stratified_subset(test, count, &mut stream(0, "test-images"))),
         None => test.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use patchdoor_data::{DatasetConfig, ShapesConfig};
+    use patchdoor_plan::PlanOptions;
+
+    use super::*;
+
+    #[test]
+    fn a_surrogate_of_other_images_shares_none_with_its_victim_whatever_its_seed() {
+        let config = DatasetConfig::Shapes(ShapesConfig { train: 200, test: 10, seed: 0 });
+        let train = load(&config, &[]).expect("shapes need no file").train;
+        let of_seed = |images: &str, offset: u64| {
+            let text = format!(
+                "dataset.shapes = {{ train = 200, test = 10, seed = 0 }}\ndata = {{ training-images = 90 }}\n[trigger.square]\n\
+                 [model.patch-moe]\n[placement]\ncells.most-selected = {{ count = 1 }}\n\
+                 [surrogate]\nseed-offset = {offset}\nimages = \"{images}\"\n"
+            );
+            let victim = Plan::from_text("a.toml", &text, &PlanOptions::default()).expect("valid");
+            let (surrogate, plan) = victim.surrogate().expect("a surrogate chooses the cells");
+            let victims = SeedImages::draw(victim.config(), &train, 3).training;
+            let others = SeedImages::draw(plan.config(), &train, 3 + surrogate.seed_offset).training;
+            let known = (0..90).map(|index| victims.pixels(index).to_vec()).collect::<BTreeSet<_>>();
+            assert_eq!((known.len(), others.len()), (90, 90));
+            let shared = (0..90).filter(|&index| known.contains(others.pixels(index))).count();
+            (shared, victim.twin_hash("flex", "-") == plan.twin_hash("flex", "-"))
+        };
+        assert_eq!(of_seed("all", 0), (90, true), "the twin");
+        assert!((30..70).contains(&of_seed("all", 100).0), "another draw shares about 90 * 90 / 180");
+        assert_eq!(of_seed("others", 0), (0, false));
+        assert_eq!(of_seed("others", 100), (0, false));
     }
 }

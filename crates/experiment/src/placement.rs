@@ -4,7 +4,7 @@ use patchdoor_attacks::CellChoice;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::{ExperimentConfig, Plan, choice_name};
-use patchdoor_record::write_sealed_json;
+use patchdoor_record::{ChosenCells, write_sealed_json};
 use patchdoor_triggers::PlacementConfig;
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ struct SurrogateRecord<'a> {
 }
 
 /// Names the cells of a plan's placement, training a surrogate first if it needs one and none is there; `None` if the
-/// trigger stands where it says itself.
+/// trigger stands where it says itself. Beside it what is on record of the surrogate's choice.
 ///
 /// `train` and `test` are the data set's; the surrogate holds out images of its own.
 pub(crate) fn choose_placement<B: TrainingBackend>(
@@ -36,10 +36,10 @@ pub(crate) fn choose_placement<B: TrainingBackend>(
     models: &CleanModels<'_>,
     folder: &Path,
     device: &B::Device,
-) -> Step<Option<PlacementConfig>> {
+) -> Step<(Option<PlacementConfig>, Option<ChosenCells>)> {
     let config = plan.config();
     let (Some((surrogate, surrogate_plan)), Some(placement)) = (plan.surrogate(), &config.placement) else {
-        return Ok(config.placement.clone());
+        return Ok((config.placement.clone(), None));
     };
     let seed = seed.wrapping_add(surrogate.seed_offset);
     let images = SeedImages::draw(surrogate_plan.config(), train, seed);
@@ -47,7 +47,9 @@ pub(crate) fn choose_placement<B: TrainingBackend>(
     let choice = surrogate.choose_cells(&model.classifier, &config.model, placement, &images.training, seed, device)?;
     let record = SurrogateRecord { folder: &model.folder, clean_accuracy: model.clean_accuracy, choice: &choice };
     write_sealed_json(&folder.join("surrogate.json"), &record)?;
-    Ok(Some(choice.placement))
+    let cells = serde_json::to_value(&choice.placement.cells).expect("cells that came from TOML can be written");
+    let chosen = ChosenCells { surrogate: model.folder, commit: model.commit, cells };
+    Ok((Some(choice.placement), Some(chosen)))
 }
 
 /// The placement of an experiment, for those who have no model to ask.

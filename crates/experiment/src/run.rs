@@ -148,6 +148,7 @@ pub(crate) fn execute_on(
         backend: backend.name(),
         fingerprint: &sources.fingerprint,
         used,
+        build: settings.build,
         watch: settings.watch(),
     };
     let seeds = match backend.run_plan(plan, Seeds { plan, dataset, used, models, folder, watch: settings.watch() }) {
@@ -308,7 +309,8 @@ impl Seeds<'_> {
         let config = plan.config();
         let label = format!("{} seed {seed}", plan.name());
 
-        let placement = choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
+        let (placement, chosen_cells) =
+            choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
         let attack = Attack::prepare(config, placement.as_ref(), &images.training, seed)?;
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
@@ -344,13 +346,15 @@ impl Seeds<'_> {
 
         let (clean, triggered) = (&answers.clean.classes, &answers.triggered.classes);
         let before = exam.standing_of(clean, triggered);
-        let defenses =
-            Victim { config, seed, label, folder, images, used, before }.defend::<B>(&exam, *watch, device)?;
+        let twins = twin.as_ref().map(|(twin, _)| models.out.join(&twin.folder));
+        let victim_and_twin = Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before };
+        let defenses = victim_and_twin.defend::<B>(&exam, *watch, device)?;
 
         let attacked = exam.outcome(triggered);
         let seconds = victim.history.iter().map(|epoch| epoch.seconds).sum::<f64>();
         let clean_twin = twin.map(|(twin, triggered)| TwinMeasurements {
             folder: twin.folder,
+            commit: twin.commit,
             clean_accuracy: twin.clean_accuracy,
             asr: exam.outcome(&triggered.classes).attack_success_rate(),
         });
@@ -361,7 +365,9 @@ impl Seeds<'_> {
             asr: before.asr,
             asr_all_classes: attacked.attack_success_rate_all_classes(),
             robust_accuracy: before.robust_accuracy,
+            largest_class_share: before.largest_class_share,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
+            chosen_cells,
             clean_twin,
             reach: reach(&exam, &config.model),
             classes: attack.of_classes(test, clean, triggered),

@@ -12,6 +12,18 @@ pub fn accuracy(predicted: &[u8], truth: &[u8]) -> Option<f64> {
     (!truth.is_empty()).then(|| right as f64 / truth.len() as f64)
 }
 
+/// Share of the images that are given the class predicted most often, in [0, 1]; `None` without images.
+///
+/// 1 where a classifier has collapsed to one class, about 1 / classes where it answers evenly.
+pub fn largest_class_share(predicted: &[u8]) -> Option<f64> {
+    let mut counts = [0usize; 256];
+    for &class in predicted {
+        counts[usize::from(class)] += 1;
+    }
+    let largest = counts.into_iter().max().unwrap_or(0);
+    (!predicted.is_empty()).then(|| largest as f64 / predicted.len() as f64)
+}
+
 /// Right predictions among the images of one true class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassAccuracy {
@@ -49,6 +61,14 @@ pub fn accuracy_per_class(predicted: &[u8], truth: &[u8], classes: usize) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_class_is_the_one_predicted_most_whatever_is_true() {
+        // Class 3 for three of four images.
+        assert_eq!(largest_class_share(&[3, 0, 3, 3]), Some(0.75));
+        assert_eq!(largest_class_share(&[255; 5]), Some(1.0));
+        assert_eq!(largest_class_share(&[]), None);
+    }
 
     #[test]
     fn accuracy_of_no_images_is_none() {

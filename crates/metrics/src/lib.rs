@@ -20,6 +20,7 @@
 
 mod accuracy;
 mod attack;
+mod comparison;
 mod defense;
 mod detection;
 mod epoch;
@@ -28,15 +29,17 @@ mod repair;
 mod routing;
 mod summary;
 
-pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class};
+pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class, largest_class_share};
 pub use attack::AttackOutcome;
+pub use comparison::{Hypothesis, Judgement, PairedDifferences};
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
 pub use detection::{DetectionOutcome, area_under_roc};
 pub use epoch::EpochRecord;
 pub use mediation::{RoutedSuccess, SMALLEST_EFFECT};
 pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use routing::{
-    Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images, capture,
-    capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap, pooled_areas,
+    Departure, Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images,
+    capture, capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap,
+    pooled_areas,
 };
 pub use summary::Summary;

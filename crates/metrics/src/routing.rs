@@ -131,6 +131,12 @@ impl PerImage {
         Some(self.values[image * self.experts + expert]).filter(|value| !value.is_nan())
     }
 
+    /// The mean of each expert over all images, `[expert]`; empty if it is defined for none of them.
+    pub fn by_expert(&self) -> Vec<f64> {
+        let means = (0..self.experts).map(|expert| Some(self.mean(Some(expert), |_| true)?.value));
+        means.collect::<Option<Vec<_>>>().unwrap_or_default()
+    }
+
     /// The mean over the wanted images, of one expert, or of the average over experts within each image.
     pub fn mean(&self, expert: Option<usize>, is_wanted: impl Fn(usize) -> bool) -> Option<Estimate> {
         let images = self.values.chunks_exact(self.experts).enumerate().filter(|&(image, _)| is_wanted(image));
@@ -138,6 +144,27 @@ impl PerImage {
         let average = |values: &[f64]| defined(values).sum::<f64>() / defined(values).count() as f64;
         let of_image = |values: &[f64]| expert.map_or_else(|| average(values), |expert| values[expert]);
         Estimate::mean(images.map(|(_, values)| of_image(values)).filter(|value| !value.is_nan()))
+    }
+}
+
+/// How far the numbers of experts lie from what chance gives. A mean of them may hide it: an expert that seeks what another
+/// avoids leaves it at chance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Departure {
+    /// Mean of the distances over experts.
+    pub mean: f64,
+    /// The largest of them.
+    pub largest: f64,
+}
+
+impl Departure {
+    /// Of one number for each expert; `None` without experts.
+    ///
+    /// A distance is never below zero, so noise alone lifts it: by about 0.8 standard errors of an expert's number.
+    pub fn of(experts: &[f64], chance: f64) -> Option<Self> {
+        let distances = experts.iter().map(|value| (value - chance).abs());
+        let largest = distances.clone().reduce(f64::max)?;
+        Some(Self { mean: distances.sum::<f64>() / experts.len() as f64, largest })
     }
 }
 
@@ -510,6 +537,20 @@ mod tests {
 
     fn two() -> RoutingDecisions<'static> {
         RoutingDecisions::new(2, 2, 4, &TWO)
+    }
+
+    #[test]
+    fn experts_of_opposite_sign_depart_from_chance_though_their_mean_does_not() {
+        // Of four patches with scores 1 to 4, expert 0 takes the upper two, expert 1 the lower two: areas 1 and 0.
+        let decisions = RoutingDecisions::new(2, 2, 4, &[2, 3, 0, 1]);
+        let areas = area_within_images(&decisions, &PatchScores::new(4, vec![1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(areas.mean(None, |_| true).map(|mean| mean.value), Some(0.5));
+        assert_eq!(areas.by_expert(), [1.0, 0.0]);
+        assert_eq!(Departure::of(&areas.by_expert(), 0.5), Some(Departure { mean: 0.5, largest: 0.5 }));
+        // |0.6 - 0.5| and |0.45 - 0.5|: mean 0.075.
+        let departure = Departure::of(&[0.6, 0.45], 0.5).expect("two experts");
+        assert!((departure.mean - 0.075).abs() < 1e-12 && (departure.largest - 0.1).abs() < 1e-12, "{departure:?}");
+        assert_eq!(Departure::of(&[], 0.5), None);
     }
 
     #[test]

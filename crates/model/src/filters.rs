@@ -3,6 +3,7 @@ use std::ops::Range;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use patchdoor_kernels::Kernels;
+use serde::{Deserialize, Serialize};
 
 use crate::network::FilterLayer;
 use crate::{Classifier, Tapped};
@@ -32,13 +33,31 @@ pub struct FilterActivity<B: Backend> {
 }
 
 /// How a filter is taken away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Removal {
     /// Its weights and its bias become zero, as in the code of Chan et al. (2025, arXiv:2505.01811). The normalization
-    /// that follows turns the zero into a constant, which still reaches the head.
+    /// that follows turns the zero into the constant relu(beta - gamma mean / sd), which still reaches the head: the filter is
+    /// not switched off, and one of low mean output gets a large constant.
     Weights,
+    /// Its output is masked after the normalization and the rectifier, as Liu et al. (2018, arXiv:1805.12185) do it: scale and
+    /// shift of its channel become zero, and so does its feature, for every image. Its weights stay. Of the dense baseline this
+    /// silences the shortcut's share of the channel too.
+    Activation,
     /// Its column of the head becomes zero too, so that nothing of it reaches a class.
     Channel,
+}
+
+impl Removal {
+    /// Whether it is by weights, what Chan et al. (2025, arXiv:2505.01811) do.
+    pub fn is_weights(&self) -> bool {
+        *self == Self::Weights
+    }
+
+    /// Whether it is by weights and column of the head.
+    pub fn is_channel(&self) -> bool {
+        *self == Self::Channel
+    }
 }
 
 /// Filters that are taken away.
@@ -82,7 +101,8 @@ impl<B: Backend> Classifier<B> {
         numbered.collect()
     }
 
-    /// Takes filters away: exactly zero weights, biases and, where asked for, columns of the head; all else stays.
+    /// Takes filters away: exactly zero are, as the removal says, weights, biases and columns of the head, or scale and shift of
+    /// the last normalization; all else stays.
     ///
     /// # Panics
     /// If `pruning` is not for as many filters as there are.
@@ -109,7 +129,7 @@ impl<B: Kernels> Classifier<B> {
     }
 }
 
-/// Makes the parameters of pruned filters zero.
+/// Makes the parameters of pruned filters zero, or of what follows them.
 struct Pruner<'a> {
     path: Vec<String>,
     pruning: &'a Pruning,
@@ -129,13 +149,22 @@ impl<B: Backend> ModuleMapper<B> for Pruner<'_> {
         let path = self.path.join(".");
         let Some((layer, parameter)) = path.rsplit_once('.') else { return param };
         let mut shape = [1; D];
-        let filters = if let Some(group) = self.groups.iter().find(|group| group.path == layer) {
+        let all = 0..self.pruning.pruned.len();
+        let masks = self.pruning.removal == Removal::Activation;
+        let filters = if masks {
+            if layer != "norm" || !["gamma", "beta"].contains(&parameter) {
+                return param;
+            }
+            // Scale and shift of the last normalization, whose channels are the filters.
+            shape[0] = all.len();
+            all
+        } else if let Some(group) = self.groups.iter().find(|group| group.path == layer) {
             // Weights and biases have the filter as their first axis.
             shape[0] = group.count;
             group.first..group.first + group.count
         } else if (layer, parameter) == ("head", "weight") && self.pruning.removal == Removal::Channel {
-            shape[D - 1] = self.pruning.pruned.len();
-            0..self.pruning.pruned.len()
+            shape[D - 1] = all.len();
+            all
         } else {
             return param;
         };

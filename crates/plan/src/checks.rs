@@ -97,6 +97,7 @@ fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
             problems.push(Problem { field: "data.training-images".into(), found: wanted.to_string(), allowed });
         }
     }
+    problems.extend(check_other_images(config, facts));
     let classes = facts.classes.unwrap_or(MOST_CLASSES);
     let poisoning = match counts(config, facts).training {
         Some(images) if images > 0 && fraction_holds => config.poisoning.validate_for(images, classes),
@@ -135,6 +136,29 @@ fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
     let used = config.trigger.validate_use(facts.shape, config.poisoning.label_rule, config.placement.as_ref());
     problems.extend(from_trigger("", used));
     problems
+}
+
+/// A surrogate that shares no image with its victim needs as many images as that leaves.
+fn check_other_images(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<Problem> {
+    let (surrogate, _) = config.surrogate_and_placement()?;
+    if surrogate.images.is_all() {
+        return None;
+    }
+    let wanted = config.data.training_images;
+    let most = facts.training_images.map(|there| {
+        // Of what the victim leaves, the surrogate holds out its share too: v <= (there - v) (1 - f).
+        let kept = 1.0 - config.data.validation_fraction.clamp(0.0, 0.5);
+        (there as f64 * kept / (1.0 + kept)).floor() as usize
+    });
+    if wanted.is_some_and(|wanted| most.is_none_or(|most| wanted <= most)) {
+        return None;
+    }
+    let allowed = most.map_or("about half of the images".to_owned(), |most| format!("at most {most}"));
+    Some(Problem {
+        field: "data.training-images".into(),
+        found: wanted.map_or("not given".into(), |wanted| wanted.to_string()),
+        allowed: format!("{allowed}, so that the surrogate has as many others (surrogate.images = \"others\")"),
+    })
 }
 
 /// Problems of the surrogate that the victim does not have, and of a placement that asks for an expert it has not.

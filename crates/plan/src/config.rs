@@ -97,6 +97,10 @@ pub struct DataConfig {
     /// not given. The validation split shrinks in proportion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training_images: Option<usize>,
+    /// Leaves out the images that this seed less so much trains on: set for a surrogate that shares no image with its victim,
+    /// whose seed is so much lower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart_from: Option<u64>,
     /// Test images to evaluate on, a stratified draw, the same for every seed; all if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_images: Option<usize>,
@@ -112,6 +116,7 @@ impl Default for DataConfig {
         Self {
             validation_fraction: 0.1,
             training_images: None,
+            apart_from: None,
             test_images: None,
             when_missing: None,
             augmentation: AugmentationConfig::default(),

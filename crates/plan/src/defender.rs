@@ -21,6 +21,9 @@ pub struct DefenderConfig {
     /// How many of them; what the defense says if not given.
     #[serde(flatten)]
     pub amount: CleanAmount,
+    /// Whether the same is done to the clean twin and measured, which says what the defense does without a backdoor.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub twin: bool,
     /// What it does.
     #[serde(flatten)]
     pub defense: DefenseConfig,
@@ -54,16 +57,17 @@ enum Key {
     Data,
     CleanFraction,
     CleanImages,
+    Twin,
     Defense(DefenseName),
 }
 
 /// The names of all keys, those of the defenses last.
-const KEYS: [&str; 4 + DefenseConfig::NAMES.len()] = {
-    let mut keys = [""; 4 + DefenseConfig::NAMES.len()];
-    [keys[0], keys[1], keys[2], keys[3]] = ["label", "data", "clean-fraction", "clean-images"];
+const KEYS: [&str; 5 + DefenseConfig::NAMES.len()] = {
+    let mut keys = [""; 5 + DefenseConfig::NAMES.len()];
+    [keys[0], keys[1], keys[2], keys[3], keys[4]] = ["label", "data", "clean-fraction", "clean-images", "twin"];
     let mut index = 0;
     while index < DefenseConfig::NAMES.len() {
-        keys[4 + index] = DefenseConfig::NAMES[index];
+        keys[5 + index] = DefenseConfig::NAMES[index];
         index += 1;
     }
     keys
@@ -90,6 +94,7 @@ impl de::Visitor<'_> for KeyVisitor {
             "data" => Key::Data,
             "clean-fraction" => Key::CleanFraction,
             "clean-images" => Key::CleanImages,
+            "twin" => Key::Twin,
             name => Key::Defense(DefenseName::of(name).ok_or_else(|| E::unknown_field(name, &KEYS))?),
         })
     }
@@ -112,7 +117,8 @@ impl<'de> de::Visitor<'de> for Visitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DefenderConfig, A::Error> {
-        let (mut label, mut data, mut fraction, mut images) = (None, DefenderSet::default(), None, None);
+        let (mut label, mut data, mut fraction, mut images, mut twin) =
+            (None, DefenderSet::default(), None, None, false);
         let mut found: Vec<DefenseConfig> = Vec::new();
         while let Some(key) = map.next_key::<Key>()? {
             match key {
@@ -120,6 +126,7 @@ impl<'de> de::Visitor<'de> for Visitor {
                 Key::Data => data = map.next_value()?,
                 Key::CleanFraction => fraction = Some(map.next_value()?),
                 Key::CleanImages => images = Some(map.next_value()?),
+                Key::Twin => twin = map.next_value()?,
                 Key::Defense(name) => found.push(map.next_value_seed(name)?),
             }
         }
@@ -139,7 +146,7 @@ impl<'de> de::Visitor<'de> for Visitor {
             (Some(fraction), None) => CleanAmount::CleanFraction(fraction),
             (None, None) => CleanAmount::CleanFraction(defense.as_defense().default_clean_fraction()),
         };
-        Ok(DefenderConfig { label, data, amount, defense })
+        Ok(DefenderConfig { label, data, amount, twin, defense })
     }
 }
 

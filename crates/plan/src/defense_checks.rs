@@ -33,6 +33,13 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
                 allowed: "another defense, or routers = \"trained\"".into(),
             });
         }
+        if defender.twin && !config.clean_twin {
+            problems.push(Problem {
+                field: format!("{table}.twin"),
+                found: "true".into(),
+                allowed: "false, because clean-twin = false leaves no twin".into(),
+            });
+        }
         match defender.amount {
             CleanAmount::CleanFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => problems.push(Problem {
                 field: format!("{table}.clean-fraction"),
@@ -75,6 +82,15 @@ mod tests {
 
     fn plan(text: &str) -> Result<Plan, crate::ConfigErrors> {
         Plan::from_text("a.toml", &format!("{GOOD}{text}"), &PlanOptions::default())
+    }
+
+    #[test]
+    fn a_twin_that_is_not_trained_cannot_be_defended() {
+        let table = "[[defenses]]\ntwin = true\npruning-series = {}\n";
+        assert!(plan(table).expect("valid").config().defenses[0].twin);
+        let text = format!("clean-twin = false\n{GOOD}{table}");
+        let refused = Plan::from_text("a.toml", &text, &PlanOptions::default()).expect_err("no twin").to_string();
+        assert!(refused.contains("defenses.0.twin is true, expected false"), "{refused}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use patchdoor_attacks::SurrogateConfig;
+use patchdoor_attacks::{SurrogateConfig, SurrogateImages};
 use patchdoor_data::{DatasetConfig, LabelRule, ShapesConfig};
 
 use crate::checks::check;
@@ -264,6 +264,9 @@ impl Plan {
         let (surrogate, _) = self.config.surrogate_and_placement()?;
         let mut plan = self.clone();
         plan.config.model = surrogate.model(&self.config.model).into();
+        if surrogate.images == SurrogateImages::Others {
+            plan.config.data.apart_from = Some(surrogate.seed_offset);
+        }
         Some((surrogate, plan))
     }
 

@@ -53,6 +53,9 @@ pub struct DefenseMeasurements {
     pub epochs: usize,
     /// What it did besides training.
     pub details: RepairDetails,
+    /// The clean twin after the same defense, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean_twin: Option<DefenseStanding>,
     /// What was measured at each strength of a series.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<SeriesRow>,
@@ -68,7 +71,15 @@ pub struct DefenseStanding {
     pub asr: Option<f64>,
     /// Share of the triggered images still given their true class.
     pub robust_accuracy: Option<f64>,
+    /// Share of untouched test images that are given the class predicted most often; above [`COLLAPSE`], the classifier has
+    /// collapsed to one class. `None` in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_class_share: Option<f64>,
 }
+
+/// Share of untouched test images in one predicted class above which a classifier counts as collapsed to it: tables then say so
+/// and give no mean, because where such a classifier stands depends on whether the class is the attack's target.
+pub const COLLAPSE: f64 = 0.5;
 
 /// How much a defense helped, in [0, 1]; 0.5 means that nothing happened. `None` where nothing is attacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -88,11 +99,59 @@ pub struct SeriesRow {
     pub pruned_fraction: f64,
     /// Filters that were.
     pub pruned_filters: usize,
+    /// Filters before the head, pruned or not; `None` in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<usize>,
     /// The classifier without them.
     pub after: DefenseStanding,
     /// How much it helped.
     #[serde(flatten)]
     pub ratings: Ratings,
+    /// The clean twin without as many filters, chosen by its own answers, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean_twin: Option<DefenseStanding>,
+}
+
+/// What a defense, or one strength of a series, came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defended {
+    pub(crate) after: DefenseStanding,
+    pub(crate) ratings: Ratings,
+    pub(crate) clean_twin: Option<DefenseStanding>,
+}
+
+impl Defended {
+    /// Whether the classifier has collapsed to one class.
+    pub(crate) fn is_collapsed(&self) -> bool {
+        self.after.largest_class_share.is_some_and(|share| share > COLLAPSE)
+    }
+}
+
+impl SeriesRow {
+    pub(crate) fn defended(&self) -> Defended {
+        Defended { after: self.after, ratings: self.ratings, clean_twin: self.clean_twin }
+    }
+
+    /// What was really pruned, `4 of 64 filters`; of results that do not say it, what was asked for, `0.1 pruned`.
+    pub fn pruned_in_words(&self) -> String {
+        match self.filters {
+            Some(filters) => format!("{} of {filters} filters", self.pruned_filters),
+            None => format!("{} pruned", self.pruned_fraction),
+        }
+    }
+}
+
+impl DefenseMeasurements {
+    pub(crate) fn defended(&self) -> Defended {
+        Defended { after: self.after, ratings: self.ratings, clean_twin: self.clean_twin }
+    }
+
+    /// Filters that were pruned, and of how many; `None` if none was to be.
+    pub fn pruned_filters(&self) -> Option<(usize, usize)> {
+        let layers = &self.details.pruned;
+        let pruned = layers.iter().map(|layer| layer.filters.len()).sum();
+        (!layers.is_empty()).then(|| (pruned, layers.iter().map(|layer| layer.of).sum()))
+    }
 }
 
 impl Ratings {

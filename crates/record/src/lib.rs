@@ -41,7 +41,7 @@ mod seed;
 mod summary;
 mod table;
 
-pub use defense::{DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
+pub use defense::{COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
 pub use environment::{Build, Environment};
 pub use error::RecordError;
 pub use files::{move_aside, write_whole};
@@ -56,6 +56,10 @@ pub use seal::{
     check_sealed, is_sealed, read_sealed, read_sealed_json, read_sealed_json_lines, seal, write_sealed,
     write_sealed_json, write_sealed_json_lines,
 };
-pub use seed::{ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements};
+pub use seed::{
+    ChosenCells, ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements,
+};
 pub use summary::{DefenseSummary, InterventionSummary, RoutingSummary, RunSummary, read_summary};
-pub use table::{PointRuns, ResultTable, TABLE_SCHEMA, TableHead, published_path};
+pub use table::{
+    PointRuns, ResultTable, TABLE_SCHEMA, TableHead, UncleanBuild, commit_in_words, published_path, run_builds,
+};

@@ -73,6 +73,16 @@ impl Unit {
         }
     }
 
+    /// In what the difference of two such numbers is counted.
+    #[must_use]
+    pub fn of_difference(self) -> Self {
+        match self {
+            Self::Share | Self::Points => Self::Points,
+            Self::Index | Self::Coefficient => Self::Coefficient,
+            Self::Images | Self::Count | Self::Seconds => self,
+        }
+    }
+
     /// The value nearest to `value` that such a number can have; intervals of means end there.
     pub fn bounded(self, value: f64) -> f64 {
         match self {
@@ -129,7 +139,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 36] = {
+pub const METRICS: [MetricInfo; 56] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share};
     [
@@ -147,6 +157,14 @@ pub const METRICS: [MetricInfo; 36] = {
         for_programs(metric("pixels-changed", "pixels", "pixels that the trigger changes", Count, None)),
         for_programs(metric("cells-touched", "cells", "  cells with such a pixel", Count, None)),
         for_programs(metric("patches-reached", "patches", "  patches that see one (reach)", Count, None)),
+        for_programs(metric("largest-class-share", "largest class", "most predicted class, clean", Share, None)),
+        for_programs(metric(
+            "clean-twin-largest-class-share",
+            "twin's largest class",
+            "  of the clean twin",
+            Share,
+            None,
+        )),
         metric("defense-effectiveness", "DER", "defense effectiveness rating (DER)", Index, Some(Higher)),
         metric("robust-improvement", "RIR", "robust improvement rating (RIR)", Index, Some(Higher)),
         metric("seconds", "seconds", "seconds", Seconds, Some(Lower)),
@@ -163,12 +181,120 @@ pub const METRICS: [MetricInfo; 36] = {
         metric("auc-intensity", "AUC intensity", "AUC of intensity, clean", Index, None),
         metric("auc-intensity-adjusted", "AUC intensity adjusted", "  its place's mean taken off", Index, None),
         metric("auc-intensity-triggered", "AUC intensity triggered", "  triggered", Index, None),
+        for_programs(metric(
+            "auc-intensity-departure",
+            "mean abs(AUC intensity - 0.5)",
+            "  distance from chance, mean over experts",
+            Index,
+            None,
+        )),
+        for_programs(metric(
+            "auc-intensity-departure-max",
+            "max abs(AUC intensity - 0.5)",
+            "  distance from chance, largest expert",
+            Index,
+            None,
+        )),
+        metric(
+            "auc-intensity-adjusted-departure",
+            "mean abs(AUC intensity adjusted - 0.5)",
+            "  adjusted: distance from chance, mean over experts",
+            Index,
+            None,
+        ),
+        metric(
+            "auc-intensity-adjusted-departure-max",
+            "max abs(AUC intensity adjusted - 0.5)",
+            "  adjusted: distance from chance, largest expert",
+            Index,
+            None,
+        ),
+        for_programs(metric("expert-auc-intensity", "AUC intensity", "AUC of intensity, one expert", Index, None)),
+        for_programs(metric(
+            "expert-auc-intensity-adjusted",
+            "AUC intensity adjusted",
+            "  its place's mean taken off",
+            Index,
+            None,
+        )),
         metric("auc-variance", "AUC variance", "AUC of variance, clean", Index, None),
         metric("auc-variance-adjusted", "AUC variance adjusted", "  its place's mean taken off", Index, None),
         metric("auc-variance-triggered", "AUC variance triggered", "  triggered", Index, None),
+        for_programs(metric(
+            "auc-variance-departure",
+            "mean abs(AUC variance - 0.5)",
+            "  distance from chance, mean over experts",
+            Index,
+            None,
+        )),
+        for_programs(metric(
+            "auc-variance-departure-max",
+            "max abs(AUC variance - 0.5)",
+            "  distance from chance, largest expert",
+            Index,
+            None,
+        )),
+        metric(
+            "auc-variance-adjusted-departure",
+            "mean abs(AUC variance adjusted - 0.5)",
+            "  adjusted: distance from chance, mean over experts",
+            Index,
+            None,
+        ),
+        metric(
+            "auc-variance-adjusted-departure-max",
+            "max abs(AUC variance adjusted - 0.5)",
+            "  adjusted: distance from chance, largest expert",
+            Index,
+            None,
+        ),
+        for_programs(metric("expert-auc-variance", "AUC variance", "AUC of variance, one expert", Index, None)),
+        for_programs(metric(
+            "expert-auc-variance-adjusted",
+            "AUC variance adjusted",
+            "  its place's mean taken off",
+            Index,
+            None,
+        )),
         metric("auc-gradient", "AUC gradient", "AUC of gradient, clean", Index, None),
         metric("auc-gradient-adjusted", "AUC gradient adjusted", "  its place's mean taken off", Index, None),
         metric("auc-gradient-triggered", "AUC gradient triggered", "  triggered", Index, None),
+        for_programs(metric(
+            "auc-gradient-departure",
+            "mean abs(AUC gradient - 0.5)",
+            "  distance from chance, mean over experts",
+            Index,
+            None,
+        )),
+        for_programs(metric(
+            "auc-gradient-departure-max",
+            "max abs(AUC gradient - 0.5)",
+            "  distance from chance, largest expert",
+            Index,
+            None,
+        )),
+        metric(
+            "auc-gradient-adjusted-departure",
+            "mean abs(AUC gradient adjusted - 0.5)",
+            "  adjusted: distance from chance, mean over experts",
+            Index,
+            None,
+        ),
+        metric(
+            "auc-gradient-adjusted-departure-max",
+            "max abs(AUC gradient adjusted - 0.5)",
+            "  adjusted: distance from chance, largest expert",
+            Index,
+            None,
+        ),
+        for_programs(metric("expert-auc-gradient", "AUC gradient", "AUC of gradient, one expert", Index, None)),
+        for_programs(metric(
+            "expert-auc-gradient-adjusted",
+            "AUC gradient adjusted",
+            "  its place's mean taken off",
+            Index,
+            None,
+        )),
         metric(
             "correlation-intensity",
             "correlation intensity",

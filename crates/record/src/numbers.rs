@@ -1,14 +1,13 @@
-use patchdoor_metrics::Estimate;
+use patchdoor_metrics::{Departure, Estimate};
 
-use crate::{
-    DefenseStanding, Measurements, Ratings, RoutedStanding, RoutingMeasurements, RoutingNumbers, SwapMeasurements,
-};
+use crate::defense::Defended;
+use crate::{Measurements, RoutedStanding, RoutingMeasurements, RoutingNumbers, SwapMeasurements};
 
 /// A number of a seed: its name in [`METRICS`](crate::METRICS), and where it stands in what was measured.
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 13] = [
+pub const SEED_NUMBERS: [SeedNumber; 14] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
@@ -16,6 +15,7 @@ pub const SEED_NUMBERS: [SeedNumber; 13] = [
     ("asr-all-classes", |m| m.asr_all_classes),
     ("clean-twin-asr", |m| m.clean_twin.as_ref().and_then(|twin| twin.asr)),
     ("robust-accuracy", |m| m.robust_accuracy),
+    (LARGEST_CLASS, |m| m.largest_class_share),
     ("asr-untriggered", |m| swap(m)?.own.asr_untriggered),
     ("mediated-by-routing", |m| swap(m)?.mediated_by_routing),
     ("carried-by-routing", |m| swap(m)?.carried_by_routing),
@@ -39,16 +39,23 @@ pub const INTERVENTION_NUMBERS: [InterventionNumber; 4] = [
     ("asr-untriggered", |standing| standing.asr_untriggered),
 ];
 
+/// The share by which a collapse is known.
+pub(crate) const LARGEST_CLASS: &str = "largest-class-share";
+
 /// A number that defenses are judged by: its name, and where it stands in what was measured after one.
-type DefenseNumber = (&'static str, fn(&DefenseStanding, &Ratings) -> Option<f64>);
+type DefenseNumber = (&'static str, fn(&Defended) -> Option<f64>);
 
 /// The numbers of a defense, besides its time.
-pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 5] = [
-    ("clean-accuracy", |after, _| Some(after.clean_accuracy)),
-    ("asr", |after, _| after.asr),
-    ("robust-accuracy", |after, _| after.robust_accuracy),
-    ("defense-effectiveness", |_, ratings| ratings.defense_effectiveness),
-    ("robust-improvement", |_, ratings| ratings.robust_improvement),
+pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 9] = [
+    ("clean-accuracy", |d| Some(d.after.clean_accuracy)),
+    ("clean-twin-accuracy", |d| d.clean_twin.map(|twin| twin.clean_accuracy)),
+    ("asr", |d| d.after.asr),
+    ("clean-twin-asr", |d| d.clean_twin.and_then(|twin| twin.asr)),
+    ("robust-accuracy", |d| d.after.robust_accuracy),
+    (LARGEST_CLASS, |d| d.after.largest_class_share),
+    ("clean-twin-largest-class-share", |d| d.clean_twin.and_then(|twin| twin.largest_class_share)),
+    ("defense-effectiveness", |d| d.ratings.defense_effectiveness),
+    ("robust-improvement", |d| d.ratings.robust_improvement),
 ];
 
 /// The time of a defense.
@@ -61,8 +68,34 @@ fn value(estimate: Option<Estimate>) -> Option<f64> {
     estimate.map(|estimate| estimate.value)
 }
 
+/// Of areas under ROC curves, whose chance is one half.
+fn departure(experts: &[f64]) -> Option<Departure> {
+    Departure::of(experts, 0.5)
+}
+
+fn mean_departure(experts: &[f64]) -> Option<f64> {
+    departure(experts).map(|departure| departure.mean)
+}
+
+fn largest_departure(experts: &[f64]) -> Option<f64> {
+    departure(experts).map(|departure| departure.largest)
+}
+
+/// A number that each expert has: its name, and where all of them stand.
+type ExpertNumber = (&'static str, fn(&RoutingNumbers) -> &[f64]);
+
+/// The numbers of single experts, which files for programs have: `routing, expert 0/expert-auc-intensity`.
+const EXPERT_NUMBERS: [ExpertNumber; 6] = [
+    ("expert-auc-intensity", |n| &n.clean.intensity.auc_by_expert),
+    ("expert-auc-intensity-adjusted", |n| &n.clean.intensity.auc_adjusted_by_expert),
+    ("expert-auc-variance", |n| &n.clean.variance.auc_by_expert),
+    ("expert-auc-variance-adjusted", |n| &n.clean.variance.auc_adjusted_by_expert),
+    ("expert-auc-gradient", |n| &n.clean.gradient.auc_by_expert),
+    ("expert-auc-gradient-adjusted", |n| &n.clean.gradient.auc_adjusted_by_expert),
+];
+
 /// The numbers of the routing table, in its order.
-pub const ROUTING_NUMBERS: [RoutingNumber; 19] = [
+pub const ROUTING_NUMBERS: [RoutingNumber; 31] = [
     ("trigger-capture", |n| value(n.trigger_capture), |m| Some(m.chance_capture)),
     ("trigger-capture-untouched", |n| value(n.trigger_capture_untouched), |m| Some(m.chance_capture)),
     ("trigger-capture-receptive-field", |n| value(n.trigger_capture_receptive_field), |m| Some(m.chance_capture)),
@@ -70,12 +103,36 @@ pub const ROUTING_NUMBERS: [RoutingNumber; 19] = [
     ("auc-intensity", |n| value(n.clean.intensity.auc), |_| Some(0.5)),
     ("auc-intensity-adjusted", |n| value(n.clean.intensity.auc_adjusted), |_| Some(0.5)),
     ("auc-intensity-triggered", |n| value(n.triggered.intensity.auc), |_| Some(0.5)),
+    ("auc-intensity-departure", |n| mean_departure(&n.clean.intensity.auc_by_expert), |_| Some(0.0)),
+    ("auc-intensity-departure-max", |n| largest_departure(&n.clean.intensity.auc_by_expert), |_| Some(0.0)),
+    ("auc-intensity-adjusted-departure", |n| mean_departure(&n.clean.intensity.auc_adjusted_by_expert), |_| Some(0.0)),
+    (
+        "auc-intensity-adjusted-departure-max",
+        |n| largest_departure(&n.clean.intensity.auc_adjusted_by_expert),
+        |_| Some(0.0),
+    ),
     ("auc-variance", |n| value(n.clean.variance.auc), |_| Some(0.5)),
     ("auc-variance-adjusted", |n| value(n.clean.variance.auc_adjusted), |_| Some(0.5)),
     ("auc-variance-triggered", |n| value(n.triggered.variance.auc), |_| Some(0.5)),
+    ("auc-variance-departure", |n| mean_departure(&n.clean.variance.auc_by_expert), |_| Some(0.0)),
+    ("auc-variance-departure-max", |n| largest_departure(&n.clean.variance.auc_by_expert), |_| Some(0.0)),
+    ("auc-variance-adjusted-departure", |n| mean_departure(&n.clean.variance.auc_adjusted_by_expert), |_| Some(0.0)),
+    (
+        "auc-variance-adjusted-departure-max",
+        |n| largest_departure(&n.clean.variance.auc_adjusted_by_expert),
+        |_| Some(0.0),
+    ),
     ("auc-gradient", |n| value(n.clean.gradient.auc), |_| Some(0.5)),
     ("auc-gradient-adjusted", |n| value(n.clean.gradient.auc_adjusted), |_| Some(0.5)),
     ("auc-gradient-triggered", |n| value(n.triggered.gradient.auc), |_| Some(0.5)),
+    ("auc-gradient-departure", |n| mean_departure(&n.clean.gradient.auc_by_expert), |_| Some(0.0)),
+    ("auc-gradient-departure-max", |n| largest_departure(&n.clean.gradient.auc_by_expert), |_| Some(0.0)),
+    ("auc-gradient-adjusted-departure", |n| mean_departure(&n.clean.gradient.auc_adjusted_by_expert), |_| Some(0.0)),
+    (
+        "auc-gradient-adjusted-departure-max",
+        |n| largest_departure(&n.clean.gradient.auc_adjusted_by_expert),
+        |_| Some(0.0),
+    ),
     ("correlation-intensity", |n| value(n.clean.intensity.correlation), |_| Some(0.0)),
     ("overlap", |n| value(n.overlap), |m| Some(m.chance_overlap)),
     ("load-entropy", |n| n.clean.load_entropy, |_| Some(1.0)),
@@ -93,10 +150,10 @@ pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     let mut numbers = own.collect::<Vec<_>>();
     for (title, defense) in measurements.titled_defenses() {
         let Some(measured) = defense.measurements() else { continue };
-        numbers.extend(of_defense(&title, &measured.after, &measured.ratings));
+        numbers.extend(of_defense(&title, &measured.defended()));
         numbers.push((format!("{title}/{SECONDS}"), measured.seconds));
         for row in &measured.series {
-            numbers.extend(of_defense(&format!("{title}, {} pruned", row.pruned_fraction), &row.after, &row.ratings));
+            numbers.extend(of_defense(&format!("{title}, {}", row.pruned_in_words()), &row.defended()));
         }
     }
     numbers.extend(measurements.routing.iter().flat_map(|routing| of_routing(routing)));
@@ -108,15 +165,19 @@ pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     numbers
 }
 
-fn of_defense(title: &str, after: &DefenseStanding, ratings: &Ratings) -> Vec<(String, f64)> {
+fn of_defense(title: &str, defended: &Defended) -> Vec<(String, f64)> {
     let numbers = DEFENSE_NUMBERS.iter();
-    numbers.filter_map(|(name, of)| Some((format!("{title}/{name}"), of(after, ratings)?))).collect()
+    numbers.filter_map(|(name, of)| Some((format!("{title}/{name}"), of(defended)?))).collect()
 }
 
 fn of_routing(measured: &RoutingMeasurements) -> Vec<(String, f64)> {
     let of = |group: &str, numbers: &RoutingNumbers| {
         let values = ROUTING_NUMBERS.iter().filter_map(|(name, of, _)| Some((format!("{group}/{name}"), of(numbers)?)));
-        values.collect::<Vec<_>>()
+        let each = EXPERT_NUMBERS.iter().flat_map(|(name, of)| {
+            let experts = of(numbers).iter().enumerate();
+            experts.map(move |(expert, &value)| (format!("{group}, expert {expert}/{name}"), value))
+        });
+        values.chain(each).collect::<Vec<_>>()
     };
     let mut numbers = of("routing", &measured.victim);
     numbers.extend(measured.clean_twin.iter().flat_map(|twin| of("routing, clean twin", twin)));
@@ -137,7 +198,9 @@ mod tests {
         let seed = SEED_NUMBERS.iter().map(|(name, _)| *name);
         let defense = DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]);
         let routing = ROUTING_NUMBERS.iter().map(|(name, _, _)| *name);
-        let taken = seed.chain(defense).chain(routing).chain([crate::point::POISONED]).collect::<Vec<_>>();
+        let experts = EXPERT_NUMBERS.iter().map(|(name, _)| *name);
+        let taken =
+            seed.chain(defense).chain(routing).chain(experts).chain([crate::point::POISONED]).collect::<Vec<_>>();
         for name in &taken {
             assert!(METRICS.iter().any(|metric| metric.name == *name), "{name} is not in the table");
         }

@@ -3,10 +3,18 @@ use std::collections::BTreeMap;
 use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
 
-use crate::{MetricInfo, SeedOutcome, SeedResult, Unit, named_numbers};
+use crate::numbers::LARGEST_CLASS;
+use crate::{COLLAPSE, MetricInfo, SeedOutcome, SeedResult, Unit, group_of, in_group, named_numbers};
 
 /// The number of poisoned images among the metrics of a point.
 pub(crate) const POISONED: &str = "poisoned-images";
+
+/// Whether a number says where the classifier of its group stands.
+fn is_rate_of_classifier(name: &str) -> bool {
+    let rates = ["clean-accuracy", "clean-accuracy-drop", "asr", "asr-all-classes", "robust-accuracy"];
+    let ratings = ["defense-effectiveness", "robust-improvement"];
+    rates.contains(&name) || ratings.contains(&name)
+}
 
 /// What one point of a sweep came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +33,9 @@ pub struct PointResult {
     /// Defenses that failed with some seeds, by title, and why; what was measured besides them counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failed_defenses: BTreeMap<String, BTreeMap<u64, String>>,
+    /// The cells that a surrogate chose for each seed, as a placement names them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub chosen_cells: BTreeMap<u64, serde_json::Value>,
     /// Every number, over the seeds that finished.
     pub metrics: Vec<MetricResult>,
 }
@@ -110,6 +121,23 @@ impl PointResult {
         names.iter().filter_map(|name| self.metric(name)).map(|metric| metric.count).max().unwrap_or(0)
     }
 
+    /// Seeds with which the classifier of a group has collapsed to one class, by [`COLLAPSE`]; none in results that do not
+    /// have the share.
+    pub fn collapsed(&self, group: &str) -> Vec<u64> {
+        let share = self.metric(&in_group(group, LARGEST_CLASS));
+        let above = share.iter().flat_map(|share| &share.values).filter(|(_, share)| **share > COLLAPSE);
+        above.map(|(&seed, _)| seed).collect()
+    }
+
+    /// What tables say instead of the mean of a number, if the classifier that it is of has collapsed to one class with some
+    /// seeds: a mean over such classifiers says nothing.
+    pub fn collapse_in_words(&self, name: &str) -> Option<String> {
+        let is_of_collapse = MetricInfo::of(name).is_some_and(|metric| is_rate_of_classifier(metric.name));
+        let collapsed = if is_of_collapse { self.collapsed(group_of(name)) } else { Vec::new() };
+        let count = self.metric(name).map_or(0, |metric| metric.count);
+        (!collapsed.is_empty()).then(|| format!("collapse ({} of {count})", collapsed.len()))
+    }
+
     /// Seeds that finished.
     pub fn finished(&self) -> usize {
         self.metrics.iter().map(|metric| metric.count).max().unwrap_or(0)
@@ -120,6 +148,7 @@ impl PointResult {
         let mut names: Vec<String> = Vec::new();
         let mut values: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
         let mut failed = BTreeMap::new();
+        let mut chosen_cells = BTreeMap::new();
         let mut failed_defenses: BTreeMap<String, BTreeMap<u64, String>> = BTreeMap::new();
         for (_, result) in results {
             let measurements = match &result.outcome {
@@ -129,6 +158,9 @@ impl PointResult {
                     continue;
                 }
             };
+            if let Some(chosen) = &measurements.chosen_cells {
+                chosen_cells.insert(result.seed, chosen.cells.clone());
+            }
             for (title, reason) in result.failures() {
                 failed_defenses.entry(title).or_default().insert(result.seed, reason.to_owned());
             }
@@ -147,6 +179,7 @@ impl PointResult {
             metrics: metrics.collect(),
             failed,
             failed_defenses,
+            chosen_cells,
             runs: results.iter().map(|(run, result)| (result.seed, run.clone())).collect(),
         }
     }
@@ -170,6 +203,33 @@ mod tests {
         // 0.95 + 0.6353 is more than a share can be.
         assert!((low - 0.314_69).abs() < 1e-5 && (high - 1.0).abs() < 1e-12, "{low} {high}");
         assert_eq!(MetricResult::of("asr", [(0, 0.5)].into()).unwrap().interval_95, None);
+    }
+
+    #[test]
+    fn where_one_class_takes_more_than_half_of_the_images_it_is_a_collapse() {
+        let metric = |name: &str, values: [f64; 3]| {
+            MetricResult::of(name, (0..).zip(values).collect()).expect("there are values")
+        };
+        let point = PointResult {
+            label: "-".into(),
+            coordinates: Vec::new(),
+            runs: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            failed_defenses: BTreeMap::new(),
+            chosen_cells: BTreeMap::new(),
+            metrics: vec![
+                metric("asr", [0.9, 0.9, 0.9]),
+                metric("largest-class-share", [0.12, 0.5, 0.11]),
+                metric("series, 14 of 16 filters/asr", [0.0, 0.97, 0.0]),
+                metric("series, 14 of 16 filters/clean-twin-asr", [0.0, 0.97, 0.0]),
+                metric("series, 14 of 16 filters/largest-class-share", [0.98, 0.97, 0.3]),
+            ],
+        };
+        assert_eq!((point.collapsed(""), point.collapsed("series, 14 of 16 filters")), (vec![], vec![0, 1]));
+        assert_eq!(point.collapse_in_words("asr"), None);
+        let words = point.collapse_in_words("series, 14 of 16 filters/asr");
+        assert_eq!(words.as_deref(), Some("collapse (2 of 3)"));
+        assert_eq!(point.collapse_in_words("series, 14 of 16 filters/clean-twin-asr"), None);
     }
 
     #[test]

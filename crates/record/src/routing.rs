@@ -79,13 +79,19 @@ pub struct SetNumbers {
 }
 
 /// How a property of image cells goes with their selection.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct AssociationNumbers {
     /// Area under the ROC curve within each image; 0.5 without any relation.
     pub auc: Option<Estimate>,
     /// The same after the mean of each place over images is taken off: what content adds to place.
     pub auc_adjusted: Option<Estimate>,
+    /// The first for each expert; empty in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auc_by_expert: Vec<f64>,
+    /// The second for each expert.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub auc_adjusted_by_expert: Vec<f64>,
     /// The first over the cells of all images together.
     pub pooled_auc: Option<Estimate>,
     /// Point-biserial correlation within each image; 0 without any relation.

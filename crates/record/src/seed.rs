@@ -66,8 +66,14 @@ pub struct Measurements {
     pub asr_all_classes: Option<f64>,
     /// Share of the triggered images still given their true class.
     pub robust_accuracy: Option<f64>,
+    /// Share of untouched test images that are given the class predicted most often; `None` in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_class_share: Option<f64>,
     /// The clean twin's accuracy minus this classifier's.
     pub clean_accuracy_drop: Option<f64>,
+    /// The cells that the trigger was stamped into, if a surrogate chose them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_cells: Option<ChosenCells>,
     /// The same classifier trained without poison.
     pub clean_twin: Option<TwinMeasurements>,
     /// How much of an image the trigger touches.
@@ -87,12 +93,28 @@ pub struct Measurements {
     pub defenses: Vec<DefenseResult>,
 }
 
+/// The cells that a surrogate chose, and which surrogate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ChosenCells {
+    /// Where its weights are, below the output folder.
+    pub surrogate: String,
+    /// The commit that trained it, as [`commit_in_words`](crate::commit_in_words) has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The cells as a placement names them.
+    pub cells: serde_json::Value,
+}
+
 /// What was measured on a clean twin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TwinMeasurements {
     /// Where its weights are, below the output folder.
     pub folder: String,
+    /// The commit that trained it, as [`commit_in_words`](crate::commit_in_words) has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Share of untouched test images predicted right.
     pub clean_accuracy: f64,
     /// Share of triggered test images that it takes for the target class anyway.

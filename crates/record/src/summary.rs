@@ -4,10 +4,11 @@ use std::path::Path;
 use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
 
+use crate::defense::Defended;
 use crate::numbers::{DEFENSE_NUMBERS, INTERVENTION_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
 use crate::{
-    DefenseMeasurements, DefenseResult, DefenseStanding, ImagesUsed, Measurements, Ratings, RecordError, SCHEMA,
-    SeedResult, SeriesRow, read_sealed,
+    DefenseMeasurements, DefenseResult, ImagesUsed, Measurements, RecordError, SCHEMA, SeedResult, SeriesRow,
+    read_sealed,
 };
 
 /// What a whole run gave; `summary.json`.
@@ -171,6 +172,12 @@ pub struct DefenseSummary {
     /// The strength, if this is one of a series.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned_fraction: Option<f64>,
+    /// What was really pruned, `4 of 64 filters` or, where seeds differ, `3 to 4 of 64 filters`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<String>,
+    /// Seeds in which the classifier has collapsed to one class, by [`COLLAPSE`](crate::COLLAPSE).
+    #[serde(default)]
+    pub collapsed: usize,
     /// Each number that one of the seeds has, by its name in [`METRICS`](crate::METRICS); a series has its time as a whole.
     pub metrics: BTreeMap<String, Summary>,
 }
@@ -188,28 +195,26 @@ impl DefenseSummary {
                 all.iter().filter_map(|defenses| defenses.get(index)).collect();
             let measured: Vec<&DefenseMeasurements> =
                 results.iter().filter_map(|(_, result)| result.measurements()).collect();
-            let after = measured.iter().map(|m| (m.after, m.ratings)).collect::<Vec<_>>();
+            let after = measured.iter().map(|m| m.defended()).collect::<Vec<_>>();
             let mut whole = Self::row(results[0], None, &after);
+            whole.pruned = pruned_in_words(measured.iter().filter_map(|m| m.pruned_filters()));
             let seconds = Summary::of(&measured.iter().map(|m| m.seconds).collect::<Vec<_>>());
             whole.metrics.extend(seconds.map(|seconds| (SECONDS.to_owned(), seconds)));
             summaries.push(whole);
             let strengths = measured.iter().map(|m| m.series.len()).max().unwrap_or(0);
             for strength in 0..strengths {
                 let rows: Vec<&SeriesRow> = measured.iter().filter_map(|m| m.series.get(strength)).collect();
-                let after = rows.iter().map(|row| (row.after, row.ratings)).collect::<Vec<_>>();
-                summaries.push(Self::row(results[0], Some(rows[0].pruned_fraction), &after));
+                let after = rows.iter().map(|row| row.defended()).collect::<Vec<_>>();
+                let row = Self::row(results[0], Some(rows[0].pruned_fraction), &after);
+                summaries.push(Self { pruned: Some(rows[0].pruned_in_words()), ..row });
             }
         }
         summaries
     }
 
-    fn row(
-        (title, result): &(String, &DefenseResult),
-        pruned_fraction: Option<f64>,
-        after: &[(DefenseStanding, Ratings)],
-    ) -> Self {
+    fn row((title, result): &(String, &DefenseResult), pruned_fraction: Option<f64>, after: &[Defended]) -> Self {
         let metrics = DEFENSE_NUMBERS.iter().filter_map(|(name, of)| {
-            let values = after.iter().filter_map(|(standing, ratings)| of(standing, ratings)).collect::<Vec<_>>();
+            let values = after.iter().filter_map(of).collect::<Vec<_>>();
             Some(((*name).to_owned(), Summary::of(&values)?))
         });
         Self {
@@ -217,9 +222,20 @@ impl DefenseSummary {
             title: title.clone(),
             data: result.data.clone(),
             pruned_fraction,
+            pruned: None,
+            collapsed: after.iter().filter(|defended| defended.is_collapsed()).count(),
             metrics: metrics.collect(),
         }
     }
+}
+
+/// What was pruned with each seed, in words.
+fn pruned_in_words(pruned: impl Iterator<Item = (usize, usize)>) -> Option<String> {
+    let pruned = pruned.collect::<Vec<_>>();
+    let least = pruned.iter().min()?;
+    let most = pruned.iter().max()?;
+    let range = if least == most { String::new() } else { format!("{} to ", least.0) };
+    Some(format!("{range}{} of {} filters", most.0, most.1))
 }
 
 /// Mean and spread of one routing number over seeds.

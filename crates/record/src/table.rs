@@ -3,7 +3,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Environment, PointResult, RecordError, RunSummary, SeedResult, read_sealed_json, write_sealed_json};
+use crate::{
+    Build, Environment, PointResult, RecordError, RunSummary, SeedResult, is_sealed, read_sealed_json,
+    write_sealed_json,
+};
+
+/// What stands behind a commit that the source differed from.
+const CHANGED: &str = " (changed)";
+/// What stands for a commit that is not on record.
+const UNKNOWN: &str = "unknown";
 
 /// Version of the layout of `table.json`.
 pub const TABLE_SCHEMA: u32 = 1;
@@ -41,6 +49,28 @@ pub struct ResultTable {
     pub seeds: Vec<u64>,
     /// The points, in their order.
     pub points: Vec<PointResult>,
+}
+
+/// Why numbers do not come from one clean build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UncleanBuild {
+    /// Several commits computed them.
+    Mixed,
+    /// The source differed from its commit.
+    Changed,
+    /// The commit is not on record.
+    Unknown,
+}
+
+impl UncleanBuild {
+    /// In two words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mixed => "mixed builds",
+            Self::Changed => "changed source",
+            Self::Unknown => "unknown build",
+        }
+    }
 }
 
 /// What is known of a table without its runs.
@@ -157,6 +187,19 @@ impl ResultTable {
         self.points.iter().find(|point| point.label == label)
     }
 
+    /// The one commit that computed all of it, from unchanged source; or what it is instead.
+    ///
+    /// # Errors
+    /// If several builds computed it, the source differed from its commit, or nobody knows.
+    pub fn clean_build(&self) -> Result<&str, UncleanBuild> {
+        match self.commits.as_slice() {
+            [] => Err(UncleanBuild::Unknown),
+            [commit] if commit.ends_with(CHANGED) => Err(UncleanBuild::Changed),
+            [commit] => Ok(commit),
+            _ => Err(UncleanBuild::Mixed),
+        }
+    }
+
     /// Finished runs, counted once for each point.
     pub fn finished(&self) -> usize {
         self.points.iter().map(PointResult::finished).sum()
@@ -213,14 +256,44 @@ impl Facts {
             add(&mut self.notes, note);
         }
         add(&mut self.devices, &summary.device);
+        let builds = run_builds(folder)?;
+        let commits = builds.iter().filter_map(commit_in_words).collect::<Vec<_>>();
+        // A twin or a surrogate that was trained before may be of another build than the run that found it.
+        let measured = summary.seeds.iter().filter_map(SeedResult::measurements);
+        let of_clean_models = measured.flat_map(|m| {
+            let twin = m.clean_twin.as_ref().map(|twin| &twin.commit);
+            twin.into_iter().chain(m.chosen_cells.as_ref().map(|chosen| &chosen.commit))
+        });
+        let of_twins = of_clean_models.map(|commit| commit.as_deref().unwrap_or(UNKNOWN));
+        let of_twins = of_twins.filter(|commit| !commits.is_empty() || *commit != UNKNOWN);
+        commits.iter().map(String::as_str).chain(of_twins).for_each(|commit| add(&mut self.commits, commit));
         let environment = read_sealed_json::<Environment>(&folder.join("environment.json"))?;
-        if let Some(commit) = environment.build.commit {
-            let changed = if environment.build.dirty == Some(true) { " (changed)" } else { "" };
-            add(&mut self.commits, &format!("{commit}{changed}"));
-        }
         let inputs = environment.inputs.iter().map(|(path, sum)| format!(" {path} {sum}"));
         Ok(environment.fingerprint + &inputs.collect::<String>())
     }
+}
+
+/// The builds that computed a run: the one that began it, then those that resumed it, in their order.
+///
+/// # Errors
+/// If one of its environments cannot be read back.
+pub fn run_builds(folder: &Path) -> Result<Vec<Build>, RecordError> {
+    let begun = read_sealed_json::<Environment>(&folder.join("environment.json"))?;
+    let mut builds = vec![begun.build];
+    for resumption in 1.. {
+        let path = folder.join(format!("environment-resumed-{resumption}.json"));
+        if !is_sealed(&path)? {
+            break;
+        }
+        builds.push(read_sealed_json::<Environment>(&path)?.build);
+    }
+    Ok(builds)
+}
+
+/// The commit of a build, with ` (changed)` where the source differed from it; `None` if it was built outside of git.
+pub fn commit_in_words(build: &Build) -> Option<String> {
+    let changed = if build.dirty == Some(true) { CHANGED } else { "" };
+    build.commit.as_ref().map(|commit| format!("{commit}{changed}"))
 }
 
 fn add(list: &mut Vec<String>, word: &str) {

@@ -3,11 +3,13 @@ use std::fmt::Write;
 use std::path::Path;
 
 use fs_err as fs;
-use patchdoor_record::{PointResult, ResultTable, group_of, in_group};
+use patchdoor_record::{ResultTable, Unit, group_of, in_group, published_path};
 use serde::Deserialize;
 
-use crate::result_file::{ResultsError, read_result};
+use crate::lookup::{Found, Results, instead, no_number, no_point};
+use crate::result_file::ResultsError;
 use crate::sweep_table::{markdown_groups, markdown_rows};
+use crate::verdict::{Measured, Outcome, Standing, Test, Verdict};
 
 /// What the project claims to know about each claim of the paper; `claims.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -19,7 +21,7 @@ struct Claims {
     claims: Vec<Claim>,
 }
 
-/// One claim and what became of it.
+/// One claim, the tests that decide on it and what is to be said of them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Claim {
@@ -30,33 +32,17 @@ struct Claim {
     statement: String,
     /// The paper's numbers.
     paper: String,
-    verdict: Verdict,
-    /// Why. `{result/point/number}` stands for a number of a result, `{result/point/number|interval}` for its interval.
+    /// What would change our mind.
+    changes_our_mind: String,
+    /// What is said of it. `{result/point/number}` stands for a number of a result, `{result/point/number|interval}` for its
+    /// interval, `{result/point/number|seeds}` for the value of each seed.
     sentence: String,
+    /// The hypotheses from which the verdict follows, the first its headline.
+    #[serde(default)]
+    tests: Vec<Test>,
     /// Results to show.
     #[serde(default)]
     tables: Vec<ShownTable>,
-}
-
-/// Whether a claim holds, as far as the results can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Verdict {
-    Confirmed,
-    Refuted,
-    Undecidable,
-    Open,
-}
-
-impl Verdict {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Confirmed => "confirmed",
-            Self::Refuted => "refuted",
-            Self::Undecidable => "not decidable at this scale",
-            Self::Open => "open",
-        }
-    }
 }
 
 /// Points and numbers of one result.
@@ -75,6 +61,9 @@ struct ShownTable {
     /// Groups of numbers, such as the titles of defenses; if given, each is a row, and columns are named without their group.
     /// The group `""` is the attack itself.
     rows: Option<Vec<String>>,
+    /// What rows are called, where not like their group.
+    #[serde(default)]
+    names: BTreeMap<String, String>,
 }
 
 /// Writes down what became of each claim, as Markdown, from the claims file and the collected results.
@@ -85,24 +74,26 @@ pub fn render_results(claims: &Path, results: &Path) -> Result<String, ResultsEr
     let text = fs::read_to_string(claims)?;
     let claims: Claims = toml::from_str(&text)
         .map_err(|source| ResultsError::Claims { path: claims.to_owned(), source: Box::new(source) })?;
-    let mut tables = BTreeMap::new();
-    for entry in fs::read_dir(results).into_iter().flatten() {
-        let path = entry?.path();
-        if let Some(name) = path.file_stem()
-            && path.extension().is_some_and(|extension| extension == "json")
-        {
-            tables.insert(name.to_string_lossy().into_owned(), read_result(&path)?);
-        }
-    }
-    let mut page = Page { tables, problems: Vec::new() };
+    let folder = published_path(results);
+    let mut page = Page { results: Results::read(results)?, folder, problems: Vec::new() };
     let text = page.write(&claims);
     if page.problems.is_empty() { Ok(text) } else { Err(ResultsError::Unknown { problems: page.problems }) }
 }
 
 struct Page {
-    tables: BTreeMap<String, ResultTable>,
+    results: Results,
+    /// Where readers find the results.
+    folder: String,
     problems: Vec<String>,
 }
+
+/// How verdicts come about, for readers of the page.
+const RULE: &str = "\
+A verdict follows from its tests by one rule, and nobody writes it. A test was written down before its runs: a number, or a
+difference paired by seed, a margin, and how many seeds it needs. It holds if the whole 95 % interval (Student's t) keeps the
+margin, is contradicted if none of it does, and else is undecided; equivalence is two one-sided tests. A claim is confirmed if all its
+deciding tests hold, refuted if one of them is contradicted, undecided otherwise, and open if nothing is measured. Too few seeds, mixed
+builds or changed source decide nothing. [docs/study.md](docs/study.md) has the hypotheses and what deviated from them.";
 
 impl Page {
     fn write(&mut self, claims: &Claims) -> String {
@@ -113,11 +104,28 @@ impl Page {
             let preface = self.filled("the preface", claims.preface.trim());
             let _ = writeln!(text, "{preface}\n");
         }
-        text.push_str("| | claim | verdict |\n| --- | --- | --- |\n");
-        for claim in &claims.claims {
-            let _ = writeln!(text, "| {} | {} | {} |", claim.id, claim.statement.trim(), claim.verdict.word());
+        let outcomes = claims.claims.iter().map(|claim| self.outcomes(claim)).collect::<Vec<_>>();
+        let verdicts = claims.claims.iter().zip(&outcomes).map(|(claim, outcomes)| {
+            // Where a test is wrong the page is not shown anyway.
+            Verdict::of(claim.tests.iter().zip(outcomes))
+        });
+        let verdicts = verdicts.collect::<Vec<_>>();
+        text.push_str(
+            "| | claim | verdict | the number | what would change our mind |\n| --- | --- | --- | --- | --- |\n",
+        );
+        for ((claim, outcomes), verdict) in claims.claims.iter().zip(&outcomes).zip(&verdicts) {
+            let number = headline(claim, outcomes);
+            let mind = one_line(&self.filled(&claim.id, claim.changes_our_mind.trim()));
+            let _ = writeln!(
+                text,
+                "| {} | {} | **{}** | {number} | {mind} |",
+                claim.id,
+                cell(claim.statement.trim()),
+                verdict.word()
+            );
         }
-        for claim in &claims.claims {
+        let _ = writeln!(text, "\n{RULE}");
+        for ((claim, outcomes), verdict) in claims.claims.iter().zip(&outcomes).zip(&verdicts) {
             let sentence = self.filled(&claim.id, claim.sentence.trim());
             let _ = write!(
                 text,
@@ -125,8 +133,11 @@ impl Page {
                 claim.id,
                 claim.statement.trim(),
                 claim.paper.trim(),
-                capitalized(claim.verdict.word()),
+                capitalized(verdict.word()),
             );
+            if !claim.tests.is_empty() {
+                text.push_str(&self.tests(claim, outcomes));
+            }
             for shown in &claim.tables {
                 let table = self.table(&claim.id, shown);
                 text.push_str(&table);
@@ -135,11 +146,66 @@ impl Page {
         text
     }
 
+    /// What became of each test of a claim.
+    fn outcomes(&mut self, claim: &Claim) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for test in &claim.tests {
+            match test.judge(&self.results) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(problem) => self.problems.push(format!("{}: {problem}", claim.id)),
+            }
+        }
+        outcomes
+    }
+
+    /// The tests of a claim with their numbers.
+    fn tests(&self, claim: &Claim, outcomes: &[Outcome]) -> String {
+        let mut text = String::from(
+            "\n| test | holds if | measured | n | each seed | outcome |\n| --- | --- | --- | ---: | --- | --- |\n",
+        );
+        for (test, outcome) in claim.tests.iter().zip(outcomes) {
+            let what = match &test.control {
+                None => self.linked(&test.treatment),
+                Some(control) => format!("{} minus {}", self.linked(&test.treatment), self.linked(control)),
+            };
+            let beside = if test.decides { "" } else { " (does not decide)" };
+            let measured = outcome.measured.as_ref();
+            let condition = test.condition(measured.map(|measured| measured.unit));
+            let number = measured.map_or_else(|| "-".into(), |measured| measured.text(test.control.is_some()));
+            let count = measured.map_or(0, |measured| measured.summary.count);
+            let seeds = measured.map_or_else(|| "-".into(), Measured::per_seed);
+            let unpaired = measured.map_or_else(String::new, unpaired);
+            let _ = writeln!(
+                text,
+                "| {}{beside}<br><sub>{what}</sub> | {condition} | {number} | {count} of {} | {seeds}{unpaired} | {} |",
+                cell(test.says.trim()),
+                test.seeds,
+                outcome.standing.words(test.seeds),
+            );
+        }
+        text
+    }
+
+    /// A number's path with a link to the file that has the value of each seed.
+    fn linked(&self, path: &str) -> String {
+        let result = path.split('/').next().unwrap_or(path);
+        let path = cell(path);
+        if self.results.tables.contains_key(result) {
+            format!("[`{path}`]({}/{result}.json)", self.folder)
+        } else {
+            format!("`{path}`")
+        }
+    }
+
     /// One table of a claim, with what it rests on.
     fn table(&mut self, claim: &str, shown: &ShownTable) -> String {
-        let Some(table) = self.tables.get(&shown.result) else {
-            self.unknown_result(claim, &shown.result);
-            return String::new();
+        let table = match self.results.table(&shown.result) {
+            Ok(table) => table,
+            Err(missing) => {
+                let problem = format!("{claim}: {}", missing.reason());
+                self.problems.push(problem);
+                return String::new();
+            }
         };
         let mut problems = Vec::new();
         let mut points = Vec::new();
@@ -149,7 +215,7 @@ impl Page {
                 for label in labels {
                     match table.point(label) {
                         Some(point) => points.push(point),
-                        None => problems.push(no_point(claim, &shown.result, label, table)),
+                        None => problems.push(format!("{claim}: {}", no_point(&shown.result, label, table))),
                     }
                 }
             }
@@ -160,10 +226,13 @@ impl Page {
         match &groups {
             None => {
                 for column in columns.iter().filter(|column| !known.contains(*column)) {
-                    problems.push(no_number(claim, &shown.result, column, &known));
+                    problems.push(format!("{claim}: {}", no_number(&shown.result, column, &known)));
                 }
             }
             Some(groups) => {
+                for name in shown.names.keys().filter(|name| !groups.contains(&name.as_str())) {
+                    problems.push(format!("{claim}: {name:?} is named and is no row{}", instead(name, groups)));
+                }
                 let known_groups = known.iter().map(|name| group_of(name)).collect::<BTreeSet<_>>();
                 for group in groups.iter().filter(|group| !known_groups.contains(*group)) {
                     let known = known_groups.iter().copied().collect::<Vec<_>>();
@@ -173,7 +242,7 @@ impl Page {
                 let has = |column: &str| groups.iter().any(|group| known.contains(&in_group(group, column).as_str()));
                 if groups.iter().all(|group| known_groups.contains(*group)) {
                     for column in columns.iter().filter(|column| !has(column)) {
-                        problems.push(no_number(claim, &shown.result, column, &known));
+                        problems.push(format!("{claim}: {}", no_number(&shown.result, column, &known)));
                     }
                 }
             }
@@ -184,9 +253,9 @@ impl Page {
         }
         text.push_str(&match &groups {
             None => markdown_rows(table, &points, &columns),
-            Some(groups) => markdown_groups(table, &points, groups, &columns),
+            Some(groups) => markdown_groups(table, &points, groups, &columns, &shown.names),
         });
-        let _ = writeln!(text, "\n{}", provenance(table));
+        let _ = writeln!(text, "\n{}", provenance(table, &self.folder, &shown.result));
         self.problems.extend(problems);
         text
     }
@@ -212,76 +281,73 @@ impl Page {
         filled
     }
 
-    /// What `result/point/number` or `result/point/number|interval` stands for; the point may be left out of a result that
-    /// has only one.
+    /// What `result/point/number`, `result/point/number|interval` or `result/point/number|seeds` stands for.
     fn number(&self, place: &str, placeholder: &str) -> Result<String, String> {
-        let (path, interval) = match placeholder.rsplit_once('|') {
-            None => (placeholder, false),
-            Some((path, "interval")) => (path, true),
-            Some((_, other)) => return Err(format!("{place}: {{{placeholder}}} ends in {other:?}, expected interval")),
-        };
-        let (result, rest) = path.split_once('/').unwrap_or((path, ""));
-        let Some(table) = self.tables.get(result) else { return Err(self.no_result(place, result)) };
-        // Labels and numbers may have slashes themselves.
-        let mut splits = rest.match_indices('/').map(|(slash, _)| (&rest[..slash], &rest[slash + 1..]));
-        let found = splits.find_map(|(label, number)| Some((table.point(label)?, number)));
-        let alone = if let [point] = table.points.as_slice() { Some((point, rest)) } else { None };
-        // An experiment may be called like one of its defenses.
-        let is_there =
-            |of: Option<(&PointResult, &str)>| of.is_some_and(|(point, number)| point.metric(number).is_some());
-        if is_there(found) && is_there(alone) {
-            return Err(format!("{place}: {{{placeholder}}} can be two numbers; write {result}/POINT/NUMBER"));
+        let (path, form) = placeholder.rsplit_once('|').unwrap_or((placeholder, ""));
+        if !["", "interval", "seeds"].contains(&form) {
+            return Err(format!("{place}: {{{placeholder}}} ends in {form:?}, expected interval or seeds"));
         }
-        let Some((point, number)) = found.or(alone) else {
-            let label = rest.split_once('/').map_or(rest, |(label, _)| label);
-            return Err(no_point(place, result, label, table));
-        };
-        let Some(metric) = point.metric(number) else {
-            let known = point.metrics.iter().map(|metric| metric.name.as_str()).collect::<Vec<_>>();
-            return Err(no_number(place, &format!("{result}/{}", point.label), number, &known));
-        };
+        let Found { point, metric, .. } =
+            self.results.find(path).map_err(|missing| format!("{place}: {}", missing.reason()))?;
         let unit = metric.unit().suffix();
-        match (interval, metric.interval()) {
-            (false, _) => Ok(format!("{}{unit} (n = {})", metric.mean_text(), metric.count)),
-            (true, Some(_)) => Ok(format!("{}{unit}", metric.interval_text())),
-            (true, None) => Err(format!("{place}: {{{placeholder}}} has one seed and no interval")),
+        match (form, metric.interval()) {
+            ("" | "interval", _) if point.collapse_in_words(&metric.name).is_some() => {
+                Ok(point.collapse_in_words(&metric.name).unwrap_or_default())
+            }
+            ("seeds", _) => Ok(format!("{}{unit}", in_a_row(&metric.values, metric.unit()))),
+            ("", _) => Ok(format!("{}{unit} (n = {})", metric.mean_text(), metric.count)),
+            (_, Some(_)) => Ok(format!("{}{unit}", metric.interval_text())),
+            (_, None) => Err(format!("{place}: {{{placeholder}}} has one seed and no interval")),
         }
     }
-
-    fn unknown_result(&mut self, place: &str, result: &str) {
-        let problem = self.no_result(place, result);
-        self.problems.push(problem);
-    }
-
-    fn no_result(&self, place: &str, result: &str) -> String {
-        let known = self.tables.keys().map(String::as_str).collect::<Vec<_>>();
-        format!("{place}: there is no result {result:?}{}", instead(result, &known))
-    }
 }
 
-fn no_point(place: &str, result: &str, label: &str, table: &ResultTable) -> String {
-    let known = table.points.iter().map(|point| point.label.as_str()).collect::<Vec<_>>();
-    format!("{place}: {result} has no point {label:?}{}", instead(label, &known))
+/// The number that a claim rests on: that of its first test that has one.
+fn headline(claim: &Claim, outcomes: &[Outcome]) -> String {
+    let mut measured = claim.tests.iter().zip(outcomes);
+    let first = measured.find_map(|(test, outcome)| Some((test, outcome, outcome.measured.as_ref()?)));
+    let Some((test, outcome, measured)) = first else { return "not yet measured".into() };
+    let caveat = match outcome.standing {
+        Standing::Unclean(why) => format!(", {why}"),
+        Standing::TooFewSeeds => format!(" of {}", test.seeds),
+        Standing::Judged(_) | Standing::NotMeasured => String::new(),
+    };
+    let number = measured.text(test.control.is_some());
+    format!("{}: {number}, n = {}{caveat}", cell(test.says.trim()), measured.summary.count)
 }
 
-fn no_number(place: &str, of: &str, number: &str, known: &[&str]) -> String {
-    format!("{place}: {of} has no number {number:?}{}", instead(number, known))
+/// Values as a sentence has them: `0.20, 96.80 and 0.01`.
+fn in_a_row(values: &BTreeMap<u64, f64>, unit: Unit) -> String {
+    let mut texts = values.values().map(|&value| unit.text(value)).collect::<Vec<_>>();
+    let last = texts.pop().unwrap_or_default();
+    if texts.is_empty() { last } else { format!("{} and {last}", texts.join(", ")) }
 }
 
-/// The word that was meant, or the words there are.
-fn instead(word: &str, known: &[&str]) -> String {
-    let near = known.iter().map(|known| (strsim::osa_distance(word, known), known)).min();
-    match near {
-        Some((distance, near)) if distance <= 1 + word.len().max(near.len()) / 4 => {
-            format!("; did you mean {near:?}?")
+/// Which seeds have no partner, if there are such.
+fn unpaired(measured: &Measured) -> String {
+    let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let [treatment, control] = &measured.unpaired;
+    match (treatment.is_empty(), control.is_empty()) {
+        (true, true) => String::new(),
+        (false, true) => format!(" (left out, without a control: {})", list(treatment)),
+        (true, false) => format!(" (left out, only in the control: {})", list(control)),
+        (false, false) => {
+            format!(" (left out, without a control: {}; only in the control: {})", list(treatment), list(control))
         }
-        Some(_) => format!(", expected one of {}", known.join("; ")),
-        None => "; there are none".into(),
     }
+}
+
+/// A text that may stand in a cell of a table.
+fn cell(text: &str) -> String {
+    one_line(text).replace('|', "\\|")
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What a table rests on, in small print.
-fn provenance(table: &ResultTable) -> String {
+fn provenance(table: &ResultTable, folder: &str, result: &str) -> String {
     // Seeds that were asked for and of which nothing finished stand behind no number.
     let finished = |seed: &u64| {
         table.points.iter().flat_map(|point| &point.metrics).any(|metric| metric.values.contains_key(seed))
@@ -291,8 +357,9 @@ fn provenance(table: &ResultTable) -> String {
         let (hash, changed) = commit.split_once(' ').map_or((commit.as_str(), ""), |(hash, _)| (hash, " and changes"));
         format!("{}{changed}", hash.get(..10).unwrap_or(hash))
     });
+    let unclean = table.clean_build().err().map_or_else(String::new, |why| format!(" (**{}**)", why.name()));
     let mut text = format!(
-        "<sub>`{}` on {}, {} {}, {} ({}), commit {}. Mean ± standard deviation [95 % confidence interval of the mean], shares in percent.",
+        "<sub>`{}` on {}, {} {}, {} ({}), commit {}{unclean}; [values of each seed]({folder}/{result}.json). Mean ± standard deviation [95 % confidence interval of the mean], shares in percent.",
         table.file,
         table.datasets.join(" and "),
         seeds,
@@ -326,8 +393,29 @@ preface = "All of it on one machine."
 id = "C5"
 claim = "few images are enough"
 paper = "ASR above 80 % at 0.01 %"
-verdict = "undecidable"
+changes-our-mind = "Less than {rates/0.001, four cells/asr|seeds}."
 sentence = "With four cells it is {rates/0.001, four cells/asr}, {rates/0.001, four cells/asr|interval}, after pruning {rates/0.001, four cells/fine-pruning/asr}."
+
+[[claims.tests]]
+says = "a later run | says so"
+treatment = "later/asr"
+control = "later/b/asr"
+holds-if.at-least = 0.2
+seeds = 5
+
+[[claims.tests]]
+says = "four cells give 80 %"
+treatment = "rates/0.001, four cells/asr"
+holds-if.at-least = 0.8
+seeds = 2
+
+[[claims.tests]]
+says = "pruning takes ten points"
+treatment = "rates/0.001, four cells/fine-pruning/asr"
+control = "rates/0.001, four cells/asr"
+holds-if.at-most = -0.1
+seeds = 3
+decides = false
 
 [[claims.tables]]
 result = "rates"
@@ -349,7 +437,7 @@ columns = ["clean-accuracy", "asr", "robust-improvement"]
 id = "C7"
 claim = "so do transformers"
 paper = "-"
-verdict = "open"
+changes-our-mind = "A transformer."
 sentence = "Nobody has looked."
 "#;
 
@@ -381,6 +469,8 @@ sentence = "Nobody has looked."
             .replace("\"asr\", \"fine-pruning/robust-improvement\"", "\"clean\"")
             .replace("\"0.01, a | b\"", "\"0.1\"")
             .replace("rows = [\"\", \"fine-pruning\"]", "rows = [\"fine-prunning\"]")
+            .replace("treatment = \"rates/0.001, four cells/asr\"", "treatment = \"rates/0.001, four cells/assr\"")
+            .replace("holds-if.at-most = -0.1", "holds-if.equivalent-within = -0.1")
             .replace("Nobody has looked.", "Nobody {rates/0.01, a | b/asr|range} {has looked.");
         insta::assert_snapshot!(render(&claims).unwrap_err());
     }
@@ -393,7 +483,7 @@ sentence = "Nobody has looked."
         table.points[0].label = "fine-pruning".into();
         let claims = |sentence: &str| {
             format!(
-                "[[claims]]\nid = \"C3\"\nclaim = \"-\"\npaper = \"-\"\nverdict = \"open\"\nsentence = \"{sentence}\"\n"
+                "[[claims]]\nid = \"C3\"\nclaim = \"-\"\npaper = \"-\"\nchanges-our-mind = \"-\"\nsentence = \"{sentence}\"\n"
             )
         };
         let render = |sentence: &str| {
@@ -409,7 +499,13 @@ sentence = "Nobody has looked."
 
     #[test]
     fn claims_that_cannot_be_read_are_an_error() {
-        for (from, to) in [("verdict = \"open\"", "verdict = \"maybe\""), ("paper = \"-\"", "papers = 3")] {
+        for (from, to) in [
+            // Nobody writes a verdict.
+            ("paper = \"-\"", "paper = \"-\"\nverdict = \"confirmed\""),
+            ("paper = \"-\"", "papers = 3"),
+            ("at-most", "below"),
+            ("seeds = 5", ""),
+        ] {
             assert!(matches!(render(&CLAIMS.replace(from, to)), Err(ResultsError::Claims { .. })));
         }
         let folder = folder(CLAIMS);

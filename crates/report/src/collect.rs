@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use patchdoor_record::{
-    Environment, MetricResult, PointResult, RecordError, ResultTable, RunSummary, read_sealed, read_sealed_json,
-    read_summary,
+    Environment, MetricResult, PointResult, RecordError, ResultTable, RunSummary, commit_in_words, read_sealed,
+    read_sealed_json, read_summary, run_builds,
 };
 
 use crate::result_file::{ResultsError, read_result, write_result};
@@ -32,10 +32,11 @@ pub enum Collected {
 /// committed.
 ///
 /// Quick versions and runs on stand-in images are left out, and seeds that are not finished at every point. A result that has
-/// more seeds than the new one is replaced only with `force`.
+/// more seeds than the new one is replaced only with `force`. If one of those that would be taken was not computed by one
+/// commit with unchanged source, nothing is.
 ///
 /// # Errors
-/// If a folder cannot be read or a file not be written.
+/// If a folder cannot be read or a file not be written, or builds are mixed, changed or unknown.
 pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Collected>, ResultsError> {
     let mut tables = Vec::new();
     let mut singles = Vec::new();
@@ -68,30 +69,40 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
     }
 
     let mut collected = Vec::new();
-    let mut best: BTreeMap<String, ResultTable> = BTreeMap::new();
+    // With the folders of the runs, which the compact copy does not name.
+    let mut best: BTreeMap<String, (BTreeSet<String>, ResultTable)> = BTreeMap::new();
     for table in tables {
         let result = table.result.clone();
+        let runs_of = table.points.iter().flat_map(|point| point.runs.values().cloned()).collect();
         let mut skip = |result: &str, reason: &str| {
             collected.push(Collected::Skipped { result: result.to_owned(), reason: reason.to_owned() });
         };
         match compact(table) {
             Err(reason) => skip(&result, reason),
             Ok(table) => match best.get(&file_name(&table)) {
-                Some(other) if other.finished() >= table.finished() => {
+                Some((_, other)) if other.finished() >= table.finished() => {
                     skip(&result, &format!("{} of the same experiment has as many runs or more", other.result));
                 }
                 other => {
-                    if let Some(other) = other {
+                    if let Some((_, other)) = other {
                         let reason = format!("{result} of the same experiment has more runs");
                         skip(&other.result, &reason);
                     }
-                    best.insert(file_name(&table), table);
+                    best.insert(file_name(&table), (runs_of, table));
                 }
             },
         }
     }
+    let refused = best.values().filter_map(|(runs_of, table)| Some((table.clean_build().err()?, runs_of, table)));
+    let refused = refused.map(|(why, runs_of, table)| {
+        format!("{} has {}: {}", table.result, why.name(), builds_of(runs, runs_of, table).join("; "))
+    });
+    let refused = refused.collect::<Vec<_>>();
+    if !refused.is_empty() {
+        return Err(ResultsError::Unclean { refused });
+    }
     fs::create_dir_all(into)?;
-    for (name, table) in best {
+    for (name, (_, table)) in best {
         let path = into.join(format!("{name}.json"));
         if path.is_file() {
             let known = read_result(&path)?;
@@ -109,6 +120,29 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
         collected.push(Collected::Written { path, seeds: table.seeds.len() });
     }
     Ok(collected)
+}
+
+/// Which of a result's runs are of which build, a line for each build.
+fn builds_of(runs: &Path, runs_of: &BTreeSet<String>, table: &ResultTable) -> Vec<String> {
+    let mut found: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for run in runs_of {
+        // A run that lies elsewhere by now is not named; its commit is still one of the table's.
+        for build in run_builds(&runs.join(run)).into_iter().flatten() {
+            let commit = commit_in_words(&build).unwrap_or_else(|| "no commit on record".into());
+            let runs = found.entry(commit).or_default();
+            if !runs.contains(&run.as_str()) {
+                runs.push(run);
+            }
+        }
+    }
+    for commit in &table.commits {
+        found.entry(commit.clone()).or_default();
+    }
+    let line = |(commit, runs): (String, Vec<&str>)| match runs.as_slice() {
+        [] => format!("{commit} (a clean twin, or a run that is not here)"),
+        runs => format!("{commit} ({})", runs.join(", ")),
+    };
+    found.into_iter().map(line).collect()
 }
 
 /// What runs of one experiment have in common: all that decides on their numbers except their seeds.
@@ -151,6 +185,7 @@ fn compact(mut table: ResultTable) -> Result<ResultTable, &'static str> {
     for point in &mut table.points {
         point.runs.clear();
         point.failed.retain(|seed, _| complete.contains(seed));
+        point.chosen_cells.retain(|seed, _| complete.contains(seed));
         for seeds in point.failed_defenses.values_mut() {
             seeds.retain(|seed, _| complete.contains(seed));
         }
@@ -167,7 +202,7 @@ fn compact(mut table: ResultTable) -> Result<ResultTable, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use patchdoor_record::{write_sealed, write_sealed_json};
+    use patchdoor_record::{Build, write_sealed, write_sealed_json};
 
     use super::*;
     use crate::sweep_table::example_table;
@@ -197,6 +232,8 @@ mod tests {
             example_table().points[0].metric("asr").unwrap().values
         );
         assert_eq!(written.points[1].failed.len(), 1);
+        // The cells that were chosen are committed, of the seeds that are there.
+        assert_eq!(written.points[0].chosen_cells, [(0, "[[0, 1]]".into())].into());
         assert!(!fs::read_to_string(&path).unwrap().contains("rates-0000000"), "names of run folders are left out");
     }
 
@@ -210,8 +247,9 @@ mod tests {
             fs::create_dir_all(folder.path().join(name)).unwrap();
             let folder = folder.path().join(name);
             write_sealed(&folder.join("config.toml"), config.as_bytes()).unwrap();
-            let environment =
-                Environment { experiment_file: "experiments/badnets.toml".into(), ..Environment::default() };
+            let build = Build { commit: Some("0123456789abcdef".into()), dirty: Some(false), ..Build::default() };
+            let file = "experiments/badnets.toml".into();
+            let environment = Environment { experiment_file: file, build, ..Environment::default() };
             write_sealed_json(&folder.join("environment.json"), &environment).unwrap();
             write_sealed_json(&folder.join("summary.json"), &summary).unwrap();
         };
@@ -231,6 +269,35 @@ mod tests {
         let asr = written.points[0].metric("asr").unwrap();
         assert_eq!(asr.values, [(0, 1.0), (1, 0.9), (2, 0.5)].into());
         assert_eq!((written.seeds, asr.count), (vec![0, 1, 2], 3));
+    }
+
+    #[test]
+    fn results_of_mixed_or_changed_builds_are_refused_with_the_runs_that_make_them_so() {
+        for (commits, why) in [
+            (vec!["a", "b"], "rates-12345678.sweep has mixed builds: a (rates-00000001); b (rates-00000002)"),
+            (vec!["a (changed)"], "rates-12345678.sweep has changed source: a (changed)"),
+            (vec![], "rates-12345678.sweep has unknown build"),
+        ] {
+            let mut table = example_table();
+            table.commits = commits.iter().map(|commit| (*commit).to_owned()).collect();
+            let mut clean = example_table();
+            clean.file = "experiments/clean.toml".into();
+            clean.result = "clean-00000000.sweep".into();
+            let runs = runs(&table);
+            clean.write(&runs.path().join(&clean.result)).unwrap();
+            for (run, commit) in [("rates-00000001", "a"), ("rates-00000002", "b")] {
+                if commits.contains(&commit) {
+                    let build = Build { commit: Some(commit.into()), dirty: Some(false), ..Build::default() };
+                    fs::create_dir_all(runs.path().join(run)).unwrap();
+                    let environment = Environment { build, ..Environment::default() };
+                    write_sealed_json(&runs.path().join(run).join("environment.json"), &environment).unwrap();
+                }
+            }
+            let into = runs.path().join("results");
+            let refused = collect_results(runs.path(), &into, true).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+            assert!(!into.exists(), "nothing is written");
+        }
     }
 
     #[test]

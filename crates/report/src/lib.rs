@@ -15,12 +15,14 @@ mod claims;
 mod collect;
 mod draw;
 mod figures;
+mod lookup;
 mod maps;
 mod result_file;
 mod routing_table;
 mod run_table;
 mod sweep_table;
 mod text;
+mod verdict;
 
 pub use claims::render_results;
 pub use collect::{Collected, collect_results};

@@ -32,6 +32,16 @@ pub enum ResultsError {
         #[source]
         source: serde_json::Error,
     },
+    /// Results that would be collected do not come from one clean build.
+    #[error(
+        "results are collected only from one commit with unchanged source:\n  {}\n  \
+         run what is named here again with one build, or move it aside; nothing was collected",
+        refused.join("\n  ")
+    )]
+    Unclean {
+        /// Each result, and which of its runs are of which build.
+        refused: Vec<String>,
+    },
     /// The claims speak of something that is not there; all such places.
     #[error("the claims do not fit the results:\n  {}", problems.join("\n  "))]
     Unknown {

@@ -15,7 +15,7 @@ pub(crate) fn routing_table(runs: &[RunSummary], width: usize) -> String {
         let mut rows = Vec::new();
         for (name, _, _) in ROUTING_NUMBERS {
             let (Some(summary), Some(metric)) = (run.routing.get(name), MetricInfo::of(name)) else { continue };
-            if summary.victim.is_none() && summary.clean_twin.is_none() {
+            if !metric.is_shown || (summary.victim.is_none() && summary.clean_twin.is_none()) {
                 continue;
             }
             let chance = summary.chance.map(|chance| format!("{chance:.3}")).unwrap_or_default();

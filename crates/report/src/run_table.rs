@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use patchdoor_metrics::Summary;
-use patchdoor_record::{INTERVENTION_NUMBERS, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit};
+use patchdoor_record::{
+    COLLAPSE, INTERVENTION_NUMBERS, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit,
+};
 
 use crate::routing_table::routing_table;
 use crate::text::{Row, align};
@@ -40,6 +42,10 @@ pub fn run_table(runs: &[RunSummary], width: usize) -> String {
         rows.push(Row::Title(format!("{gap}{}", title(run))));
         for (name, of) in SEED_NUMBERS {
             let (Some(summary), Some(metric)) = (run.metrics.get(name), MetricInfo::of(name)) else { continue };
+            // Worth a line only where it is a collapse.
+            if name == "largest-class-share" && summary.mean <= COLLAPSE {
+                continue;
+            }
             let mut cells = vec![metric.label.to_owned()];
             cells.extend(columns.iter().map(|&seed| seed_cell(run, seed, metric, of)));
             cells.push(spread(Some(summary), metric, run.finished()));
@@ -98,18 +104,25 @@ fn defense_table(runs: &[RunSummary], width: usize) -> String {
     for (number, run) in defended.enumerate() {
         let gap = if number == 0 { "" } else { "\n" };
         rows.push(Row::Title(format!("{gap}{}", run.run)));
-        let cells = |name: String, metrics: &BTreeMap<String, Summary>| {
+        let cells = |name: String, metrics: &BTreeMap<String, Summary>, collapsed: usize| {
             let shown = numbers.iter().filter_map(|number| metrics.get(number.name));
             let count = shown.map(|summary| summary.count).max().unwrap_or(0);
-            let cells = numbers.iter().map(|number| spread(metrics.get(number.name), number, count));
+            let cells = numbers.iter().map(|number| match number.name {
+                // Where a classifier of one class stands says nothing, least of all as a mean.
+                name if collapsed > 0 && name != "seconds" => format!("collapse ({collapsed} of {count})"),
+                name => spread(metrics.get(name), number, count),
+            });
             Row::Cells([name, count.to_string()].into_iter().chain(cells).collect())
         };
-        rows.push(cells("none".to_owned(), &run.metrics));
+        rows.push(cells("none".to_owned(), &run.metrics, 0));
         for defense in &run.defenses {
-            let name = defense
-                .pruned_fraction
-                .map_or_else(|| defense.title.clone(), |share| format!("  {} pruned", Unit::Share.text(share)));
-            rows.push(cells(name, &defense.metrics));
+            let name = match (&defense.pruned, defense.pruned_fraction) {
+                (Some(pruned), Some(_)) => format!("  {pruned}"),
+                (None, Some(share)) => format!("  {} pruned", Unit::Share.text(share)),
+                (Some(pruned), None) => format!("{} ({pruned})", defense.title),
+                (None, None) => defense.title.clone(),
+            };
+            rows.push(cells(name, &defense.metrics, defense.collapsed));
         }
         for seed in &run.seeds {
             for (title, reason) in seed.failures().into_iter().filter(|(title, _)| !title.is_empty()) {
@@ -187,9 +200,12 @@ pub(crate) mod tests {
             asr: Some(asr),
             asr_all_classes: Some(asr),
             robust_accuracy: Some(0.01),
+            largest_class_share: Some(0.12),
+            chosen_cells: None,
             clean_accuracy_drop: Some(0.7 - clean),
             clean_twin: Some(TwinMeasurements {
                 folder: "twins/12345678/seed-0".into(),
+                commit: Some("0123456789abcdef".into()),
                 clean_accuracy: 0.7,
                 asr: Some(0.02),
             }),

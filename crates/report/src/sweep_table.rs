@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
@@ -56,7 +57,10 @@ pub fn table_text(table: &ResultTable, width: usize) -> String {
             header.extend(names.iter().map(|name| MetricInfo::heading_of(name).to_owned()));
             let rows = table.points.iter().map(|point| {
                 let count = point.count(names);
-                let of = |metric: &MetricResult| metric.text_beside(count, cell(metric));
+                let of = |metric: &MetricResult| {
+                    let collapse = point.collapse_in_words(&metric.name);
+                    collapse.unwrap_or_else(|| metric.text_beside(count, cell(metric)))
+                };
                 let cells = names.iter().map(|name| point.metric(name).map_or_else(|| "-".into(), of));
                 let front = [point.label.clone(), count.to_string()];
                 Row::Cells(front.into_iter().chain(cells).collect())
@@ -135,15 +139,21 @@ pub(crate) fn markdown_rows(table: &ResultTable, points: &[&PointResult], names:
         let mut cells = if table.axes.is_empty() { vec![point.label.clone()] } else { point.coordinates.clone() };
         let count = point.count(names);
         cells.push(count.to_string());
-        cells.extend(names.iter().map(|name| markdown_cell(point.metric(name), count)));
+        cells.extend(names.iter().map(|name| markdown_cell(point, name, count)));
         text.push_str(&markdown_row(&cells));
     }
     text
 }
 
 /// A Markdown table with a row for each group, such as a defense, of each point; numbers are named without their group.
-/// The group `""` is the attack itself.
-pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], groups: &[&str], names: &[&str]) -> String {
+/// The group `""` is the attack itself; `called` has what groups are called, where not by their name.
+pub(crate) fn markdown_groups(
+    table: &ResultTable,
+    points: &[&PointResult],
+    groups: &[&str],
+    names: &[&str],
+    called: &BTreeMap<String, String>,
+) -> String {
     // One point needs no column to say which.
     let axes = match (points, table.axes.as_slice()) {
         ([_], _) => Vec::new(),
@@ -157,7 +167,7 @@ pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], grou
     let mut text = markdown_head(&header, labels);
     for point in points {
         for group in groups {
-            let metrics = names.iter().map(|name| point.metric(&in_group(group, name))).collect::<Vec<_>>();
+            let in_group = names.iter().map(|name| in_group(group, name)).collect::<Vec<_>>();
             let mut cells = if axes.is_empty() {
                 Vec::new()
             } else if table.axes.is_empty() {
@@ -165,9 +175,10 @@ pub(crate) fn markdown_groups(table: &ResultTable, points: &[&PointResult], grou
             } else {
                 point.coordinates.clone()
             };
-            let count = metrics.iter().flatten().map(|metric| metric.count).max().unwrap_or(0);
-            cells.extend([if group.is_empty() { "before" } else { group }.to_owned(), count.to_string()]);
-            cells.extend(metrics.into_iter().map(|metric| markdown_cell(metric, count)));
+            let count = point.count(&in_group.iter().map(String::as_str).collect::<Vec<_>>());
+            let name = called.get(*group).map_or(*group, String::as_str);
+            cells.extend([if name.is_empty() { "before" } else { name }.to_owned(), count.to_string()]);
+            cells.extend(in_group.iter().map(|name| markdown_cell(point, name, count)));
             text.push_str(&markdown_row(&cells));
         }
     }
@@ -251,13 +262,16 @@ fn markdown_head(header: &[String], labels: usize) -> String {
     format!("{}| {} |\n", markdown_row(header), rule.collect::<Vec<_>>().join(" | "))
 }
 
-/// Mean, spread and interval of a number in a row of `count` seeds, if it is there.
-fn markdown_cell(metric: Option<&MetricResult>, count: usize) -> String {
+/// Mean, spread and interval of a number in a row of `count` seeds, if it is there, or that it is one of a collapse.
+fn markdown_cell(point: &PointResult, name: &str, count: usize) -> String {
+    if let Some(collapse) = point.collapse_in_words(name) {
+        return collapse;
+    }
     let text = |metric: &MetricResult| {
         let text = format!("{} {}", metric.mean_text(), interval_unless_constant(metric));
         metric.text_beside(count, text.trim_end().to_owned())
     };
-    metric.map_or_else(|| "-".into(), text)
+    point.metric(name).map_or_else(|| "-".into(), text)
 }
 
 fn interval_unless_constant(metric: &MetricResult) -> String {
@@ -267,8 +281,6 @@ fn interval_unless_constant(metric: &MetricResult) -> String {
 /// A table of two points, the second with one seed that finished and one that failed.
 #[cfg(test)]
 pub(crate) fn example_table() -> ResultTable {
-    use std::collections::BTreeMap;
-
     use patchdoor_record::TABLE_SCHEMA;
 
     let metric = |name: &str, values: &[(u64, f64)]| {
@@ -280,6 +292,7 @@ pub(crate) fn example_table() -> ResultTable {
         runs: [(0, "rates-00000001".to_owned()), (1, "rates-00000002".to_owned())].into(),
         failed: BTreeMap::new(),
         failed_defenses: [("fine-tuning".to_owned(), [(1, "loss became inf".to_owned())].into())].into(),
+        chosen_cells: [(0, "[[0, 1]]".into()), (2, "[[7, 7]]".into())].into(),
         metrics: vec![
             metric("poisoned-images", &[(0, 20.0), (1, 20.0)]),
             metric("clean-accuracy", &[(0, 0.7), (1, 0.72)]),
@@ -296,6 +309,7 @@ pub(crate) fn example_table() -> ResultTable {
         runs: [(0, "rates-00000003".to_owned()), (1, "rates-00000004".to_owned())].into(),
         failed: [(1, "loss became NaN".to_owned())].into(),
         failed_defenses: BTreeMap::new(),
+        chosen_cells: BTreeMap::new(),
         metrics: vec![metric("poisoned-images", &[(0, 200.0)]), metric("asr", &[(0, 0.125)])],
     };
     ResultTable {
@@ -333,6 +347,19 @@ mod tests {
     #[test]
     fn a_table_for_a_spreadsheet() {
         insta::assert_snapshot!(String::from_utf8(table_csv(&example_table()).unwrap()).unwrap());
+    }
+
+    #[test]
+    fn a_collapse_has_no_mean_in_any_table() {
+        let mut table = example_table();
+        let share = MetricResult::of("fine-pruning/largest-class-share", [(0, 0.97), (1, 0.2)].into()).unwrap();
+        table.points[0].metrics.push(share);
+        for text in [table_text(&table, DEFAULT_WIDTH), table_markdown(&table)] {
+            assert!(text.contains("collapse (1 of 2)") && !text.contains("37.50"), "{text}");
+            assert!(text.contains("95.00 ± 7.07"), "the attack itself has not collapsed: {text}");
+        }
+        let rows = markdown_groups(&table, &[&table.points[0]], &["fine-pruning"], &["asr"], &BTreeMap::new());
+        assert!(rows.contains("| fine-pruning | 2 | collapse (1 of 2) |"), "{rows}");
     }
 
     #[test]

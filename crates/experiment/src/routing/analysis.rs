@@ -245,6 +245,8 @@ fn associations(
                 }
             }
             AssociationNumbers {
+                auc_by_expert: within.by_expert(),
+                auc_adjusted_by_expert: adjusted.by_expert(),
                 auc: collector.add_all(set, &format!("auc-{name}"), &within, 0.5, "mean"),
                 auc_adjusted: collector.add_all(set, &format!("auc-{name}-adjusted"), &adjusted, 0.5, "mean"),
                 correlation: collector.add_all(set, &format!("correlation-{name}"), &correlation, 0.0, "mean"),
@@ -406,6 +408,9 @@ pub(crate) mod tests {
         let lowest: Vec<u16> = (48..64).collect();
         let chosen = Selections::new(EXPERTS, KEPT, lowest.repeat(100 * EXPERTS));
         let intensity = analyse(&scene, "victim", [&chosen, &chosen]).numbers.clean.intensity;
+        assert!(intensity.auc_by_expert.iter().all(|&area| area > 0.99), "{intensity:?}");
+        assert!(intensity.auc_adjusted_by_expert.iter().all(|&area| area < 0.6), "{intensity:?}");
+        assert_eq!(intensity.auc_adjusted_by_expert.len(), EXPERTS);
         assert!(intensity.auc.expect("there are images").value > 0.99, "{intensity:?}");
         assert!(contains(intensity.auc_adjusted, 0.5), "{intensity:?}");
     }
@@ -419,7 +424,7 @@ pub(crate) mod tests {
         let analysis = analyse(&scene, "victim", chosen.each_ref());
         let numbers = &analysis.numbers;
         for set in [&numbers.clean, &numbers.triggered] {
-            for association in [set.intensity, set.variance, set.gradient] {
+            for association in [&set.intensity, &set.variance, &set.gradient] {
                 assert!(contains(association.auc, 0.5), "{association:?}");
                 assert!(contains(association.pooled_auc, 0.5), "{association:?}");
                 assert!(contains(association.correlation, 0.0), "{association:?}");

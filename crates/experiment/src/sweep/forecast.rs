@@ -217,7 +217,8 @@ fn repairs(plan: &Plan) -> Option<f64> {
     let training = counts.training?;
     let images = plan.config().defenses.iter().map(|defender| {
         // Each repaired classifier predicts the test images twice.
-        defender.amount.count(training) * defender.defense.epochs() + counts.test.unwrap_or(0) * 2 / 3
+        let classifiers = if defender.twin { 2 } else { 1 };
+        classifiers * (defender.amount.count(training) * defender.defense.epochs() + counts.test.unwrap_or(0) * 2 / 3)
     });
     Some(images.sum::<usize>() as f64)
 }
