@@ -51,7 +51,7 @@ fn exchanged_routings_and_silenced_experts_are_measured_shown_and_change_nothing
 
     // The 4x4 square in the lower right corner: one cell, which nine patches see.
     let reach = &measured["reach"];
-    assert_eq!([number(&reach["cells"]), number(&reach["patches"])], [1.0, 9.0], "{reach}");
+    assert_eq!([&reach["cells"], &reach["patches"]], [&Value::from(1.0), &Value::from(9.0)], "{reach}");
     let swap = &measured["routing"]["swap"];
     assert_eq!((&swap["own"]["clean-accuracy"], &swap["own"]["asr"]), (&measured["clean-accuracy"], &measured["asr"]));
     let [own, other] =

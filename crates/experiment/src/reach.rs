@@ -43,7 +43,7 @@ mod tests {
     use crate::attack::Attack;
 
     /// Pixels, cells and patches of an attack on shapes.
-    fn reach_of(attack: &str, model: &str) -> [f64; 3] {
+    fn reach_of(attack: &str, model: &str) -> [u32; 3] {
         let text = format!("dataset = \"shapes\"\n{attack}\n[model.{model}]\nwiden-factor = 1\n");
         let plan = Plan::from_text("a.toml", &text, &PlanOptions::default()).expect("valid");
         let shape = ImageShape::RGB_32;
@@ -54,7 +54,10 @@ mod tests {
         let attack = Attack::prepare(config, config.placement.as_ref(), &grey, 0).expect("it can be built");
         let reach = reach(&Exam::new(&attack, &grey), &config.model).expect("there are images");
         assert_eq!(reach.all_patches, 64);
-        [reach.pixels, reach.cells, reach.patches]
+        [reach.pixels, reach.cells, reach.patches].map(|count| {
+            assert!(count.fract() == 0.0, "the same in every image: {count}");
+            count as u32
+        })
     }
 
     #[test]
@@ -63,22 +66,18 @@ mod tests {
         let placed = |cells: &str| format!("{white}\n[placement]\ncells = {cells}");
         // Pixels 28 to 31 of both axes: patches of rows 4r - 5 to 4r + 11 see them for r = 5, 6, 7.
         let corner = white.replace("upper-left", "lower-right");
-        assert_eq!(reach_of(&corner, "patch-moe"), [16.0, 1.0, 9.0]);
-        assert_eq!(
-            reach_of(&corner, "wide-resnet"),
-            [16.0, 1.0, 9.0],
-            "the dense one is held against the same patches"
-        );
+        assert_eq!(reach_of(&corner, "patch-moe"), [16, 1, 9]);
+        assert_eq!(reach_of(&corner, "wide-resnet"), [16, 1, 9], "the dense one is held against the same patches");
         // Pixels 12 to 19: r = 1, .., 6 of each axis see one.
         let block = placed("{ block = { size = 2, anchor = \"mid-mid\" } }");
-        assert_eq!(reach_of(&block, "patch-moe"), [64.0, 4.0, 36.0]);
+        assert_eq!(reach_of(&block, "patch-moe"), [64, 4, 36]);
         // As many pixels, four cells far apart, each seen by 5 x 5 patches or fewer at the border.
         let apart = placed("{ list = [[0, 0], [0, 7], [7, 0], [7, 7]] }");
         let [pixels, cells, patches] = reach_of(&apart, "patch-moe");
-        assert_eq!((pixels, cells), (64.0, 4.0));
-        assert_eq!(patches, 9.0 + 2.0 * 9.0 + 9.0);
+        assert_eq!((pixels, cells), (64, 4));
+        assert_eq!(patches, 9 + 2 * 9 + 9);
         // One pixel in each of all cells.
         let all = placed("\"all\"").replace("size = 4", "size = 1");
-        assert_eq!(reach_of(&all, "patch-moe"), [64.0, 64.0, 64.0]);
+        assert_eq!(reach_of(&all, "patch-moe"), [64, 64, 64]);
     }
 }

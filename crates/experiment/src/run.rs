@@ -325,7 +325,7 @@ impl Seeds<'_> {
         let start = twin.as_ref().filter(|_| config.victim.start == Start::CleanTwin);
         let start = start.map(|twin| models.out.join(&twin.folder));
         let victim = OneTraining::of(config, seed, (images, &poisoned), used, folder, format!("{label}, backdoored"))
-            .as_victim(&config.victim, start.as_deref())
+            .for_victim(&config.victim, start.as_deref())
             .run::<B>(*watch, epochs.as_mut(), device)?;
         drop(poisoned);
 

@@ -77,7 +77,7 @@ impl<'a> OneTraining<'a> {
     }
 
     /// The same with what is different for the backdoored classifier; `start` is the folder of the weights it starts from.
-    pub(crate) fn as_victim(self, config: &VictimConfig, start: Option<&'a Path>) -> Self {
+    pub(crate) fn for_victim(self, config: &VictimConfig, start: Option<&'a Path>) -> Self {
         Self { start, trainable: Trainable { parts: config.parts.clone(), pruned: None }, ..self }
     }
 

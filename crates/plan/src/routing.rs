@@ -7,6 +7,7 @@ use crate::problem::Problem;
 /// How to look at what routers select. Test images are looked at and nothing is chosen by them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a file that have nothing to do with each other")]
 pub struct RoutingConfig {
     /// Whether the backdoored classifier is looked at after every epoch too.
     pub per_epoch: bool,

@@ -126,7 +126,7 @@ pub fn predict_with_routing<B: Kernels>(
 }
 
 /// Predicts the class of every image with the routing that another pass gave: `router`, often the same classifier, routes
-/// `routed`, and what it gave each image there is taken over for the image of the same number here. One list of classes for
+/// `others`, and what it gave each image there is taken over for the image of the same number here. One list of classes for
 /// each of `taken`.
 ///
 /// # Errors
@@ -137,14 +137,14 @@ pub fn predict_with_routing<B: Kernels>(
 pub fn predict_given_routing<B: Kernels>(
     classifier: &Classifier<B>,
     images: &ImageSet,
-    (router, routed): (&Classifier<B>, &ImageSet),
+    (router, others): (&Classifier<B>, &ImageSet),
     taken: &[TakenRouting],
     batch_size: usize,
     device: &B::Device,
 ) -> Result<Vec<Vec<u8>>, ModelError> {
-    assert_eq!(images.len(), routed.len(), "each image has one that is routed for it");
+    assert_eq!(images.len(), others.len(), "each image has one that is routed for it");
     let indices: Vec<usize> = (0..images.len()).collect();
-    let (own, others) = (BatchAssembler::<B>::new(images, device), BatchAssembler::<B>::new(routed, device));
+    let [own, others] = [images, others].map(|set| BatchAssembler::<B>::new(set, device));
     let mut classes = vec![Vec::with_capacity(images.len()); taken.len()];
     for chunk in indices.chunks(batch_size.max(1)) {
         let (_, routing) = router.forward_with_routing(others.assemble(chunk, None, device).images);
@@ -158,6 +158,9 @@ pub fn predict_given_routing<B: Kernels>(
 }
 
 /// What the head of a classifier sees of every image, `[image, feature]`, in inference.
+///
+/// # Panics
+/// Never: every network hands out its features.
 pub fn predict_features<B: Kernels>(
     classifier: &Classifier<B>,
     images: &ImageSet,

@@ -6,7 +6,6 @@ use patchdoor_train::{PREDICTION_BATCH, predict, predict_features};
 use rand::seq::SliceRandom;
 
 use crate::exam::Exam;
-use crate::halt::Step;
 
 /// Draws of random routers.
 const DRAWS: usize = 5;
@@ -25,7 +24,7 @@ pub(crate) fn audit<B: TrainingBackend>(
     training: &ImageSet,
     seed: u64,
     device: &B::Device,
-) -> Step<AuditMeasurements> {
+) -> AuditMeasurements {
     let random_routers =
         (0..DRAWS).map(|draw| with_random_routers::<B::InnerBackend>(exam, victim, seed, draw, device));
     let random_routers = random_routers.collect::<Vec<_>>();
@@ -61,16 +60,16 @@ pub(crate) fn audit<B: TrainingBackend>(
         standing(&is_silenced)
     });
     let steps = 1..experts;
-    let along =
+    let curve_of =
         |order: &[usize]| steps.clone().map(|count| standing(&only(&order[..count], experts))).collect::<Vec<_>>();
-    let silenced = along(&order);
+    let silenced = curve_of(&order);
     let orders = orders(experts, seed);
-    let curves = orders.iter().map(|order| along(order)).collect::<Vec<_>>();
+    let curves = orders.iter().map(|order| curve_of(order)).collect::<Vec<_>>();
     let bands = (0..silenced.len()).map(|step| {
         let at = curves.iter().map(|curve| curve[step]).collect::<Vec<_>>();
         StandingBand::of(&at)
     });
-    Ok(AuditMeasurements {
+    AuditMeasurements {
         random_routers,
         ranking_images: targets.iter().flatten().count(),
         alone: alone.collect(),
@@ -79,7 +78,7 @@ pub(crate) fn audit<B: TrainingBackend>(
         contributions,
         order,
         orders: orders.len(),
-    })
+    }
 }
 
 /// With kernels drawn from a normal distribution as wide as the trained ones, so that weights are as uneven.
@@ -134,7 +133,7 @@ struct Votes {
     /// What the head adds itself, `[class]`.
     bias: Vec<f64>,
     /// `[image, expert, class]`
-    votes: Vec<f64>,
+    of_experts: Vec<f64>,
 }
 
 impl Votes {
@@ -154,22 +153,22 @@ impl Votes {
                 }));
             }
         }
-        Self { experts: groups.len(), votes, bias }
+        Self { experts: groups.len(), of_experts: votes, bias }
     }
 
     /// Each expert's votes on average over the images, `[expert][class]`.
     fn means(&self) -> Vec<Vec<f64>> {
         let classes = self.bias.len();
         let each = self.experts * classes;
-        let images = (self.votes.len() / each).max(1) as f64;
-        let mean = |place: usize| self.votes.iter().skip(place).step_by(each).sum::<f64>() / images;
+        let images = (self.of_experts.len() / each).max(1) as f64;
+        let mean = |place: usize| self.of_experts.iter().skip(place).step_by(each).sum::<f64>() / images;
         (0..self.experts).map(|expert| (0..classes).map(|class| mean(expert * classes + class)).collect()).collect()
     }
 
     /// Logits of each image with the votes of silenced experts replaced by their means.
     fn logits(&self, means: &[Vec<f64>], is_silenced: &[bool]) -> impl Iterator<Item = Vec<f64>> {
         let classes = self.bias.len();
-        self.votes.chunks_exact(self.experts * classes).map(move |votes| {
+        self.of_experts.chunks_exact(self.experts * classes).map(move |votes| {
             let mut logits = self.bias.clone();
             for (expert, own) in votes.chunks_exact(classes).enumerate() {
                 let heard = if is_silenced[expert] { &means[expert] } else { own };
@@ -246,7 +245,7 @@ mod tests {
             experts: 2,
             bias: vec![0.5, 0.0],
             // Two images, two experts, two classes.
-            votes: vec![1.0, 0.0, 0.0, 4.0, 3.0, 0.0, 0.0, 2.0],
+            of_experts: vec![1.0, 0.0, 0.0, 4.0, 3.0, 0.0, 0.0, 2.0],
         };
         let means = votes.means();
         assert_eq!(means, [[2.0, 0.0], [0.0, 3.0]]);
