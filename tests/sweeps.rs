@@ -303,7 +303,7 @@ fn results_are_collected_written_down_and_checked() {
     bench.file("rates.toml", &sweep());
     bench.run(&["run", "rates.toml", "--seeds", "0,1"]).expect(0);
     let claims = "[[claims]]\nid = \"C1\"\nclaim = \"it works\"\npaper = \"100 %\"\nchanges-our-mind = \"-\"\n\
-                  sentence = \"We have {rates/0.1, large/asr}.\"\n\
+                  sentence = \"We have {rates/0.1, large/clean-twin-asr}.\"\n\
                   tables = [{ result = \"rates\", columns = [\"poisoned-images\", \"asr\"] }]\n";
     bench.file("claims.toml", claims);
     let where_ = ["--claims", "claims.toml", "--results", "results", "--page", "RESULTS.md"];
