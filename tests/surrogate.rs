@@ -54,7 +54,11 @@ fn a_surrogate_of_other_images_needs_a_victim_that_leaves_it_enough() {
     let surrogate = "[surrogate]\nimages = \"others\"\n";
     bench.file("small.toml", &with_cells("most-selected = { count = 3 }", surrogate));
     let refused = bench.run(&["run", "small.toml"]).expect(2);
-    assert!(refused.err().contains("data.training-images is not given (the default), expected at most "), "{}", refused.err());
+    assert!(
+        refused.err().contains("data.training-images is not given (the default), expected at most "),
+        "{}",
+        refused.err()
+    );
     assert_eq!(bench.entries(), ["small.toml"]);
     let finished = bench.run(&["run", "small.toml", "--set", "data.training-images=100"]).expect(0);
     assert!(finished.err().contains("one more training for each seed"), "{}", finished.err());
