@@ -3,14 +3,15 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use clap::Args;
 use patchdoor_record::{ResultTable, read_summary};
-use patchdoor_report::{draw_run, run_table, table_text, write_table};
+use patchdoor_report::{draw_run, run_table, table_text, write_run_page, write_sweep_page, write_table};
 
 use crate::output::{Stop, print, say, terminal_width};
 
 /// What is shown.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Tables go to standard output. Figures and tables in other forms are written anew beside the results.\n\n\
+    after_help = "Tables go to standard output. Figures, tables in other forms and a page of each, page.html, are \
+                  written anew beside the results.\n\n\
                   Examples:\n  cargo xtask report runs/badnets-0e18207e\n  cargo xtask report runs/rates-ac261b75.sweep"
 )]
 pub struct ReportArguments {
@@ -31,13 +32,16 @@ pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
     let folders = if arguments.folders.is_empty() { all_below(&arguments.out)? } else { arguments.folders.clone() };
     let mut runs = Vec::new();
     let mut tables = Vec::new();
+    let mut pages = Vec::new();
     for folder in &folders {
         if let Some(table) = ResultTable::read(folder).map_err(Stop::unusable)? {
             write_table(folder, &table).map_err(Stop::failed)?;
+            pages.push(write_sweep_page(folder, &table).map_err(Stop::failed)?);
             tables.push(table);
         } else if is_run(folder) {
             let summary = read_summary(folder).map_err(Stop::unusable)?;
             draw_run(folder, &summary).map_err(Stop::failed)?;
+            pages.push(write_run_page(folder, &summary).map_err(Stop::failed)?);
             runs.push(summary);
         } else {
             let folder = folder.display();
@@ -56,6 +60,9 @@ pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
     }
     for folder in folders {
         say(&format!("results: {}", folder.display()));
+    }
+    for page in pages {
+        say(&format!("page: {}", page.display()));
     }
     Ok(())
 }

@@ -49,7 +49,7 @@ fn draw_seed(folder: &Path, maps: &SeedMaps, measured: &Measurements) -> Result<
 }
 
 /// What a run's `config.toml` says of figures; every default is written out there.
-fn wants_figures(folder: &Path) -> Result<bool, RecordError> {
+pub(crate) fn wants_figures(folder: &Path) -> Result<bool, RecordError> {
     let bytes = read_sealed(&folder.join("config.toml"))?;
     let config = String::from_utf8_lossy(&bytes).parse::<toml::Table>().map_err(std::io::Error::other)?;
     let figures = config.get("routing").and_then(|routing| routing.get("figures"));

@@ -22,7 +22,7 @@ pub fn write_table(folder: &Path, table: &ResultTable) -> io::Result<()> {
 }
 
 /// Names of the numbers that tables for people show, one group after the other; the first is the attack's.
-fn groups(table: &ResultTable) -> Vec<(&str, Vec<&str>)> {
+pub(crate) fn groups(table: &ResultTable) -> Vec<(&str, Vec<&str>)> {
     let names = table.metric_names();
     let is_shown = |name: &str| MetricInfo::of(name).is_none_or(|metric| metric.is_shown);
     // The attack's own numbers stand in the order of the table of metrics, whatever the file has.

@@ -7,7 +7,7 @@ use patchdoor_experiment::{
 };
 use patchdoor_plan::{ConfigErrors, Experiment, PlanOptions, Sweep};
 use patchdoor_record::{Again, RecordError, RunDirectory, RunSummary, SCHEMA};
-use patchdoor_report::{run_table, table_text};
+use patchdoor_report::{PAGE, run_table, table_text};
 
 use crate::arguments::{Changes, RunArguments};
 use crate::build_facts::build_facts;
@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
         }
     }
     let shown = show(arguments, &summaries, &sweeps);
-    for folder in folders {
+    for folder in &folders {
         say(&format!("results: {}", folder.display()));
     }
     for line in sweeps.iter().flat_map(leftovers) {
@@ -92,6 +92,10 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
             summary.failures().iter().for_each(|line| say(&format!("failed: {}: {line}", summary.run)));
         }
         say(RETRY);
+    }
+    // Runs of earlier versions have none until `report` makes it.
+    for page in folders.iter().map(|folder| folder.join(PAGE)).filter(|page| page.is_file()) {
+        say(&format!("page: {}", page.display()));
     }
     shown?;
     match failure {

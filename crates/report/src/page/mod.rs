@@ -1,0 +1,18 @@
+//! Pages in HTML of one run or one sweep, each a single file that needs nothing else.
+
+mod answer;
+mod chart;
+mod curves;
+mod defenses;
+mod frame;
+mod numbers;
+mod provenance;
+mod routing;
+mod run_page;
+mod sweep_page;
+mod table;
+mod warnings;
+
+pub use frame::PAGE;
+pub use run_page::write_run_page;
+pub use sweep_page::write_sweep_page;
