@@ -48,7 +48,10 @@ enum Command {
     /// List, fetch and export images
     #[command(disable_help_flag = true)]
     Data(Passed),
-    /// Show the tables of finished runs and sweeps, and draw their figures
+    /// Show how runs differ: configurations, and numbers seed by seed
+    #[command(disable_help_flag = true)]
+    Compare(Passed),
+    /// Show the tables of finished runs and sweeps, and draw their figures and pages
     #[command(disable_help_flag = true)]
     Report(Passed),
     /// Collect results to be committed, and write RESULTS.md from them
@@ -102,6 +105,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(passed) => run::run("check", &passed.arguments),
         Command::List(passed) => run::look("list", &passed.arguments),
         Command::Data(passed) => run::run("data", &passed.arguments),
+        Command::Compare(passed) => run::look("compare", &passed.arguments),
         Command::Report(passed) => run::look("report", &passed.arguments),
         Command::Results(passed) => run::look("results", &passed.arguments),
         Command::Triggers(passed) => run::run("triggers", &passed.arguments),

@@ -5,7 +5,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use patchdoor_cli::{ListArguments, ReportArguments, ResultsArguments, exit_code, list, report, results};
+use patchdoor_cli::{
+    CompareArguments, ListArguments, ReportArguments, ResultsArguments, compare, exit_code, list, report, results,
+};
 
 /// Looks at what runs of experiments left.
 #[derive(Debug, Parser)]
@@ -17,9 +19,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show how runs differ: configurations, and numbers seed by seed
+    Compare(CompareArguments),
     /// List the experiments there are and the runs of them
     List(ListArguments),
-    /// Show the tables of finished runs and sweeps, and draw their figures
+    /// Show the tables of finished runs and sweeps, and draw their figures and pages
     Report(ReportArguments),
     /// Collect results to be committed, and write RESULTS.md from them
     Results(ResultsArguments),
@@ -27,6 +31,7 @@ enum Command {
 
 fn main() -> ExitCode {
     exit_code(match Arguments::parse().command {
+        Command::Compare(arguments) => compare(&arguments),
         Command::List(arguments) => list(&arguments),
         Command::Report(arguments) => report(&arguments),
         Command::Results(arguments) => results(&arguments),

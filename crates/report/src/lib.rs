@@ -13,6 +13,7 @@
 
 mod claims;
 mod collect;
+mod compare;
 mod draw;
 mod figures;
 mod lookup;
@@ -27,6 +28,7 @@ mod verdict;
 
 pub use claims::render_results;
 pub use collect::{Collected, collect_results};
+pub use compare::{ComparedRun, Comparison, ConfigDifference, Difference, MetricComparison};
 pub use draw::draw_run;
 pub use page::{PAGE, write_run_page, write_sweep_page};
 pub use result_file::ResultsError;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use patchdoor_cli::{ListArguments, ReportArguments, ResultsArguments};
+use patchdoor_cli::{CompareArguments, ListArguments, ReportArguments, ResultsArguments};
 use patchdoor_experiment::BackendChoice;
 
 const STYLES: Styles = Styles::styled()
@@ -52,7 +52,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  cargo xtask data list\n  cargo xtask data fetch cifar10"
     )]
     Data(DataArguments),
-    /// Show the tables of finished runs and sweeps, and draw their figures
+    /// Show how runs differ: configurations, and numbers seed by seed
+    Compare(CompareArguments),
+    /// Show the tables of finished runs and sweeps, and draw their figures and pages
     Report(ReportArguments),
     /// Collect results to be committed, and write RESULTS.md from them
     Results(ResultsArguments),

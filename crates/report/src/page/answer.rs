@@ -71,8 +71,8 @@ fn help(run: &RunSummary, asr: f64) -> String {
             let accuracy = accuracy.map(|value| format!(" at a clean accuracy of {} %", Unit::Share.text(value)));
             let (left, accuracy) = (Unit::Share.text(left), accuracy.unwrap_or_default());
             match tried {
-                1 => format!(" The one defense tried, {}, leaves {left} %{accuracy}.", label(best)),
-                _ => format!(" Of {tried} defenses, {} leaves the least: {left} %{accuracy}.", label(best)),
+                1 => format!(" The one defense tried, \"{}\", leaves {left} %{accuracy}.", label(best)),
+                _ => format!(" Of {tried} defenses, \"{}\" leaves the least: {left} %{accuracy}.", label(best)),
             }
         }
         _ if tried == 1 => " The one defense tried did not lower it.".into(),
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(
             sentence(&run),
             "The backdoor took: its success rate for class 0 (airplane) is 96.00 %, of its clean twin 2.00 %. Clean accuracy is \
-             1.00 points below its twin's, at 69.00 %. Of 3 defenses, fine-tuning leaves the least: 8.00 % at a clean accuracy \
+             1.00 points below its twin's, at 69.00 %. Of 3 defenses, \"fine-tuning\" leaves the least: 8.00 % at a clean accuracy \
              of 65.00 %."
         );
         run.defenses = vec![defended("fine-tuning", 0.97, 0)];

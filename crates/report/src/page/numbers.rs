@@ -46,7 +46,7 @@ pub(crate) fn headline(run: &RunSummary, point: &PointResult) -> Markup {
             Cell::text(info.label),
             Cell::text(unit_in_words(unit)),
             Cell::number(metric.mean_text(), metric.mean),
-            Cell::text(metric.interval_text()),
+            metric.interval().map_or_else(Cell::empty, |[low, _]| Cell::number(metric.interval_text(), low)),
         ];
         if expects {
             let expected = run.expected.get(info.name);

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use maud::{Markup, html};
-use patchdoor_record::{MetricInfo, PointResult, RecordError, ResultTable};
+use patchdoor_record::{MetricInfo, PointResult, RecordError, ResultTable, Unit};
 
 use super::chart::{Axis, Chart, Look, Point, Series};
 use super::frame::{Page, Section};
@@ -94,7 +94,7 @@ fn charts(table: &ResultTable) -> Markup {
     html! {
         div.charts { (asr.markup()) (accuracy.markup()) }
         p.note {
-            "Bars are 95 % intervals of the mean over seeds, where there are several; broken lines are the clean twin's. Points whose "
+            "Bars are 95 % intervals of the mean over seeds, where there are several; broken lines are the clean twin's, whose intervals " "stand in the table. Points whose "
             "classifier has collapsed to one class are left out."
         }
     }
@@ -126,6 +126,10 @@ fn chart(table: &ResultTable, title: &str, name: &str, of_twin: &str) -> Chart {
         // With one line alone its twin's has a colour of its own.
         let colour = if distinct.len() == 1 { 1 } else { colour };
         series.push(Series { name: name_of("twin"), colour, look: look(Look::Broken), points: points(line, of_twin) });
+    }
+    // The bars of two lines would hide each other.
+    for series in series.iter_mut().filter(|series| series.name.ends_with("twin")) {
+        series.points.iter_mut().for_each(|point| point.interval = None);
     }
     series.retain(|series| !series.points.is_empty());
     let shown = series.iter().map(|series| series.points.len()).sum::<usize>();
@@ -167,7 +171,9 @@ fn rows(table: &ResultTable, caption: &str, names: &[&str]) -> Table {
             if let Some(collapse) = point.collapse_in_words(name) {
                 return Cell::text(collapse);
             }
-            let text = format!("{} {}", metric.mean_text(), metric.interval_text());
+            // How many images are poisoned is no estimate.
+            let interval = if metric.unit() == Unit::Images { String::new() } else { metric.interval_text() };
+            let text = format!("{} {interval}", metric.mean_text());
             Cell::number(metric.text_beside(count, text.trim_end().to_owned()), metric.mean)
         }));
         row
