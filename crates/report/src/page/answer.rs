@@ -26,8 +26,8 @@ fn sentence(run: &RunSummary) -> String {
     let of = |name: &str| mean_of(&run.metrics, name);
     let Some(accuracy) = of("clean-accuracy") else { return "No seed finished: nothing is known.".into() };
     let share = |value: f64| format!("{} %", Unit::Share.text(value));
-    if of("largest-class-share").is_some_and(|share| share > COLLAPSE) {
-        return "The classifier has collapsed to one class; its rates say nothing about the attack.".into();
+    if let Some(collapse) = collapse(run) {
+        return collapse;
     }
     let Some(asr) = of("asr") else {
         return format!("No attack was measured; clean accuracy is {}.", share(accuracy));
@@ -50,6 +50,20 @@ fn sentence(run: &RunSummary) -> String {
         None => format!("Clean accuracy is {}.", share(accuracy)),
     };
     format!("{lead}: its success rate{target} is {}{twin}. {cost}{}", share(asr), help(run, asr))
+}
+
+/// What is said instead where classifiers have collapsed to one class; a mean over such says nothing.
+pub(crate) fn collapse(run: &RunSummary) -> Option<String> {
+    let shares = run.seeds.iter().filter_map(|seed| seed.measurements()?.largest_class_share);
+    let collapsed = shares.filter(|share| *share > COLLAPSE).count();
+    let seeds = run.finished();
+    (collapsed > 0).then(|| {
+        format!(
+            "The classifier has collapsed to one class with {collapsed} of {seeds} {}; means over such classifiers say nothing \
+             about the attack.",
+            if seeds == 1 { "seed" } else { "seeds" }
+        )
+    })
 }
 
 /// Which defense leaves the least of the attack; nothing where none was tried.
@@ -95,6 +109,7 @@ mod tests {
     use super::*;
     use crate::run_table::tests::{run, seed};
     use patchdoor_metrics::Summary;
+    use patchdoor_record::SeedOutcome;
 
     fn defended(title: &str, asr: f64, collapsed: usize) -> DefenseSummary {
         let of = |value: f64| Summary::of(&[value]).expect("one value");
@@ -116,6 +131,16 @@ mod tests {
         );
         run.defenses = vec![defended("fine-tuning", 0.97, 0)];
         assert!(sentence(&run).ends_with("The one defense tried did not lower it."));
+    }
+
+    #[test]
+    fn one_collapsed_seed_is_enough_to_say_so() {
+        let mut collapsed = seed(1, 0.1, 1.0);
+        if let SeedOutcome::Finished(measured) = &mut collapsed.outcome {
+            measured.largest_class_share = Some(0.98);
+        }
+        let run = run("badnets", vec![seed(0, 0.69, 0.96), collapsed]);
+        assert!(sentence(&run).starts_with("The classifier has collapsed to one class with 1 of 2 seeds;"));
     }
 
     #[test]

@@ -1,4 +1,6 @@
-use patchdoor_record::{COLLAPSE, PointResult, ResultTable, RunSummary, UncleanBuild};
+use patchdoor_record::{PointResult, ResultTable, RunSummary, UncleanBuild};
+
+use super::answer::collapse;
 
 const QUICK: &str = "This is a quick run through all code paths: its numbers mean nothing.";
 const ONE_SEED: &str =
@@ -15,9 +17,7 @@ pub(crate) fn of_run(run: &RunSummary, commits: &[Option<String>]) -> Vec<String
         _ => {}
     }
     warnings.extend(run.failures().iter().map(|failure| format!("Incomplete: {failure}.")));
-    if run.metrics.get("largest-class-share").is_some_and(|share| share.mean > COLLAPSE) {
-        warnings.push("The classifier has collapsed to one class, so its rates say nothing.".into());
-    }
+    warnings.extend(collapse(run));
     if commits.iter().any(Option::is_none) {
         warnings.push(unclean(UncleanBuild::Unknown).into());
     }
