@@ -16,7 +16,7 @@ const LIBRARIES: [&str; 5] =
 /// Which tests to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Run the slow tests too, as the nightly job does
+    /// Run whole networks, trainings and programs there too, as the nightly job does, and not only the kernels
     #[arg(long)]
     all: bool,
 
@@ -46,23 +46,28 @@ pub(crate) fn vulkan(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tests of the packages that know the backend: files of their own, and in the libraries those whose names have the word.
-/// In a folder of their own: the backend turns on features of burn, and all of it would be compiled again, here and at the
+/// The tests of the kernels; of all packages that know the backend: files of their own, and in the libraries those whose names
+/// have the word. In a folder of their own: the backend turns on features of burn, and all of it would be compiled again, here and at the
 /// next ordinary build.
-fn tests(all: bool, driver: &Path) -> [Command; 2] {
+fn tests(all: bool, driver: &Path) -> Vec<Command> {
     let files: (&[&str], &[&str]) = (&["--test", "vulkan", "--test", "vulkan_precision"], &[]);
-    [files, (&["--lib"], &["vulkan"])].map(|(chosen, filter)| {
+    let (kinds, packages): (&[_], &[_]) = if all {
+        let packages = &["patchdoor-kernels", "patchdoor-model", "patchdoor-train", "patchdoor-cli"];
+        (&[files, (&["--lib"], &["vulkan"])], packages)
+    } else {
+        (&[files], &["patchdoor-kernels"])
+    };
+    let commands = kinds.iter().map(|(chosen, filter)| {
         let mut command = cargo();
-        command.current_dir(root()).args(["test", "--profile", "vulkan", "--features", "vulkan"]).args(chosen);
-        for package in ["patchdoor-kernels", "patchdoor-model", "patchdoor-train", "patchdoor-cli"] {
-            command.args(["--package", package]);
-        }
+        command.current_dir(root()).args(["test", "--profile", "vulkan", "--features", "vulkan"]).args(*chosen);
+        command.args(packages.iter().flat_map(|package| ["--package", package]));
         command.arg("--target-dir").arg(target().join("vulkan"));
-        command.arg("--").args(filter).args(all.then_some("--include-ignored"));
+        command.arg("--").args(*filter).args(all.then_some("--include-ignored"));
         // The loader would take any GPU of the machine first.
         command.env("VK_DRIVER_FILES", driver).env("VK_ICD_FILENAMES", driver);
         command
-    })
+    });
+    commands.collect()
 }
 
 fn target() -> PathBuf {
@@ -116,7 +121,9 @@ mod tests {
 
     #[test]
     fn tests_on_vulkan_leave_the_ordinary_build_alone() {
-        for command in super::tests(false, Path::new("/driver.json")) {
+        let [few, all] = [false, true].map(|all| super::tests(all, Path::new("/driver.json")));
+        assert!(few.len() < all.len());
+        for command in few.into_iter().chain(all) {
             let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
             let folder = arguments.iter().position(|argument| argument == "--target-dir").expect("it names a folder");
             assert!(arguments[folder + 1].ends_with("vulkan"), "{arguments:?}");
