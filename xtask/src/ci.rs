@@ -16,7 +16,7 @@ struct Step {
 
 /// The steps, cheapest first. All that compile burn do so with the release profile and for the whole workspace with
 /// its tests: with one set of features it is compiled once (and checked once, for clippy and the documentation).
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 11] = [
     Step { name: "format", command: |_| with(cargo(), &["fmt", "--all", "--check"]) },
     Step {
         name: "clippy",
@@ -49,8 +49,6 @@ const STEPS: [Step; 12] = [
     },
     // As a test, criterion runs each benchmark once.
     Step { name: "benches", command: |_| with(cargo(), &["test", "--release", "--workspace", "--bench", "*"]) },
-    // Skipped, with its reason, where Mesa's software Vulkan is not installed.
-    Step { name: "vulkan", command: |_| with(cargo(), &["xtask", "vulkan"]) },
     Step {
         name: "speed",
         command: |against| {
