@@ -103,16 +103,14 @@ pub(crate) fn launches(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for (steps, least) in [(&one, 12), (&group, 8)] {
         ensure!(steps.len() >= least, "only {} whole steps were seen", steps.len());
     }
-    let most = |count: fn(&Step) -> usize| one.iter().map(count).max().unwrap_or(0);
-    let group_launches = group.iter().map(|step| step.launches).max().unwrap_or(0);
-    let group_reads = group.iter().map(|step| step.reads).max().unwrap_or(0);
+    let most = |steps: &[Step], count: fn(&Step) -> usize| steps.iter().map(count).max().unwrap_or(0);
     let modules = events.lines().filter(|event| event.starts_with("module ")).count();
     let rows = [
-        ("launches of a step", most(|step| step.launches), LAUNCHES),
-        ("reads of a step", most(|step| step.reads), READS),
-        ("uploads of a step", most(|step| step.uploads), UPLOADS),
-        ("launches of a step of eight seeds", group_launches, GROUP_LAUNCHES),
-        ("reads of a step of eight seeds", group_reads, READS),
+        ("launches of a step", most(&one, |step| step.launches), LAUNCHES),
+        ("reads of a step", most(&one, |step| step.reads), READS),
+        ("uploads of a step", most(&one, |step| step.uploads), UPLOADS),
+        ("launches of a step of eight seeds", most(&group, |step| step.launches), GROUP_LAUNCHES),
+        ("reads of a step of eight seeds", most(&group, |step| step.reads), READS),
         ("modules", modules, MODULES),
         ("bytes compiled by a second run", usize::try_from(compiled_again)?, 0),
     ];

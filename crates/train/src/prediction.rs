@@ -3,7 +3,7 @@ use patchdoor_data::{ImageSet, ImageShape};
 use patchdoor_kernels::Kernels;
 use patchdoor_model::{Classifier, GivenRouting, InputShape, ModelError, Routing, TakenRouting, Tapped};
 
-use crate::batches::BatchAssembler;
+use crate::batches::{BatchAssembler, image_batches};
 
 /// Images predicted at once where nothing speaks for another number; predictions do not depend on it.
 pub const PREDICTION_BATCH: usize = 256;
@@ -167,14 +167,12 @@ pub fn predict_features<B: Kernels>(
     batch_size: usize,
     device: &B::Device,
 ) -> Vec<f32> {
-    let indices: Vec<usize> = (0..images.len()).collect();
-    let assembler = BatchAssembler::<B>::new(images, device);
-    let of = |chunk: &[usize]| {
-        let (_, mut taps) = classifier.forward_with_taps(assembler.assemble(chunk, None, device).images, &["features"]);
+    let of = |batch| {
+        let (_, mut taps) = classifier.forward_with_taps(batch, &["features"]);
         let features = taps.remove("features").and_then(Tapped::features).expect("every network has features");
         features.into_data().convert::<f32>().into_vec::<f32>().expect("converted to f32")
     };
-    indices.chunks(batch_size.max(1)).flat_map(of).collect()
+    image_batches(images, batch_size, device).flat_map(of).collect()
 }
 
 /// The class with the largest logit of each row; ties go to the lower class.
