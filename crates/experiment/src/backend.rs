@@ -71,6 +71,14 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
+    /// It rounds nothing.
+    #[error("--precision {precision} needs a GPU: {name} computes in f32")]
+    NoRounding {
+        /// What operands were to be rounded to.
+        precision: &'static str,
+        /// The backend.
+        name: &'static str,
+    },
 }
 
 impl BackendChoice {
@@ -118,7 +126,7 @@ impl Backend {
     fn instead_of_cuda(mut self, error: &BackendError) -> Self {
         let reason = match error {
             BackendError::NoGpu { reason } => reason.clone(),
-            error @ BackendError::NotBuilt { .. } => error.to_string(),
+            error => error.to_string(),
         };
         self.fallback = Some(format!("no usable NVIDIA GPU ({reason}): computing on the CPU with {}", self.name()));
         self
@@ -154,11 +162,22 @@ impl Backend {
     /// If the plan rounds operands, and this is the CPU.
     pub fn check(&self, plan: &Plan) -> Result<(), ConfigErrors> {
         let precision = plan.config().precision;
-        if precision.is_full() || self.is_device() {
+        if self.check_precision(precision).is_ok() {
             return Ok(());
         }
         let allowed = format!("\"f32\" on {}; a GPU has tf32 and bf16 too (--backend cuda)", self.name());
         Err(plan.problem("precision", &format!("{:?}", precision.name()), &allowed))
+    }
+
+    /// Checks that it can round operands so.
+    ///
+    /// # Errors
+    /// If operands are to be rounded, and this is the CPU.
+    pub fn check_precision(&self, precision: Precision) -> Result<(), BackendError> {
+        if precision.is_full() || self.is_device() {
+            return Ok(());
+        }
+        Err(BackendError::NoRounding { precision: precision.name(), name: self.name() })
     }
 
     /// The device in words.
@@ -168,7 +187,12 @@ impl Backend {
 
     /// Runs something on this backend, as a plan asks to compute from now on.
     pub(crate) fn run_plan<T: OnBackend>(&self, plan: &Plan, task: T) -> T::Output {
-        match plan.config().precision {
+        self.run_in(plan.config().precision, task)
+    }
+
+    /// Runs something on this backend, with operands rounded so from now on where it rounds any.
+    pub(crate) fn run_in<T: OnBackend>(&self, precision: Precision, task: T) -> T::Output {
+        match precision {
             Precision::F32 => patchdoor_kernels::Precision::F32,
             Precision::Tf32 => patchdoor_kernels::Precision::Tf32,
             Precision::Bf16 => patchdoor_kernels::Precision::Bf16,

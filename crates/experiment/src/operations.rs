@@ -7,6 +7,7 @@ use patchdoor_kernels::{
     ConvOptions, TrainingBackend, add, average_positions, batch_norm_relu, differentiate, gather_weighted,
     grouped_conv2d, scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
 };
+use patchdoor_plan::Precision;
 use rand::RngExt;
 use serde::Serialize;
 
@@ -28,14 +29,19 @@ pub struct OperationCheck {
 
 /// Compares every operation with the CPU's fast backend.
 ///
-/// A GPU may multiply in TF32, whose mantissa has 10 bits: products then differ by about 1e-3, and a `tolerance` of 3e-3 is
-/// meant for that. In full precision all agree to 1e-5.
+/// In full precision all agree to 1e-5. With operands rounded to TF32, whose mantissa has 10 bits, products differ by about
+/// 1e-3, and to bf16 by about 1e-2.
 ///
 /// # Errors
-/// If this build has no CPU backend to compare with.
-pub fn check_operations(backend: &Backend, tolerance: f64) -> Result<Vec<OperationCheck>, BackendError> {
+/// If this build has no CPU backend to compare with, or `backend` rounds nothing.
+pub fn check_operations(
+    backend: &Backend,
+    precision: Precision,
+    tolerance: f64,
+) -> Result<Vec<OperationCheck>, BackendError> {
+    backend.check_precision(precision)?;
     let host = BackendChoice::Flex.resolve()?;
-    let (found, expected) = (backend.run(AllOperations), host.run(AllOperations));
+    let (found, expected) = (backend.run_in(precision, AllOperations), host.run(AllOperations));
     let checks = found.into_iter().zip(expected).map(|((operation, found), (_, expected))| {
         let (distance, at) = worst(&found, &expected);
         // Not a number agrees with nothing.
@@ -215,7 +221,8 @@ mod tests {
 
     #[test]
     fn the_cpu_agrees_with_itself_to_the_bit() {
-        let checks = check_operations(&BackendChoice::Flex.resolve().expect("built"), 0.0).expect("flex is built");
+        let checks = check_operations(&BackendChoice::Flex.resolve().expect("built"), Precision::F32, 0.0)
+            .expect("flex is built");
         assert_eq!(checks.len(), 15);
         assert!(checks.iter().all(|check| check.agrees && check.distance == 0.0), "{checks:?}");
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ShapesConfig, load, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig, ModelError, PatchMoeConfig};
+use patchdoor_plan::Precision;
 use patchdoor_train::{
     ClassifierObserver, EpochRecord, Member, TrainingConfig, TrainingData, TrainingObserver, input_shape, train_group,
 };
@@ -20,6 +21,8 @@ use crate::images::ImagesError;
 pub struct SpeedRequest {
     /// Its widen factor.
     pub widen_factor: usize,
+    /// What a GPU rounds the operands of products to.
+    pub precision: Precision,
     /// Images of a step and seed.
     pub batch_size: usize,
     /// Seeds trained step by step together, as a group.
@@ -36,6 +39,8 @@ pub struct SpeedRequest {
 pub struct Speed {
     /// The network's widen factor.
     pub widen_factor: usize,
+    /// What operands of products were rounded to.
+    pub precision: Precision,
     /// Images of a step and seed.
     pub batch_size: usize,
     /// Seeds trained together.
@@ -55,7 +60,7 @@ pub struct Speed {
 /// # Errors
 /// If the network cannot be built or its loss is no number.
 pub fn measure_speed(backend: &Backend, request: &SpeedRequest) -> Result<Speed, RunError> {
-    backend.run(*request)
+    backend.run_in(request.precision, *request)
 }
 
 impl OnBackend for SpeedRequest {
@@ -99,6 +104,7 @@ impl OnBackend for SpeedRequest {
         rates.sort_by(f64::total_cmp);
         Ok(Speed {
             widen_factor: self.widen_factor,
+            precision: self.precision,
             batch_size: self.batch_size,
             seeds: clocks.len(),
             images_per_second: rates[rates.len() / 2],
@@ -139,7 +145,14 @@ mod tests {
     #[test]
     fn the_first_stretch_is_not_timed_and_one_at_least_is() {
         let backend = BackendChoice::Flex.resolve().expect("built");
-        let request = SpeedRequest { widen_factor: 1, batch_size: 8, seeds: 2, steps: 2, time: Duration::ZERO };
+        let request = SpeedRequest {
+            widen_factor: 1,
+            precision: Precision::F32,
+            batch_size: 8,
+            seeds: 2,
+            steps: 2,
+            time: Duration::ZERO,
+        };
         let speed = measure_speed(&backend, &request).expect("it trains");
         assert_eq!((speed.stretches, speed.widen_factor, speed.batch_size, speed.seeds), (1, 1, 8, 2));
         assert!(speed.images_per_second > 0.0 && speed.first_seconds > 0.0);

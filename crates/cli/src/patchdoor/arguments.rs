@@ -6,6 +6,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use patchdoor_cli::{CompareArguments, ListArguments, ReportArguments, ResultsArguments};
 use patchdoor_experiment::BackendChoice;
+use patchdoor_plan::Precision;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -234,9 +235,12 @@ pub(crate) enum StudyCommand {
         /// What to compute with
         #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
         backend: BackendChoice,
-        /// Relative distance up to which they agree; products in TF32 differ by about 1e-3
-        #[arg(long, value_name = "NUMBER", default_value_t = 3e-3)]
-        tolerance: f64,
+        /// What a GPU rounds the operands of products to
+        #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
+        precision: Precision,
+        /// Relative distance up to which they agree [default: f32 1e-5, tf32 3e-3, bf16 3e-2]
+        #[arg(long, value_name = "NUMBER")]
+        tolerance: Option<f64>,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
@@ -251,6 +255,9 @@ pub(crate) enum StudyCommand {
         /// Widen factor
         #[arg(long, value_name = "FACTOR", default_value_t = 10)]
         widen: usize,
+        /// What a GPU rounds the operands of products to
+        #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
+        precision: Precision,
         /// Images of a step
         #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
         batch: usize,
@@ -307,6 +314,11 @@ fn positive(text: &str) -> Result<usize, String> {
 fn between(text: &str, least: f64, most: f64) -> Result<f64, String> {
     let number = text.parse::<f64>().map_err(|error| error.to_string())?;
     if (least..=most).contains(&number) { Ok(number) } else { Err(format!("{least} to {most}")) }
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    let all = [Precision::F32, Precision::Tf32, Precision::Bf16];
+    all.into_iter().find(|precision| precision.name() == text).ok_or_else(|| "f32, tf32 or bf16".to_owned())
 }
 
 fn minutes(text: &str) -> Result<f64, String> {

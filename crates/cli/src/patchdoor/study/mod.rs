@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use patchdoor_cli::{Stop, print};
 use patchdoor_experiment::{BackendChoice, SpeedRequest, check_operations, measure_speed};
+use patchdoor_plan::Precision;
 
 use crate::arguments::{StudyArguments, StudyCommand};
 use crate::run::stop_for;
@@ -20,21 +21,36 @@ use crate::run::stop_for;
 pub(crate) fn study(arguments: &StudyArguments) -> Result<(), Stop> {
     match &arguments.command {
         StudyCommand::Paper(arguments) => paper::paper(arguments),
-        StudyCommand::Operations { backend, tolerance, json } => operations(*backend, *tolerance, *json),
-        StudyCommand::Speed { backend, widen, batch, seeds, steps, seconds, json } => {
-            let time = Duration::from_secs_f64(*seconds);
-            let request = SpeedRequest { widen_factor: *widen, batch_size: *batch, seeds: *seeds, steps: *steps, time };
+        StudyCommand::Operations { backend, precision, tolerance, json } => {
+            let tolerance = tolerance.unwrap_or(match precision {
+                Precision::F32 => 1e-5,
+                Precision::Tf32 => 3e-3,
+                Precision::Bf16 => 3e-2,
+            });
+            operations(*backend, *precision, tolerance, *json)
+        }
+        StudyCommand::Speed { backend, widen, precision, batch, seeds, steps, seconds, json } => {
+            let request = SpeedRequest {
+                widen_factor: *widen,
+                precision: *precision,
+                batch_size: *batch,
+                seeds: *seeds,
+                steps: *steps,
+                time: Duration::from_secs_f64(*seconds),
+            };
             speed(*backend, &request, *json)
         }
     }
 }
 
 /// Compares every operation with the CPU's.
-fn operations(backend: BackendChoice, tolerance: f64, json: bool) -> Result<(), Stop> {
+fn operations(backend: BackendChoice, precision: Precision, tolerance: f64, json: bool) -> Result<(), Stop> {
     let backend = backend.resolve().map_err(Stop::unusable)?;
-    let checks = check_operations(&backend, tolerance).map_err(Stop::unusable)?;
+    let checks = check_operations(&backend, precision, tolerance).map_err(Stop::unusable)?;
     if json {
-        let document = serde_json::json!({ "backend": backend.name(), "tolerance": tolerance, "operations": checks });
+        let document = serde_json::json!({
+            "backend": backend.name(), "precision": precision, "tolerance": tolerance, "operations": checks,
+        });
         print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(Stop::failed)?))?;
     } else {
         for check in &checks {
@@ -55,6 +71,7 @@ fn operations(backend: BackendChoice, tolerance: f64, json: bool) -> Result<(), 
 /// Times training steps.
 fn speed(backend: BackendChoice, request: &SpeedRequest, json: bool) -> Result<(), Stop> {
     let backend = backend.resolve().map_err(Stop::unusable)?;
+    backend.check_precision(request.precision).map_err(Stop::unusable)?;
     let speed = measure_speed(&backend, request).map_err(stop_for)?;
     if json {
         let mut document = serde_json::to_value(&speed).map_err(Stop::failed)?;
@@ -63,8 +80,9 @@ fn speed(backend: BackendChoice, request: &SpeedRequest, json: bool) -> Result<(
         return print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(Stop::failed)?));
     }
     print(&format!(
-        "widen {}, batch {}, seeds {}, {}: {:.1} images/s ({:.1} to {:.1} in {} stretches); the first stretch took {:.1} s\n",
+        "widen {}, {}, batch {}, seeds {}, {}: {:.1} images/s ({:.1} to {:.1} in {} stretches); the first stretch took {:.1} s\n",
         speed.widen_factor,
+        speed.precision.name(),
         speed.batch_size,
         speed.seeds,
         backend.name(),

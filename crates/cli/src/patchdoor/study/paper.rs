@@ -15,7 +15,9 @@ use super::child::{Ending, run};
 use super::keep::{keep, keep_autotune, shorten};
 use super::record::{StepRecord, StudyRecord};
 use super::report::report;
-use super::steps::{EPOCHS, Step, Training, Work, load_of, numbers, overrides, source_file, steps};
+use super::steps::{
+    EPOCHS, Step, Training, Work, load_of, numbers, overrides, source_file, speed_step, steps, training_precision,
+};
 use crate::arguments::PaperArguments;
 use crate::build_facts::build_facts;
 use crate::signals::stop_on_interrupt;
@@ -171,7 +173,8 @@ impl<'a> Study<'a> {
         let tiny = self.arguments.tiny;
         let load = load_of(&source_file(training.file), training, tiny)?;
         let widen = if tiny { 1 } else { 10 };
-        let speed = self.record.steps.get(&format!("speed-{widen}")).and_then(|step| step.numbers.get("images/s"));
+        let measured = speed_step(widen, training_precision(self.backend.name()));
+        let speed = self.record.steps.get(&measured).and_then(|step| step.numbers.get("images/s"));
         let (Some(&speed), left) = (speed, self.left().as_secs_f64()) else {
             return Err("nobody knows how long it would take: the speed was not measured".to_owned());
         };
@@ -209,19 +212,20 @@ impl<'a> Study<'a> {
                 command.arg("doctor").args(backend).arg("--out").arg(&self.arguments.out);
                 self.add_data(&mut command);
             }
-            Work::Operations => {
-                command.args(["study", "operations"]).args(backend);
+            Work::Operations { precision } => {
+                command.args(["study", "operations"]).args(backend).args(["--precision", precision.name()]);
             }
             Work::Quick => {
                 command.arg("run").arg(source_file("experiments/badnets.toml")).args(["--quick", "--offline"]);
                 command.args(backend).arg("--out").arg(self.runs());
                 self.add_data(&mut command);
             }
-            Work::Speed { widen } => {
+            Work::Speed { widen, precision } => {
                 command.args(["study", "speed"]).args(backend).args(["--widen", &widen.to_string()]);
+                command.args(["--precision", precision.name()]);
                 let [batch, steps, seconds] = match (tiny, self.backend.name()) {
                     (true, _) => ["16", "2", "0.2"],
-                    (false, "cuda") => ["128", "64", "8"],
+                    (false, "cuda") => ["128", "64", "4"],
                     (false, _) => ["128", "4", "8"],
                 };
                 command.args(["--batch", batch, "--steps", steps, "--seconds", seconds]);
@@ -241,7 +245,7 @@ impl<'a> Study<'a> {
                 command.arg("run").arg(source_file(training.file)).args(["--seeds", "0", "--offline"]);
                 command.args(backend).arg("--out").arg(self.runs());
                 command.args(tiny.then_some("--quick"));
-                for change in overrides(epochs, tiny) {
+                for change in overrides(epochs, training_precision(self.backend.name()), tiny) {
                     command.args(["--set", &change]);
                 }
                 self.add_data(&mut command);
@@ -286,7 +290,7 @@ fn summary(work: &Work, document: Option<&Value>, numbers: &BTreeMap<String, f64
     let number = |name: &str| numbers.get(name).copied();
     match work {
         Work::Doctor => document.and_then(|document| document["backend"].as_str()).unwrap_or_default().to_owned(),
-        Work::Operations => {
+        Work::Operations { .. } => {
             number("largest distance").map_or_else(String::new, |distance| format!("all agree, at most {distance:.1e}"))
         }
         Work::Speed { .. } | Work::Pytorch { .. } => {

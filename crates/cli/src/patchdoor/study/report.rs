@@ -45,12 +45,13 @@ fn speeds(text: &mut String, record: &StudyRecord, steps: &[Step]) {
     let speed = |name: &str| record.steps.get(name).and_then(|step| step.numbers.get("images/s").copied());
     let mut rows = String::new();
     for step in steps {
-        let Work::Speed { widen } = step.work else { continue };
+        let Work::Speed { widen, precision } = step.work else { continue };
         let Some(ours) = speed(&step.name) else { continue };
-        let _ = writeln!(rows, "| {widen} | ours | {ours:.1} | |");
+        let _ = writeln!(rows, "| {widen} | ours, {} | {ours:.1} | |", precision.name());
         for other in steps {
             if let Work::Pytorch { widen: same, form } = other.work
                 && same == widen
+                && (form.precision == precision.name() || (precision.is_full() && form.precision == "tf32"))
                 && let Some(theirs) = speed(&other.name)
             {
                 let how = if form.compiled { "compiled" } else { "eager" };

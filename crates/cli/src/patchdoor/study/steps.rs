@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use patchdoor_plan::{DatasetFacts, Experiment, Plan, PlanOptions};
+use patchdoor_plan::{DatasetFacts, Experiment, Plan, PlanOptions, Precision};
 use serde_json::Value;
 
 /// One thing a study does.
@@ -23,11 +23,11 @@ pub(super) enum Work {
     /// Says what the machine offers.
     Doctor,
     /// Compares operations with the CPU's.
-    Operations,
+    Operations { precision: Precision },
     /// Runs an experiment in its quick form.
     Quick,
     /// Times our training.
-    Speed { widen: usize },
+    Speed { widen: usize, precision: Precision },
     /// Times `PyTorch`'s.
     Pytorch { widen: usize, form: PytorchForm },
     /// Runs an experiment at the authors' scale.
@@ -64,18 +64,21 @@ pub(super) fn steps(backend: &str, tiny: bool) -> Vec<Step> {
         limit: Duration::from_secs(seconds),
         work,
     };
-    let mut steps = vec![
-        step("doctor".into(), "what the machine offers".into(), 30, Work::Doctor),
-        step("operations".into(), "operations and gradients beside the CPU's".into(), 150, Work::Operations),
-        step("quick".into(), "one quick run, all code paths".into(), 120, Work::Quick),
-    ];
+    let mut steps = vec![step("doctor".into(), "what the machine offers".into(), 30, Work::Doctor)];
+    for &precision in precisions(backend) {
+        let title = format!("operations and gradients beside the CPU's, {}", precision.name());
+        steps.push(step(named("operations", precision), title, 90, Work::Operations { precision }));
+    }
+    steps.push(step("quick".into(), "one quick run, all code paths".into(), 120, Work::Quick));
     let forms = match backend {
         "cuda" => vec![("tf32", false), ("tf32", true), ("bf16", false), ("bf16", true)],
         _ => vec![("f32", false)],
     };
     for widen in if tiny { vec![1] } else { vec![10, 4, 1] } {
-        let title = format!("images/s in training, widen {widen}");
-        steps.push(step(format!("speed-{widen}"), title, 90, Work::Speed { widen }));
+        for &precision in precisions(backend) {
+            let title = format!("images/s in training, widen {widen}, {}", precision.name());
+            steps.push(step(speed_step(widen, precision), title, 60, Work::Speed { widen, precision }));
+        }
         for &(precision, compiled) in &forms {
             let form = PytorchForm { precision, compiled };
             let how = if compiled { "compiled" } else { "eager" };
@@ -94,9 +97,31 @@ pub(super) fn steps(backend: &str, tiny: bool) -> Vec<Step> {
     steps
 }
 
-/// What changes of an experiment file in a rehearsal: any images do.
-pub(super) fn overrides(epochs: usize, tiny: bool) -> Vec<String> {
+/// What a backend can round operands to.
+fn precisions(backend: &str) -> &'static [Precision] {
+    if backend == "cuda" { &[Precision::F32, Precision::Tf32, Precision::Bf16] } else { &[Precision::F32] }
+}
+
+/// What trainings round to: what other programs round convolutions to on a GPU unless told not to.
+pub(super) fn training_precision(backend: &str) -> Precision {
+    if backend == "cuda" { Precision::Tf32 } else { Precision::F32 }
+}
+
+fn named(name: &str, precision: Precision) -> String {
+    if precision.is_full() { name.to_owned() } else { format!("{name}-{}", precision.name()) }
+}
+
+/// The step that times our training.
+pub(super) fn speed_step(widen: usize, precision: Precision) -> String {
+    named(&format!("speed-{widen}"), precision)
+}
+
+/// What changes of an experiment file: its epochs and precision; in a rehearsal any images do.
+pub(super) fn overrides(epochs: usize, precision: Precision, tiny: bool) -> Vec<String> {
     let mut changes = vec![format!("training.epochs={epochs}")];
+    if !precision.is_full() {
+        changes.push(format!("precision={:?}", precision.name()));
+    }
     if tiny {
         changes.push("data.when-missing=\"shapes\"".into());
     }
@@ -127,7 +152,7 @@ impl Load {
 /// # Errors
 /// If the file has problems; in words.
 pub(super) fn load_of(file: &Path, training: Training, tiny: bool) -> Result<Load, String> {
-    let options = PlanOptions { overrides: overrides(1, tiny), seeds: Some(vec![0]), quick: tiny };
+    let options = PlanOptions { overrides: overrides(1, Precision::F32, tiny), seeds: Some(vec![0]), quick: tiny };
     let experiment = Experiment::read(file, &options).map_err(|errors| errors.to_string())?;
     let plans: Vec<&Plan> = match &experiment {
         Experiment::Single(plan) => vec![plan],
@@ -166,7 +191,7 @@ pub(super) fn numbers(work: &Work, document: &Value) -> BTreeMap<String, f64> {
     };
     match work {
         Work::Doctor => {}
-        Work::Operations => {
+        Work::Operations { .. } => {
             let distances = document["operations"].as_array().into_iter().flatten();
             let worst = distances.filter_map(|check| check["distance"].as_f64()).fold(0.0, f64::max);
             put("largest distance".into(), &worst.into());
@@ -243,6 +268,7 @@ mod tests {
         let names = all.iter().map(|step| step.name.as_str()).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(names.len(), all.len());
         assert_eq!(all.iter().filter(|step| matches!(step.work, Work::Pytorch { .. })).count(), 12);
+        assert_eq!(all.iter().filter(|step| matches!(step.work, Work::Speed { .. })).count(), 9);
         assert_eq!(steps("flex", false).len(), 3 + 3 * 2 + 3);
     }
 
