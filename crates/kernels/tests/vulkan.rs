@@ -97,6 +97,13 @@ fn convolutions_agree() {
         ([8, 8], [256, 64], 4, 1, symmetric(1, 1)),
         ([8, 8], [32, 16], 4, 3, symmetric(3, 1)),
         ([7, 5], [9, 15], 3, 3, symmetric(3, 1)),
+        // Channels that fill wide tiles, in all the ways that positions and taps can be cut.
+        ([9, 7], [32, 48], 1, 3, same([9, 7], 3, 2)),
+        ([8, 8], [64, 96], 2, 3, symmetric(3, 1)),
+        ([9, 10], [48, 160], 1, 3, odd),
+        ([8, 8], [32, 32], 1, 2, ConvOptions { stride: 4, padding: [0; 4] }),
+        ([4, 4], [16, 16], 1, 3, ConvOptions { stride: 1, padding: [3, 3, 4, 4] }),
+        ([1, 1], [16, 16], 1, 1, symmetric(1, 1)),
         ([1, 1], [1, 1], 1, 1, symmetric(1, 1)),
         // Stride above the kernel's side: some inputs reach no output.
         ([8, 8], [4, 4], 1, 2, ConvOptions { stride: 4, padding: [0; 4] }),

@@ -11,6 +11,7 @@ use cubecl::prelude::*;
 
 use super::tensors::{array, contiguous, empty};
 use super::tile::{DEPTH, Form, ROWS, collect, columns, multiply, no_fragments, no_sums, operand, units};
+use super::wide;
 use crate::{ConvOptions, Precision};
 
 /// Cubes that a weight's gradient is spread over, about.
@@ -41,15 +42,15 @@ struct Shape {
 
 /// Sizes of a convolution on the host.
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    size: [usize; 2],
-    channels: usize,
-    out_size: [usize; 2],
-    out: usize,
-    groups: usize,
-    kernel: [usize; 2],
-    options: ConvOptions,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) size: [usize; 2],
+    pub(super) channels: usize,
+    pub(super) out_size: [usize; 2],
+    pub(super) out: usize,
+    pub(super) groups: usize,
+    pub(super) kernel: [usize; 2],
+    pub(super) options: ConvOptions,
 }
 
 impl Sizes {
@@ -401,7 +402,7 @@ fn weight_shares<E: Numeric>(
 
 /// Adds up the chunks' shares.
 #[cube(launch_unchecked)]
-fn join_shares(shares: &Array<f32>, weight: &mut Array<f32>, bias: &mut Array<f32>, chunks: u32, shape: Shape) {
+fn add_shares(shares: &Array<f32>, weight: &mut Array<f32>, bias: &mut Array<f32>, chunks: u32, shape: Shape) {
     let in_group = shape.channels / shape.groups;
     let area = shape.kernel_height * shape.kernel_width;
     let taps = area * in_group;
@@ -437,8 +438,12 @@ pub(super) fn conv2d_bias<R: CubeRuntime>(
     let (size, kernel) = ([height, width], [rows, columns_of_kernel]);
     let out_size = options.output_size(size, kernel);
     let sizes = Sizes { batch, size, channels, out_size, out, groups, kernel, options };
+    let form = Form::of(&x.client, Precision::chosen());
+    if let Some(output) = wide::forward(&x, &weight, &bias, &sizes, form) {
+        return output;
+    }
     let output = empty(&x, [batch, out_size[0], out_size[1], out]);
-    let (columns, form) = (columns(out / groups), Form::of(&x.client, Precision::chosen()));
+    let columns = columns(out / groups);
     let tiles = (batch * out_size[0] * out_size[1]).div_ceil(ROWS);
     unsafe {
         forward::launch_unchecked::<R>(
@@ -472,8 +477,12 @@ pub(super) fn conv2d_input_gradient<R: CubeRuntime>(
     let channels = in_group * groups;
     let (kernel, out_size) = ([rows, columns_of_kernel], [out_height, out_width]);
     let sizes = Sizes { batch, size, channels, out_size, out, groups, kernel, options };
+    let form = Form::of(&gradient.client, Precision::chosen());
+    if let Some(output) = wide::input_gradient(&weight, &gradient, &sizes, form) {
+        return output;
+    }
     let output = empty(&gradient, [batch, size[0], size[1], channels]);
-    let (columns, form) = (columns(in_group), Form::of(&gradient.client, Precision::chosen()));
+    let columns = columns(in_group);
     let tiles = (batch * size[0] * size[1]).div_ceil(ROWS);
     unsafe {
         backward::launch_unchecked::<R>(
@@ -505,9 +514,13 @@ pub(super) fn conv2d_weight_gradients<R: CubeRuntime>(
     let [_, out_height, out_width, out] = gradient.meta.shape().dims();
     let (size, out_size) = ([height, width], [out_height, out_width]);
     let sizes = Sizes { batch, size, channels, out_size, out, groups, kernel, options };
+    let form = Form::of(&x.client, Precision::chosen());
+    if let Some(gradients) = wide::weight_gradients(&x, &gradient, &sizes, form) {
+        return gradients;
+    }
     let (in_group, out_group) = (channels / groups, out / groups);
     let wide = kernel[0] * kernel[1] * in_group + 1;
-    let (columns, form) = (columns(out_group), Form::of(&x.client, Precision::chosen()));
+    let columns = columns(out_group);
     let (down, across) = (wide.div_ceil(ROWS), out_group.div_ceil(columns));
     let positions = batch * out_height * out_width;
     let most = positions.div_ceil(POSITIONS).max(1);
@@ -528,18 +541,29 @@ pub(super) fn conv2d_weight_gradients<R: CubeRuntime>(
             form.operand(),
         );
     }
-    let weight = empty(&x, [out, in_group, kernel[0], kernel[1]]);
-    let bias = empty(&x, [out]);
+    join_shares(&shares, &sizes, chunks)
+}
+
+/// The sums of all chunks' shares.
+pub(super) fn join_shares<R: CubeRuntime>(
+    shares: &CubeTensor<R>,
+    sizes: &Sizes,
+    chunks: usize,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let in_group = sizes.channels / sizes.groups;
+    let weight = empty(shares, [sizes.out, in_group, sizes.kernel[0], sizes.kernel[1]]);
+    let bias = empty(shares, [sizes.out]);
+    let wide = sizes.kernel[0] * sizes.kernel[1] * in_group + 1;
     unsafe {
-        join_shares::launch_unchecked::<R>(
-            &x.client,
-            CubeCount::Static((out * wide).div_ceil(256) as u32, 1, 1),
+        add_shares::launch_unchecked::<R>(
+            &shares.client,
+            CubeCount::Static((sizes.out * wide).div_ceil(256) as u32, 1, 1),
             CubeDim::new_1d(256),
-            array(&shares),
+            array(shares),
             array(&weight),
             array(&bias),
             chunks as u32,
-            sizes.launch(chunk),
+            sizes.launch(0),
         );
     }
     (weight, bias)

@@ -15,3 +15,4 @@ mod normalization;
 mod sums;
 mod tensors;
 mod tile;
+mod wide;

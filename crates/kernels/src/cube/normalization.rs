@@ -40,7 +40,9 @@ pub(super) struct Layout {
     members: usize,
     positions: usize,
     experts: usize,
-    /// Channels of a cube.
+    /// Channels that a unit works on side by side.
+    side_by_side: usize,
+    /// Units side by side in a cube.
     columns: usize,
     part_rows: usize,
     parts: usize,
@@ -50,14 +52,27 @@ pub(super) struct Layout {
 impl Layout {
     fn new(rows: usize, [map_channels, members]: [usize; 2], [experts, positions]: [usize; 2], weighed: bool) -> Self {
         let channels = map_channels * experts;
-        let columns = if channels <= 16 { 16 } else { 32 };
+        let side_by_side = if map_channels.is_multiple_of(4) { 4 } else { 1 };
+        let columns = if channels <= 16 { 16 } else { 32 } / side_by_side;
         let part_rows = rows.div_ceil(PARTS).max(ROWS_OF_PART);
         let parts = rows.div_ceil(part_rows).max(1);
-        Self { rows, channels, map_channels, members, positions, experts, columns, part_rows, parts, weighed }
+        Self {
+            rows,
+            channels,
+            map_channels,
+            members,
+            positions,
+            experts,
+            side_by_side,
+            columns,
+            part_rows,
+            parts,
+            weighed,
+        }
     }
 
     fn tiles(&self) -> u32 {
-        self.channels.div_ceil(self.columns) as u32
+        self.channels.div_ceil(self.columns * self.side_by_side) as u32
     }
 
     fn cube(&self) -> CubeDim {
@@ -67,9 +82,9 @@ impl Layout {
     fn launch<R: CubeRuntime>(&self, part_rows: usize) -> ShapeLaunch<R> {
         ShapeLaunch::new(
             self.rows as u32,
-            self.channels as u32,
-            self.map_channels as u32,
-            (self.map_channels * self.members) as u32,
+            (self.channels / self.side_by_side) as u32,
+            (self.map_channels / self.side_by_side) as u32,
+            (self.map_channels * self.members / self.side_by_side) as u32,
             (self.experts / self.members) as u32,
             self.positions as u32,
             self.experts as u32,
@@ -134,6 +149,7 @@ impl<R: CubeRuntime> Seen<R> {
 #[derive(CubeLaunch, CubeType, Clone, Copy)]
 struct Shape {
     rows: u32,
+    /// Channels, in as many as lie side by side; so are those of the map.
     channels: u32,
     /// Channels of the map that an expert sees.
     map_channels: u32,
@@ -148,9 +164,26 @@ struct Shape {
     part_rows: u32,
 }
 
-/// One number of what is normalized.
+/// Numbers of channels side by side: four, or one where channels cannot be cut into fours.
+type Numbers<N> = Vector<f32, N>;
+
+/// A gradient where the rectifier's input is above zero.
 #[cube]
-fn seen(x: &Array<f32>, weights: &Array<f32>, row: u32, channel: u32, shape: &Shape, #[comptime] weighed: bool) -> f32 {
+fn rectified<N: Size>(input: Numbers<N>, gradient: Numbers<N>) -> Numbers<N> {
+    let none = Numbers::<N>::new(0.0f32);
+    select_many(input.greater_than(none), gradient, none)
+}
+
+/// What is normalized.
+#[cube]
+fn seen<N: Size>(
+    x: &Array<Numbers<N>>,
+    weights: &Array<f32>,
+    row: u32,
+    channel: u32,
+    shape: &Shape,
+    #[comptime] weighed: bool,
+) -> Numbers<N> {
     if comptime!(weighed) {
         let expert = channel / shape.map_channels;
         let within = channel - expert * shape.map_channels;
@@ -158,7 +191,7 @@ fn seen(x: &Array<f32>, weights: &Array<f32>, row: u32, channel: u32, shape: &Sh
         let position = row - image * shape.positions;
         let weight = weights[((image * shape.experts + expert) * shape.positions + position) as usize];
         let member = expert / shape.experts_of_member;
-        weight * x[(row * shape.map_width + member * shape.map_channels + within) as usize]
+        Numbers::<N>::new(weight) * x[(row * shape.map_width + member * shape.map_channels + within) as usize]
     } else {
         x[(row * shape.channels + channel) as usize]
     }
@@ -166,11 +199,11 @@ fn seen(x: &Array<f32>, weights: &Array<f32>, row: u32, channel: u32, shape: &Sh
 
 /// Adds up what the units of a column hold; every unit of the column gets the sum. Columns are `CUBE_DIM_X` wide.
 #[cube]
-fn sum_of_column(shared: &mut SharedMemory<f32>, value: f32) -> f32 {
+fn sum_of_column<N: Size>(shared: &mut SharedMemory<Numbers<N>>, value: Numbers<N>) -> Numbers<N> {
     sync_cube();
     shared[UNIT_POS as usize] = value;
     sync_cube();
-    let mut sum = 0.0f32;
+    let mut sum = Numbers::<N>::new(0.0f32);
     for unit in 0..CUBE_DIM_Y {
         sum += shared[(unit * CUBE_DIM_X + UNIT_POS_X) as usize];
     }
@@ -179,25 +212,25 @@ fn sum_of_column(shared: &mut SharedMemory<f32>, value: f32) -> f32 {
 
 /// Mean and sum of squared deviations of each part, `[part, channel]`.
 #[cube(launch_unchecked)]
-fn moments(
-    x: &Array<f32>,
+fn moments<N: Size>(
+    x: &Array<Numbers<N>>,
     weights: &Array<f32>,
-    means: &mut Array<f32>,
-    squares: &mut Array<f32>,
+    means: &mut Array<Numbers<N>>,
+    squares: &mut Array<Numbers<N>>,
     shape: Shape,
     #[comptime] weighed: bool,
 ) {
-    let mut shared = SharedMemory::<f32>::new(256usize);
+    let mut shared = SharedMemory::<Numbers<N>>::new(256usize);
     let channel = CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X;
     let inside = channel < shape.channels;
     let first = CUBE_POS_Y * shape.cube_rows;
     let last = min(first + shape.cube_rows, shape.rows);
-    let mut shift = 0.0f32;
+    let mut shift = Numbers::<N>::new(0.0f32);
     if inside {
         shift = seen(x, weights, first, channel, &shape, weighed);
     }
-    let mut sum = 0.0f32;
-    let mut square = 0.0f32;
+    let mut sum = Numbers::<N>::new(0.0f32);
+    let mut square = Numbers::<N>::new(0.0f32);
     let mut row = first + UNIT_POS_Y;
     if inside {
         while row < last {
@@ -210,7 +243,7 @@ fn moments(
     let sum = sum_of_column(&mut shared, sum);
     let square = sum_of_column(&mut shared, square);
     if inside && UNIT_POS_Y == 0 {
-        let count = f32::cast_from(last - first);
+        let count = Numbers::<N>::cast_from(last - first);
         let at = (CUBE_POS_Y * shape.channels + channel) as usize;
         means[at] = shift + sum / count;
         squares[at] = square - sum * sum / count;
@@ -219,31 +252,31 @@ fn moments(
 
 /// Joins the parts' moments of one channel: mean, and the sum of squared deviations from it.
 #[cube]
-fn joined(
-    means: &Array<f32>,
-    squares: &Array<f32>,
-    shared: &mut SharedMemory<f32>,
+fn joined<N: Size>(
+    means: &Array<Numbers<N>>,
+    squares: &Array<Numbers<N>>,
+    shared: &mut SharedMemory<Numbers<N>>,
     channel: u32,
     shape: &Shape,
-) -> (f32, f32) {
+) -> (Numbers<N>, Numbers<N>) {
     let inside = channel < shape.channels;
-    let mut sum = 0.0f32;
+    let mut sum = Numbers::<N>::new(0.0f32);
     let mut part = UNIT_POS_Y;
     if inside {
         while part < shape.parts {
             let first = part * shape.part_rows;
-            let count = f32::cast_from(min(shape.part_rows, shape.rows - first));
+            let count = Numbers::<N>::cast_from(min(shape.part_rows, shape.rows - first));
             sum += count * means[(part * shape.channels + channel) as usize];
             part += CUBE_DIM_Y;
         }
     }
-    let mean = sum_of_column(shared, sum) / f32::cast_from(shape.rows);
-    let mut square = 0.0f32;
+    let mean = sum_of_column(shared, sum) / Numbers::<N>::cast_from(shape.rows);
+    let mut square = Numbers::<N>::new(0.0f32);
     let mut part = UNIT_POS_Y;
     if inside {
         while part < shape.parts {
             let first = part * shape.part_rows;
-            let count = f32::cast_from(min(shape.part_rows, shape.rows - first));
+            let count = Numbers::<N>::cast_from(min(shape.part_rows, shape.rows - first));
             let at = (part * shape.channels + channel) as usize;
             let away = means[at] - mean;
             square += squares[at] + count * away * away;
@@ -255,37 +288,37 @@ fn joined(
 }
 
 #[cube(launch_unchecked)]
-fn normalize(
-    x: &Array<f32>,
+fn normalize<N: Size>(
+    x: &Array<Numbers<N>>,
     weights: &Array<f32>,
-    means: &Array<f32>,
-    squares: &Array<f32>,
-    gamma: &Array<f32>,
-    beta: &Array<f32>,
-    output: &mut Array<f32>,
-    mean_out: &mut Array<f32>,
-    variance_out: &mut Array<f32>,
+    means: &Array<Numbers<N>>,
+    squares: &Array<Numbers<N>>,
+    gamma: &Array<Numbers<N>>,
+    beta: &Array<Numbers<N>>,
+    output: &mut Array<Numbers<N>>,
+    mean_out: &mut Array<Numbers<N>>,
+    variance_out: &mut Array<Numbers<N>>,
     epsilon: f32,
     shape: Shape,
     #[comptime] weighed: bool,
 ) {
-    let mut shared = SharedMemory::<f32>::new(256usize);
+    let mut shared = SharedMemory::<Numbers<N>>::new(256usize);
     let channel = CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X;
     let (mean, square) = joined(means, squares, &mut shared, channel, &shape);
     if channel < shape.channels {
-        let variance = square / f32::cast_from(shape.rows);
+        let variance = square / Numbers::<N>::cast_from(shape.rows);
         if CUBE_POS_Y == 0 && UNIT_POS_Y == 0 {
             mean_out[channel as usize] = mean;
             variance_out[channel as usize] = variance;
         }
-        let scale = gamma[channel as usize] / (variance + epsilon).sqrt();
+        let scale = gamma[channel as usize] / (variance + Numbers::<N>::new(epsilon)).sqrt();
         let shift = beta[channel as usize];
         let first = CUBE_POS_Y * shape.cube_rows;
         let last = min(first + shape.cube_rows, shape.rows);
         let mut row = first + UNIT_POS_Y;
         while row < last {
             let value = (seen(x, weights, row, channel, &shape, weighed) - mean) * scale + shift;
-            output[(row * shape.channels + channel) as usize] = max(value, 0.0f32);
+            output[(row * shape.channels + channel) as usize] = max(value, Numbers::<N>::new(0.0f32));
             row += CUBE_DIM_Y;
         }
     }
@@ -308,6 +341,7 @@ pub(super) fn batch_norm_relu<R: CubeRuntime>(
             client,
             CubeCount::Static(layout.tiles(), layout.parts as u32, 1),
             layout.cube(),
+            layout.side_by_side,
             array(x),
             array(seen.weights()),
             array(&means),
@@ -323,6 +357,7 @@ pub(super) fn batch_norm_relu<R: CubeRuntime>(
             client,
             CubeCount::Static(layout.tiles(), layout.rows.div_ceil(ROWS_WRITTEN) as u32, 1),
             layout.cube(),
+            layout.side_by_side,
             array(x),
             array(seen.weights()),
             array(&means),
@@ -342,28 +377,28 @@ pub(super) fn batch_norm_relu<R: CubeRuntime>(
 
 /// The parts' sums of the gradient behind the rectifier, plain and times the normalized value, `[part, channel]`.
 #[cube(launch_unchecked)]
-fn gradient_sums(
-    x: &Array<f32>,
+fn gradient_sums<N: Size>(
+    x: &Array<Numbers<N>>,
     weights: &Array<f32>,
-    gradient: &Array<f32>,
-    gamma: &Array<f32>,
-    beta: &Array<f32>,
-    mean: &Array<f32>,
-    variance: &Array<f32>,
-    beta_sums: &mut Array<f32>,
-    gamma_sums: &mut Array<f32>,
+    gradient: &Array<Numbers<N>>,
+    gamma: &Array<Numbers<N>>,
+    beta: &Array<Numbers<N>>,
+    mean: &Array<Numbers<N>>,
+    variance: &Array<Numbers<N>>,
+    beta_sums: &mut Array<Numbers<N>>,
+    gamma_sums: &mut Array<Numbers<N>>,
     epsilon: f32,
     shape: Shape,
     #[comptime] weighed: bool,
 ) {
-    let mut shared = SharedMemory::<f32>::new(256usize);
+    let mut shared = SharedMemory::<Numbers<N>>::new(256usize);
     let channel = CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X;
     let inside = channel < shape.channels;
-    let mut plain = 0.0f32;
-    let mut times = 0.0f32;
+    let mut plain = Numbers::<N>::new(0.0f32);
+    let mut times = Numbers::<N>::new(0.0f32);
     if inside {
         let mean = mean[channel as usize];
-        let reciprocal = 1.0f32 / (variance[channel as usize] + epsilon).sqrt();
+        let reciprocal = Numbers::<N>::new(1.0f32) / (variance[channel as usize] + Numbers::<N>::new(epsilon)).sqrt();
         let scale = gamma[channel as usize];
         let shift = beta[channel as usize];
         let first = CUBE_POS_Y * shape.cube_rows;
@@ -371,11 +406,9 @@ fn gradient_sums(
         let mut row = first + UNIT_POS_Y;
         while row < last {
             let normal = (seen(x, weights, row, channel, &shape, weighed) - mean) * reciprocal;
-            if normal * scale + shift > 0.0f32 {
-                let gradient = gradient[(row * shape.channels + channel) as usize];
-                plain += gradient;
-                times += gradient * normal;
-            }
+            let behind = rectified(normal * scale + shift, gradient[(row * shape.channels + channel) as usize]);
+            plain += behind;
+            times += behind * normal;
             row += CUBE_DIM_Y;
         }
     }
@@ -390,8 +423,13 @@ fn gradient_sums(
 
 /// Adds up a channel's parts.
 #[cube]
-fn sum_of_parts(sums: &Array<f32>, shared: &mut SharedMemory<f32>, channel: u32, shape: &Shape) -> f32 {
-    let mut sum = 0.0f32;
+fn sum_of_parts<N: Size>(
+    sums: &Array<Numbers<N>>,
+    shared: &mut SharedMemory<Numbers<N>>,
+    channel: u32,
+    shape: &Shape,
+) -> Numbers<N> {
+    let mut sum = Numbers::<N>::new(0.0f32);
     if channel < shape.channels {
         let mut part = UNIT_POS_Y;
         while part < shape.parts {
@@ -403,22 +441,22 @@ fn sum_of_parts(sums: &Array<f32>, shared: &mut SharedMemory<f32>, channel: u32,
 }
 
 #[cube(launch_unchecked)]
-fn input_gradient(
-    x: &Array<f32>,
-    gradient: &Array<f32>,
-    gamma: &Array<f32>,
-    beta: &Array<f32>,
-    mean: &Array<f32>,
-    variance: &Array<f32>,
-    beta_sums: &Array<f32>,
-    gamma_sums: &Array<f32>,
-    x_gradient: &mut Array<f32>,
-    gamma_gradient: &mut Array<f32>,
-    beta_gradient: &mut Array<f32>,
+fn input_gradient<N: Size>(
+    x: &Array<Numbers<N>>,
+    gradient: &Array<Numbers<N>>,
+    gamma: &Array<Numbers<N>>,
+    beta: &Array<Numbers<N>>,
+    mean: &Array<Numbers<N>>,
+    variance: &Array<Numbers<N>>,
+    beta_sums: &Array<Numbers<N>>,
+    gamma_sums: &Array<Numbers<N>>,
+    x_gradient: &mut Array<Numbers<N>>,
+    gamma_gradient: &mut Array<Numbers<N>>,
+    beta_gradient: &mut Array<Numbers<N>>,
     epsilon: f32,
     shape: Shape,
 ) {
-    let mut shared = SharedMemory::<f32>::new(256usize);
+    let mut shared = SharedMemory::<Numbers<N>>::new(256usize);
     let channel = CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X;
     let plain = sum_of_parts(beta_sums, &mut shared, channel, &shape);
     let times = sum_of_parts(gamma_sums, &mut shared, channel, &shape);
@@ -427,9 +465,9 @@ fn input_gradient(
             beta_gradient[channel as usize] = plain;
             gamma_gradient[channel as usize] = times;
         }
-        let count = f32::cast_from(shape.rows);
+        let count = Numbers::<N>::cast_from(shape.rows);
         let mean = mean[channel as usize];
-        let reciprocal = 1.0f32 / (variance[channel as usize] + epsilon).sqrt();
+        let reciprocal = Numbers::<N>::new(1.0f32) / (variance[channel as usize] + Numbers::<N>::new(epsilon)).sqrt();
         let scale = gamma[channel as usize];
         let shift = beta[channel as usize];
         let first = CUBE_POS_Y * shape.cube_rows;
@@ -438,10 +476,7 @@ fn input_gradient(
         while row < last {
             let at = (row * shape.channels + channel) as usize;
             let normal = (x[at] - mean) * reciprocal;
-            let mut behind = 0.0f32;
-            if normal * scale + shift > 0.0f32 {
-                behind = gradient[at];
-            }
+            let behind = rectified(normal * scale + shift, gradient[at]);
             x_gradient[at] = (behind - plain / count - normal * (times / count)) * (scale * reciprocal);
             row += CUBE_DIM_Y;
         }
@@ -516,14 +551,14 @@ fn weighed_gradient(
 
 /// The parts' sums joined to the gradients of gamma and beta.
 #[cube(launch_unchecked)]
-fn join_sums(
-    beta_sums: &Array<f32>,
-    gamma_sums: &Array<f32>,
-    gamma_gradient: &mut Array<f32>,
-    beta_gradient: &mut Array<f32>,
+fn join_sums<N: Size>(
+    beta_sums: &Array<Numbers<N>>,
+    gamma_sums: &Array<Numbers<N>>,
+    gamma_gradient: &mut Array<Numbers<N>>,
+    beta_gradient: &mut Array<Numbers<N>>,
     shape: Shape,
 ) {
-    let mut shared = SharedMemory::<f32>::new(256usize);
+    let mut shared = SharedMemory::<Numbers<N>>::new(256usize);
     let channel = CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X;
     let plain = sum_of_parts(beta_sums, &mut shared, channel, &shape);
     let times = sum_of_parts(gamma_sums, &mut shared, channel, &shape);
@@ -569,6 +604,7 @@ pub(super) fn batch_norm_relu_gradients<R: CubeRuntime>(
             client,
             CubeCount::Static(layout.tiles(), layout.parts as u32, 1),
             layout.cube(),
+            layout.side_by_side,
             array(x),
             array(seen.weights()),
             array(&gradient),
@@ -592,6 +628,7 @@ pub(super) fn batch_norm_relu_gradients<R: CubeRuntime>(
                     client,
                     CubeCount::Static(layout.tiles(), layout.rows.div_ceil(ROWS_WRITTEN) as u32, 1),
                     layout.cube(),
+                    layout.side_by_side,
                     array(x),
                     array(&gradient),
                     array(&gamma),
@@ -615,6 +652,7 @@ pub(super) fn batch_norm_relu_gradients<R: CubeRuntime>(
                     client,
                     CubeCount::Static(layout.tiles(), 1, 1),
                     layout.cube(),
+                    layout.side_by_side,
                     array(&beta_sums),
                     array(&gamma_sums),
                     array(&gamma_gradient),
@@ -640,7 +678,7 @@ pub(super) fn batch_norm_relu_gradients<R: CubeRuntime>(
                     array(&map),
                     array(&weights_gradient),
                     epsilon as f32,
-                    layout.launch(1),
+                    Layout { side_by_side: 1, ..layout }.launch(1),
                 );
             }
             Some(weights_gradient)
@@ -650,12 +688,12 @@ pub(super) fn batch_norm_relu_gradients<R: CubeRuntime>(
 }
 
 #[cube(launch_unchecked)]
-fn scale_and_rectify(
-    x: &Array<f32>,
+fn scale_and_rectify<N: Size>(
+    x: &Array<Numbers<N>>,
     weights: &Array<f32>,
-    scale: &Array<f32>,
-    shift: &Array<f32>,
-    output: &mut Array<f32>,
+    scale: &Array<Numbers<N>>,
+    shift: &Array<Numbers<N>>,
+    output: &mut Array<Numbers<N>>,
     shape: Shape,
     #[comptime] weighed: bool,
 ) {
@@ -668,7 +706,7 @@ fn scale_and_rectify(
         let mut row = first + UNIT_POS_Y;
         while row < last {
             let value = seen(x, weights, row, channel, &shape, weighed) * scale + shift;
-            output[(row * shape.channels + channel) as usize] = max(value, 0.0f32);
+            output[(row * shape.channels + channel) as usize] = max(value, Numbers::<N>::new(0.0f32));
             row += CUBE_DIM_Y;
         }
     }
@@ -689,6 +727,7 @@ pub(super) fn scale_shift_relu<R: CubeRuntime>(
             &x.client,
             CubeCount::Static(layout.tiles(), layout.rows.div_ceil(ROWS_WRITTEN) as u32, 1),
             layout.cube(),
+            layout.side_by_side,
             array(x),
             array(seen.weights()),
             array(&scale),

@@ -60,8 +60,13 @@ impl Form {
         matches!(self, Self::CoresTf32 | Self::CoresBf16)
     }
 
+    /// Whether operands are rounded by the kernel itself, not by their type.
+    pub(super) fn rounds(self) -> bool {
+        self.dropped_bits() > 0
+    }
+
     /// Terms that tensor cores take at once.
-    fn terms(self) -> usize {
+    pub(super) fn terms(self) -> usize {
         if self == Self::CoresTf32 { 8 } else { 16 }
     }
 
