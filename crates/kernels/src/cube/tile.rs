@@ -34,8 +34,10 @@ impl Form {
         let has = |kind: FloatKind, terms: u32| {
             let operand = ElemType::Float(kind).into();
             let sum = ElemType::Float(FloatKind::F32).into();
-            let wanted = MmaConfig { a_type: operand, b_type: operand, cd_type: sum, m: 16, n: 16, k: terms };
-            client.properties().features.matmul.cmma.contains(&wanted)
+            let of =
+                |columns| MmaConfig { a_type: operand, b_type: operand, cd_type: sum, m: 16, n: columns, k: terms };
+            let can = &client.properties().features.matmul;
+            can.cmma.contains(&of(16)) && can.mma.contains(&of(8))
         };
         match precision {
             Precision::F32 => Self::Units,

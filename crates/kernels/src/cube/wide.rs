@@ -6,7 +6,7 @@
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::cmma::{Matrix, MatrixIdent, MatrixLayout};
+use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
 
 use super::convolution::{Sizes, join_shares};
@@ -20,10 +20,16 @@ const PLANES: usize = 8;
 const DOWN: usize = 4;
 /// Units of a cube.
 const UNITS: usize = PLANES * 32;
-/// Cubes that a weight's gradient is spread over, about: six for every processor of a large device.
-const CUBES: usize = 792;
+/// Cubes that a weight's gradient is spread over, about: three for every processor of a large device.
+const CUBES: usize = 396;
+
+/// Chunks of positions that a weight's gradient is cut into, at most: their sums are added up one after another.
+const MOST_CHUNKS: usize = 132;
+/// Rows of taps, and columns, at most: which of them lie inside an image are bits of one number.
+const MOST_TAPS: usize = 16;
 
 type Four<E> = Vector<E, Const<4>>;
+type Pair = Vector<f32, Const<2>>;
 
 /// A tile of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,15 +42,18 @@ struct Tile {
 }
 
 impl Tile {
-    /// The tile for a product of so many columns whose sums have so many terms; none if those do not fit.
+    /// The tile for a product of so many columns whose sums have so many terms for each tap; none if those do not fit.
     fn of<R: Runtime>(
         client: &cubecl::client::ComputeClient<R>,
         columns: usize,
         terms: usize,
+        kernel: [usize; 2],
         form: Form,
     ) -> Option<Self> {
+        let fits =
+            columns.is_multiple_of(4) && terms.is_multiple_of(16) && kernel.iter().all(|&side| side <= MOST_TAPS);
         // Units have tiles of 64 columns only: with fewer of them filled, narrower tiles cost less.
-        if !columns.is_multiple_of(4) || !terms.is_multiple_of(16) || !form.uses_cores() && columns < 48 {
+        if !fits || !form.uses_cores() && columns < 48 {
             return None;
         }
         let depth = if form == Form::CoresBf16 && terms.is_multiple_of(32) { 32 } else { 16 };
@@ -62,8 +71,7 @@ impl Tile {
         let number = if self.form == Form::CoresBf16 { 2 } else { 4 };
         let terms_last = (ROWS + self.columns) * self.row();
         let terms_first = self.depth * (line(ROWS) + line(self.columns));
-        let scratch = if self.form.uses_cores() { UNITS / 32 * 256 * 4 } else { 0 };
-        2 * terms_last.max(terms_first) * number + scratch
+        2 * terms_last.max(terms_first) * number
     }
 
     /// Numbers from one row to the next where the terms of a row lie side by side: rows begin in different banks.
@@ -86,9 +94,9 @@ impl Tile {
         self.plane_rows() / 16
     }
 
-    /// Fragments of 16 columns that a plane has.
+    /// Fragments of 8 columns that a plane has.
     fn across(self) -> usize {
-        self.plane_columns() / 16
+        self.plane_columns() / 8
     }
 
     /// Four columns that a unit has, where units multiply.
@@ -100,11 +108,6 @@ impl Tile {
 /// Numbers from one term to the next where the rows of a term lie side by side.
 fn line(length: usize) -> usize {
     length + 8
-}
-
-/// Where a row's term lies in shared memory, in fours.
-fn place(row: usize, term: usize, stride: usize, terms_last: bool) -> usize {
-    (if terms_last { row * stride + term } else { term * stride + row }) / 4
 }
 
 /// Sizes of a convolution: of what is read, and of what is written.
@@ -144,98 +147,149 @@ fn operands<E: Numeric>(values: Four<f32>, #[comptime] form: Form) -> Four<E> {
     }
 }
 
-/// What a plane or a unit has summed up.
+/// What a unit has summed up: in pairs where its plane multiplies on tensor cores, in fours where it multiplies itself.
 #[derive(CubeType)]
 struct Sums {
-    fragments: Sequence<Matrix<f32>>,
+    pairs: Array<Pair>,
     fours: Array<Four<f32>>,
 }
 
 #[cube]
 fn no_sums(#[comptime] tile: Tile) -> Sums {
-    let mut fragments = Sequence::<Matrix<f32>>::new();
-    if comptime!(tile.form.uses_cores()) {
-        #[unroll]
-        for _ in 0..comptime!(tile.along() * tile.across()) {
-            fragments.push(Matrix::<f32>::from_value(
-                MatrixIdent::Accumulator,
-                16usize,
-                16usize,
-                comptime!(tile.form.terms()),
-                MatrixLayout::Undefined,
-                0.0f32,
-            ));
-        }
-    }
-    let count = comptime!(if tile.form.uses_cores() { 1 } else { 8 * tile.fours() });
-    let mut fours = Array::<Four<f32>>::new(count);
+    let pair_count = comptime!(if tile.form.uses_cores() { 2 * tile.along() * tile.across() } else { 1 });
+    let mut pairs = Array::<Pair>::new(pair_count);
     #[unroll]
-    for i in 0..count {
+    for i in 0..pair_count {
+        pairs[i] = Pair::new(0.0f32);
+    }
+    let four_count = comptime!(if tile.form.uses_cores() { 1 } else { 8 * tile.fours() });
+    let mut fours = Array::<Four<f32>>::new(four_count);
+    #[unroll]
+    for i in 0..four_count {
         fours[i] = Four::<f32>::new(0.0f32);
     }
-    Sums { fragments, fours }
+    Sums { pairs, fours }
 }
 
 /// Adds the products of one half of shared memory on tensor cores; `terms_last`: the terms of a row lie side by side.
+///
+/// Operands of two bytes are read 16 by 16 at once (`ldmatrix`), those of four one by one.
 #[cube]
 fn multiply_on_cores<E: Numeric>(
     left: &SharedMemory<Four<E>>,
     right: &SharedMemory<Four<E>>,
     half: usize,
-    sums: &Sums,
+    sums: &mut Sums,
     #[comptime] tile: Tile,
     #[comptime] terms_last: bool,
 ) {
-    let along = comptime!(tile.along());
     let across = comptime!(tile.across());
     let terms = comptime!(tile.form.terms());
+    let in_twos = comptime!(tile.form == Form::CoresBf16);
     let left_stride = comptime!(if terms_last { tile.row() } else { line(ROWS) });
     let right_stride = comptime!(if terms_last { tile.row() } else { line(tile.columns) });
-    let left_half = half * comptime!(left_stride * if terms_last { ROWS } else { tile.depth } / 4);
-    let right_half = half * comptime!(right_stride * if terms_last { tile.columns } else { tile.depth } / 4);
+    let left_half = half * comptime!(left_stride * if terms_last { ROWS } else { tile.depth });
+    let right_half = half * comptime!(right_stride * if terms_last { tile.columns } else { tile.depth });
     let plane = (UNIT_POS / 32u32) as usize;
-    let row = plane % comptime!(DOWN) * comptime!(tile.plane_rows());
-    let column = plane / comptime!(DOWN) * comptime!(tile.plane_columns());
+    let unit = (UNIT_POS % 32u32) as usize;
+    let first_row = plane % comptime!(DOWN) * comptime!(tile.plane_rows());
+    let first_column = plane / comptime!(DOWN) * comptime!(tile.plane_columns());
+
+    let product = MmaDefinition::<E, E, f32>::new(16usize, 8usize, terms);
+    let left_count = product.vectors_per_lane(MatrixIdent::A);
+    let right_count = product.vectors_per_lane(MatrixIdent::B);
+    let size!(LeftSize) = product.vector_size(MatrixIdent::A);
+    let size!(RightSize) = product.vector_size(MatrixIdent::B);
     #[unroll]
     for part in 0..comptime!(tile.depth / terms) {
-        let mut lefts = Sequence::<Matrix<Four<E>>>::new();
+        let mut lefts = Sequence::<Array<Vector<E, LeftSize>>>::new();
         #[unroll]
-        for i in 0..along {
-            let at = comptime!(place(i * 16, part * terms, left_stride, terms_last));
-            let to = comptime!(if terms_last { left_stride } else { 1 });
-            let begin = left_half + row * to / 4 + at;
-            lefts.push(Matrix::<Four<E>>::from_slice(
-                MatrixIdent::A,
-                16usize,
-                16usize,
-                terms,
-                comptime!(if terms_last { MatrixLayout::RowMajor } else { MatrixLayout::ColMajor }),
-                &left.slice(begin, begin + comptime!(4 * left_stride)),
-                comptime!(left_stride as u32),
-            ));
+        for i in 0..comptime!(tile.along()) {
+            let row = first_row + comptime!(i * 16);
+            if comptime!(in_twos) {
+                // Four matrices of 8 by 8: the second has the next rows, the third the next terms. A unit names a row of one.
+                let (across_row, along_term) = (unit / 8 % 2 * 8, unit / 16 * 8);
+                let at = if comptime!(terms_last) {
+                    (row + across_row + unit % 8) * left_stride + comptime!(part * terms) + along_term
+                } else {
+                    (along_term + unit % 8 + comptime!(part * terms)) * left_stride + row + across_row
+                };
+                let begin = (left_half + at) / 4;
+                let row = left.slice(begin, begin + 2);
+                lefts.push(product.load_matrix::<Four<E>, LeftSize>(&row, MatrixIdent::A, 4usize, !terms_last));
+            } else {
+                let numbers = left.to_slice().with_vector_size::<LeftSize>();
+                let mut values = Array::<Vector<E, LeftSize>>::new(left_count);
+                #[unroll]
+                for n in 0..left_count {
+                    let (within, term) = product.position_of_nth(unit as u32, n as u32, MatrixIdent::A);
+                    let term = comptime!(part * terms) + term as usize;
+                    let at = if comptime!(terms_last) {
+                        (row + within as usize) * left_stride + term
+                    } else {
+                        term * left_stride + row + within as usize
+                    };
+                    values[n] = numbers[left_half + at];
+                }
+                lefts.push(values);
+            }
         }
-        let mut rights = Sequence::<Matrix<Four<E>>>::new();
         #[unroll]
-        for j in 0..across {
-            let at = comptime!(place(j * 16, part * terms, right_stride, terms_last));
-            let to = comptime!(if terms_last { right_stride } else { 1 });
-            let begin = right_half + column * to / 4 + at;
-            rights.push(Matrix::<Four<E>>::from_slice(
-                MatrixIdent::B,
-                16usize,
-                16usize,
-                terms,
-                comptime!(if terms_last { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor }),
-                &right.slice(begin, begin + comptime!(4 * right_stride)),
-                comptime!(right_stride as u32),
-            ));
-        }
-        #[unroll]
-        for i in 0..along {
+        for jj in 0..comptime!(across / 2) {
+            let column = first_column + comptime!(jj * 16);
+            let mut rights = Sequence::<Array<Vector<E, RightSize>>>::new();
+            if comptime!(in_twos) {
+                // The second matrix has the next terms, the third the next columns.
+                let (along_term, across_column) = (unit / 8 % 2 * 8, unit / 16 * 8);
+                let at = if comptime!(terms_last) {
+                    (column + across_column + unit % 8) * right_stride + comptime!(part * terms) + along_term
+                } else {
+                    (along_term + unit % 8 + comptime!(part * terms)) * right_stride + column + across_column
+                };
+                let begin = (right_half + at) / 4;
+                let row = right.slice(begin, begin + 2);
+                let both = product.load_matrix::<Four<E>, RightSize>(&row, MatrixIdent::B, 4usize, !terms_last);
+                #[unroll]
+                for j in 0..2usize {
+                    let mut values = Array::<Vector<E, RightSize>>::new(right_count);
+                    #[unroll]
+                    for n in 0..right_count {
+                        values[n] = both[comptime!(j * 2 + n)];
+                    }
+                    rights.push(values);
+                }
+            } else {
+                let numbers = right.to_slice().with_vector_size::<RightSize>();
+                #[unroll]
+                for j in 0..2usize {
+                    let mut values = Array::<Vector<E, RightSize>>::new(right_count);
+                    #[unroll]
+                    for n in 0..right_count {
+                        let (term, within) = product.position_of_nth(unit as u32, n as u32, MatrixIdent::B);
+                        let term = comptime!(part * terms) + term as usize;
+                        let within = column + comptime!(j * 8) + within as usize;
+                        let at = if comptime!(terms_last) {
+                            within * right_stride + term
+                        } else {
+                            term * right_stride + within
+                        };
+                        values[n] = numbers[right_half + at];
+                    }
+                    rights.push(values);
+                }
+            }
             #[unroll]
-            for j in 0..across {
-                let sum = sums.fragments.index(comptime!(i * across + j));
-                cubecl::cmma::execute::<Four<E>, Four<E>, f32, f32>(lefts.index(i), rights.index(j), sum, sum);
+            for i in 0..comptime!(tile.along()) {
+                #[unroll]
+                for j in 0..2usize {
+                    let at = comptime!(2 * (i * across + jj * 2 + j));
+                    let mut sum = Array::<Pair>::new(2usize);
+                    sum[0] = sums.pairs[at];
+                    sum[1] = sums.pairs[comptime!(at + 1)];
+                    let sum = product.execute(lefts.index(i), rights.index(j), &sum);
+                    sums.pairs[at] = sum[0];
+                    sums.pairs[comptime!(at + 1)] = sum[1];
+                }
             }
         }
     }
@@ -361,8 +415,8 @@ fn reached(first: i32, tap: u32, #[comptime] back: bool) -> u32 {
 fn convolve<E: Numeric>(
     source: &Array<Four<f32>>,
     weight: &Array<Four<f32>>,
-    bias: &Array<Four<f32>>,
-    output: &mut Array<Four<f32>>,
+    bias: &Array<Pair>,
+    output: &mut Array<Pair>,
     shape: Shape,
     #[comptime] tile: Tile,
     #[comptime] back: bool,
@@ -460,116 +514,104 @@ fn convolve<E: Numeric>(
     }
 
     let steps = tap_rows * tap_columns * (in_group / comptime!((tile.depth / 4) as u32));
-    let mut left_read = Array::<Four<f32>>::new(left_reads);
-    let mut right_read = Array::<Four<f32>>::new(right_reads);
+    let mut left_read = Array::<Four<f32>>::new(comptime!(2 * left_reads));
+    let mut right_read = Array::<Four<f32>>::new(comptime!(2 * right_reads));
     let mut tap_row = 0u32;
     let mut tap_column = 0u32;
     let mut channel = 0u32;
-    let mut half = 0usize;
-    // One turn more than steps: the first only reads, the last only multiplies.
-    for step in 0..steps + 1u32 {
-        if step < steps {
-            let offset = (tap_row * shape.width + tap_column) * shape.channels;
-            #[unroll]
-            for i in 0..left_reads {
-                let mut values = Four::<f32>::new(0.0f32);
-                let bits = inside[i] >> tap_row;
-                if (bits & (inside[i] >> (tap_column + 16u32)) & 1u32) == 1u32 {
-                    // Sums of unsigned numbers wrap around, and so come back where a part of them is below zero.
-                    let mut at = from[i] + channel;
-                    if comptime!(back) {
-                        at -= offset;
-                    } else {
-                        at += offset;
+    // Two turns more than steps: a step is read in its own turn, put into shared memory in the next, and multiplied in the one
+    // after that. Turns are taken in twos, so that what is read has a place that the compiler knows.
+    for both in 0..(steps + 3u32) / 2u32 {
+        #[unroll]
+        for turn in 0..2usize {
+            let step = both * 2u32 + comptime!(turn as u32);
+            if step < steps {
+                let offset = (tap_row * shape.width + tap_column) * shape.channels;
+                #[unroll]
+                for i in 0..left_reads {
+                    let mut values = Four::<f32>::new(0.0f32);
+                    let bits = inside[i] >> tap_row;
+                    if (bits & (inside[i] >> (tap_column + 16u32)) & 1u32) == 1u32 {
+                        // Sums of unsigned numbers wrap around, and so come back where a part of them is below zero.
+                        let mut at = from[i] + channel;
+                        if comptime!(back) {
+                            at -= offset;
+                        } else {
+                            at += offset;
+                        }
+                        values = source[at as usize];
                     }
-                    values = source[at as usize];
+                    left_read[comptime!(turn * left_reads + i)] = values;
                 }
-                left_read[i] = values;
-            }
-            let tap =
-                (first_tap_row + tap_row * tap_step) * shape.kernel_width + first_tap_column + tap_column * tap_step;
-            let offset = tap * in_group + channel;
-            #[unroll]
-            for i in 0..right_reads {
-                let mut values = Four::<f32>::new(0.0f32);
-                if first_column + first_line + comptime!((i * lines) as u32) < out_group {
-                    values = weight[(of_columns[i] + offset) as usize];
+                let tap = (first_tap_row + tap_row * tap_step) * shape.kernel_width
+                    + first_tap_column
+                    + tap_column * tap_step;
+                let offset = tap * in_group + channel;
+                #[unroll]
+                for i in 0..right_reads {
+                    let mut values = Four::<f32>::new(0.0f32);
+                    if first_column + first_line + comptime!((i * lines) as u32) < out_group {
+                        values = weight[(of_columns[i] + offset) as usize];
+                    }
+                    right_read[comptime!(turn * right_reads + i)] = values;
                 }
-                right_read[i] = values;
-            }
-            tap_column += 1u32;
-            if tap_column == tap_columns {
-                tap_column = 0u32;
-                tap_row += 1u32;
-                if tap_row == tap_rows {
-                    tap_row = 0u32;
-                    channel += comptime!((tile.depth / 4) as u32);
+                tap_column += 1u32;
+                if tap_column == tap_columns {
+                    tap_column = 0u32;
+                    tap_row += 1u32;
+                    if tap_row == tap_rows {
+                        tap_row = 0u32;
+                        channel += comptime!((tile.depth / 4) as u32);
+                    }
                 }
             }
+            if step >= 2u32 && step < steps + 2u32 {
+                multiply::<E>(&left, &right, turn, &mut sums, tile, true);
+            }
+            if step >= 1u32 && step <= steps {
+                #[unroll]
+                for i in 0..left_reads {
+                    let at = (first_line as usize + comptime!(i * lines)) * row_fours + lane as usize;
+                    left[comptime!((1 - turn) * left_half) + at] =
+                        operands::<E>(left_read[comptime!((1 - turn) * left_reads + i)], tile.form);
+                }
+                #[unroll]
+                for i in 0..right_reads {
+                    let column = first_line as usize + comptime!(i * lines);
+                    if column < comptime!(tile.columns) {
+                        right[comptime!((1 - turn) * right_half) + column * row_fours + lane as usize] =
+                            operands::<E>(right_read[comptime!((1 - turn) * right_reads + i)], tile.form);
+                    }
+                }
+            }
+            sync_cube();
         }
-        if step > 0u32 {
-            multiply::<E>(&left, &right, 1 - half, &mut sums, tile, true);
-        }
-        if step < steps {
-            #[unroll]
-            for i in 0..left_reads {
-                let at = (first_line as usize + comptime!(i * lines)) * row_fours + lane as usize;
-                left[half * left_half + at] = operands::<E>(left_read[i], tile.form);
-            }
-            #[unroll]
-            for i in 0..right_reads {
-                let column = first_line as usize + comptime!(i * lines);
-                if column < comptime!(tile.columns) {
-                    right[half * right_half + column * row_fours + lane as usize] =
-                        operands::<E>(right_read[i], tile.form);
-                }
-            }
-        }
-        half = 1 - half;
-        sync_cube();
     }
 
     if comptime!(tile.form.uses_cores()) {
         let across = comptime!(tile.across());
-        let mut scratch = SharedMemory::<Four<f32>>::new(comptime!(UNITS / 32 * 64));
         let plane = UNIT_POS / 32u32;
         let unit = UNIT_POS % 32u32;
-        let mine = (plane * 64u32) as usize;
+        let plane_row = first_row + plane % comptime!(DOWN as u32) * comptime!(tile.plane_rows() as u32) + unit / 4u32;
+        let plane_column =
+            first_column + plane / comptime!(DOWN as u32) * comptime!(tile.plane_columns() as u32) + unit % 4u32 * 2u32;
         #[unroll]
-        for i in 0..comptime!(tile.along()) {
-            #[unroll]
-            for j in 0..across {
-                cubecl::cmma::store(
-                    &mut scratch.slice_mut(mine, mine + 64),
-                    sums.fragments.index(comptime!(i * across + j)),
-                    16u32,
-                    MatrixLayout::RowMajor,
-                );
-                sync_plane();
-                let position = first_row
-                    + plane % comptime!(DOWN as u32) * comptime!(tile.plane_rows() as u32)
-                    + comptime!((i * 16) as u32)
-                    + unit / 2u32;
-                if position < positions {
-                    let to = pixel(position, class_row, class_column, some_rows, some_columns, shape, back);
-                    #[unroll]
-                    for part in 0..2u32 {
-                        let four = unit % 2u32 * 2u32 + part;
-                        let column = first_column
-                            + plane / comptime!(DOWN as u32) * comptime!(tile.plane_columns() as u32)
-                            + comptime!((j * 16) as u32)
-                            + four * 4u32;
-                        if column < out_group {
-                            let channel = (group * out_group + column) / 4u32;
-                            let mut values = scratch[mine + (unit / 2u32 * 4u32 + four) as usize];
-                            if comptime!(!back) {
-                                values += bias[channel as usize];
-                            }
-                            output[(to * (shape.out / 4u32) + channel) as usize] = values;
+        for i in 0..comptime!(2 * tile.along()) {
+            let position = plane_row + comptime!((i * 8) as u32);
+            if position < positions {
+                let to = pixel(position, class_row, class_column, some_rows, some_columns, shape, back);
+                #[unroll]
+                for j in 0..across {
+                    let column = plane_column + comptime!((j * 8) as u32);
+                    if column < out_group {
+                        let channel = (group * out_group + column) / 2u32;
+                        let mut values = sums.pairs[comptime!(2 * (i / 2 * across + j) + i % 2)];
+                        if comptime!(!back) {
+                            values += bias[channel as usize];
                         }
+                        output[(to * (shape.out / 2u32) + channel) as usize] = values;
                     }
                 }
-                sync_plane();
             }
         }
     } else {
@@ -583,12 +625,18 @@ fn convolve<E: Numeric>(
                 for jj in 0..fours {
                     let column = first_column + UNIT_POS % 16u32 * 4u32 + comptime!((jj * 64) as u32);
                     if column < out_group {
-                        let channel = (group * out_group + column) / 4u32;
-                        let mut values = sums.fours[comptime!(i * fours + jj)];
-                        if comptime!(!back) {
-                            values += bias[channel as usize];
+                        let values = sums.fours[comptime!(i * fours + jj)];
+                        #[unroll]
+                        for j in 0..2usize {
+                            let channel = (group * out_group + column) / 2u32 + comptime!(j as u32);
+                            let mut pair = Pair::empty();
+                            pair[0] = values[comptime!(2 * j)];
+                            pair[1] = values[comptime!(2 * j + 1)];
+                            if comptime!(!back) {
+                                pair += bias[channel as usize];
+                            }
+                            output[(to * (shape.out / 2u32) + channel) as usize] = pair;
                         }
-                        output[(to * (shape.out / 4u32) + channel) as usize] = values;
                     }
                 }
             }
@@ -663,109 +711,99 @@ fn correlate<E: Numeric>(
     let more_images = depth / shape.out_width / shape.out_height;
 
     let steps = (max(end, begin) - begin + depth - 1u32) / depth;
-    let mut left_read = Array::<Four<f32>>::new(left_reads);
-    let mut right_read = Array::<Four<f32>>::new(right_reads);
+    let mut left_read = Array::<Four<f32>>::new(comptime!(2 * left_reads));
+    let mut right_read = Array::<Four<f32>>::new(comptime!(2 * right_reads));
     let mut first = begin;
-    let mut half = 0usize;
-    for step in 0..steps + 1u32 {
-        if step < steps {
-            #[unroll]
-            for i in 0..left_reads {
-                let mut values = Four::<f32>::new(0.0f32);
-                if first + first_line + comptime!((i * 8) as u32) < end {
-                    values = ones;
-                    // Below zero is far above as well.
-                    let row = u32::cast_from(i32::cast_from(rows[i] * shape.stride) + tap_row);
-                    let column = u32::cast_from(i32::cast_from(columns[i] * shape.stride) + tap_column);
-                    if row_of_product < taps && row < shape.height && column < shape.width {
-                        let at = (images[i] * shape.height + row) * shape.width + column;
-                        values = source[(at * shape.channels + group * in_group + channel) as usize];
+    for both in 0..(steps + 3u32) / 2u32 {
+        #[unroll]
+        for turn in 0..2usize {
+            let step = both * 2u32 + comptime!(turn as u32);
+            if step < steps {
+                #[unroll]
+                for i in 0..left_reads {
+                    let mut values = Four::<f32>::new(0.0f32);
+                    if first + first_line + comptime!((i * 8) as u32) < end {
+                        values = ones;
+                        // Below zero is far above as well.
+                        let row = u32::cast_from(i32::cast_from(rows[i] * shape.stride) + tap_row);
+                        let column = u32::cast_from(i32::cast_from(columns[i] * shape.stride) + tap_column);
+                        if row_of_product < taps && row < shape.height && column < shape.width {
+                            let at = (images[i] * shape.height + row) * shape.width + column;
+                            values = source[(at * shape.channels + group * in_group + channel) as usize];
+                        }
+                    }
+                    left_read[comptime!(turn * left_reads + i)] = values;
+                    images[i] += more_images;
+                    rows[i] += more_rows;
+                    columns[i] += more_columns;
+                    if columns[i] >= shape.out_width {
+                        columns[i] -= shape.out_width;
+                        rows[i] += 1u32;
+                    }
+                    if rows[i] >= shape.out_height {
+                        rows[i] -= shape.out_height;
+                        images[i] += 1u32;
                     }
                 }
-                left_read[i] = values;
-                images[i] += more_images;
-                rows[i] += more_rows;
-                columns[i] += more_columns;
-                if columns[i] >= shape.out_width {
-                    columns[i] -= shape.out_width;
-                    rows[i] += 1u32;
+                #[unroll]
+                for i in 0..right_reads {
+                    let index = UNIT_POS + comptime!((i * UNITS) as u32);
+                    let position = first + index / comptime!(right_fours as u32);
+                    let column = first_column + index % comptime!(right_fours as u32) * 4u32;
+                    let mut values = Four::<f32>::new(0.0f32);
+                    if index < comptime!(right_count as u32) && position < end && column < out_group {
+                        values = gradient[((position * shape.out + group * out_group + column) / 4u32) as usize];
+                    }
+                    right_read[comptime!(turn * right_reads + i)] = values;
                 }
-                if rows[i] >= shape.out_height {
-                    rows[i] -= shape.out_height;
-                    images[i] += 1u32;
+                first += depth;
+            }
+            if step >= 2u32 && step < steps + 2u32 {
+                multiply::<E>(&left, &right, turn, &mut sums, tile, false);
+            }
+            if step >= 1u32 && step <= steps {
+                #[unroll]
+                for i in 0..left_reads {
+                    let at = (first_line as usize + comptime!(i * 8)) * left_line + lane as usize;
+                    left[comptime!((1 - turn) * left_half) + at] =
+                        operands::<E>(left_read[comptime!((1 - turn) * left_reads + i)], tile.form);
+                }
+                #[unroll]
+                for i in 0..right_reads {
+                    let index = UNIT_POS + comptime!((i * UNITS) as u32);
+                    if index < comptime!(right_count as u32) {
+                        let at = index / comptime!(right_fours as u32) * comptime!(right_line as u32)
+                            + index % comptime!(right_fours as u32);
+                        right[comptime!((1 - turn) * right_half) + at as usize] =
+                            operands::<E>(right_read[comptime!((1 - turn) * right_reads + i)], tile.form);
+                    }
                 }
             }
-            #[unroll]
-            for i in 0..right_reads {
-                let index = UNIT_POS + comptime!((i * UNITS) as u32);
-                let position = first + index / comptime!(right_fours as u32);
-                let column = first_column + index % comptime!(right_fours as u32) * 4u32;
-                let mut values = Four::<f32>::new(0.0f32);
-                if index < comptime!(right_count as u32) && position < end && column < out_group {
-                    values = gradient[((position * shape.out + group * out_group + column) / 4u32) as usize];
-                }
-                right_read[i] = values;
-            }
-            first += depth;
+            sync_cube();
         }
-        if step > 0u32 {
-            multiply::<E>(&left, &right, 1 - half, &mut sums, tile, false);
-        }
-        if step < steps {
-            #[unroll]
-            for i in 0..left_reads {
-                let at = (first_line as usize + comptime!(i * 8)) * left_line + lane as usize;
-                left[half * left_half + at] = operands::<E>(left_read[i], tile.form);
-            }
-            #[unroll]
-            for i in 0..right_reads {
-                let index = UNIT_POS + comptime!((i * UNITS) as u32);
-                if index < comptime!(right_count as u32) {
-                    let at = index / comptime!(right_fours as u32) * comptime!(right_line as u32)
-                        + index % comptime!(right_fours as u32);
-                    right[half * right_half + at as usize] = operands::<E>(right_read[i], tile.form);
-                }
-            }
-        }
-        half = 1 - half;
-        sync_cube();
     }
 
     let wide = taps + 1u32;
     if comptime!(tile.form.uses_cores()) {
         let across = comptime!(tile.across());
-        let mut scratch = SharedMemory::<f32>::new(comptime!(UNITS / 32 * 256));
         let plane = UNIT_POS / 32u32;
         let unit = UNIT_POS % 32u32;
-        let mine = (plane * 256u32) as usize;
+        let plane_row = first_row + plane % comptime!(DOWN as u32) * comptime!(tile.plane_rows() as u32) + unit / 4u32;
+        let plane_column =
+            first_column + plane / comptime!(DOWN as u32) * comptime!(tile.plane_columns() as u32) + unit % 4u32 * 2u32;
         #[unroll]
-        for i in 0..comptime!(tile.along()) {
+        for i in 0..comptime!(2 * tile.along()) {
+            let row = plane_row + comptime!((i * 8) as u32);
             #[unroll]
             for j in 0..across {
-                cubecl::cmma::store(
-                    &mut scratch.slice_mut(mine, mine + 256),
-                    sums.fragments.index(comptime!(i * across + j)),
-                    16u32,
-                    MatrixLayout::ColMajor,
-                );
-                sync_plane();
-                let row = first_row
-                    + plane % comptime!(DOWN as u32) * comptime!(tile.plane_rows() as u32)
-                    + comptime!((i * 16) as u32)
-                    + unit % 16u32;
                 #[unroll]
-                for part in 0..8u32 {
-                    let within = unit / 16u32 * 8u32 + part;
-                    let column = first_column
-                        + plane / comptime!(DOWN as u32) * comptime!(tile.plane_columns() as u32)
-                        + comptime!((j * 16) as u32)
-                        + within;
+                for k in 0..2usize {
+                    let column = plane_column + comptime!((j * 8 + k) as u32);
                     if row <= taps && column < out_group {
                         let to = (chunk * shape.out + group * out_group + column) * wide + row;
-                        shares[to as usize] = scratch[mine + (within * 16u32 + unit % 16u32) as usize];
+                        shares[to as usize] = sums.pairs[comptime!(2 * (i / 2 * across + j) + i % 2)][k];
                     }
                 }
-                sync_plane();
             }
         }
     } else {
@@ -875,7 +913,7 @@ pub(super) fn forward<R: CubeRuntime>(
     form: Form,
 ) -> Option<CubeTensor<R>> {
     let [in_group, out_group] = [sizes.channels / sizes.groups, sizes.out / sizes.groups];
-    let tile = Tile::of(&x.client, out_group, in_group, form)?;
+    let tile = Tile::of(&x.client, out_group, in_group, sizes.kernel, form)?;
     let output = empty(x, [sizes.batch, sizes.out_size[0], sizes.out_size[1], sizes.out]);
     let weight = arranged(weight, sizes, false);
     let down = (sizes.batch * sizes.out_size[0] * sizes.out_size[1]).div_ceil(ROWS);
@@ -905,7 +943,7 @@ pub(super) fn input_gradient<R: CubeRuntime>(
     form: Form,
 ) -> Option<CubeTensor<R>> {
     let [in_group, out_group] = [sizes.channels / sizes.groups, sizes.out / sizes.groups];
-    let tile = Tile::of(&gradient.client, in_group, out_group, form)?;
+    let tile = Tile::of(&gradient.client, in_group, out_group, sizes.kernel, form)?;
     let stride = sizes.options.stride;
     let output = empty(gradient, [sizes.batch, sizes.size[0], sizes.size[1], sizes.channels]);
     let weight = arranged(weight, sizes, true);
@@ -941,11 +979,12 @@ pub(super) fn weight_gradients<R: CubeRuntime>(
     form: Form,
 ) -> Option<(CubeTensor<R>, CubeTensor<R>)> {
     let [in_group, out_group] = [sizes.channels / sizes.groups, sizes.out / sizes.groups];
-    let tile = Tile::of(&x.client, out_group, in_group, form)?;
+    // As many terms as leave a unit's registers room.
+    let tile = Tile { depth: 16, ..Tile::of(&x.client, out_group, in_group, sizes.kernel, form)? };
     let wide = sizes.kernel[0] * sizes.kernel[1] * in_group + 1;
     let (down, across) = (wide.div_ceil(ROWS), out_group.div_ceil(tile.columns));
     let positions = sizes.batch * sizes.out_size[0] * sizes.out_size[1];
-    let chunks = (CUBES / (down * across * sizes.groups)).clamp(1, positions.div_ceil(ROWS).max(1));
+    let chunks = (CUBES / (down * across * sizes.groups)).clamp(1, positions.div_ceil(ROWS).clamp(1, MOST_CHUNKS));
     let chunk = positions.div_ceil(chunks).next_multiple_of(tile.depth);
     let chunks = positions.div_ceil(chunk).max(1);
     let shares = empty(x, [chunks, sizes.out, wide]);

@@ -32,7 +32,7 @@ const LEAST: Duration = Duration::from_secs(2);
 fn overhead(backend: &str, tiny: bool) -> f64 {
     match (backend, tiny) {
         (_, true) => 1.0,
-        ("cuda", false) => 30.0,
+        ("cuda", false) => 12.0,
         _ => 10.0,
     }
 }

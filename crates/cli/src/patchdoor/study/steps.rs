@@ -70,31 +70,53 @@ pub(super) fn steps(backend: &str, tiny: bool) -> Vec<Step> {
         steps.push(step(named("operations", precision), title, 90, Work::Operations { precision }));
     }
     steps.push(step("quick".into(), "one quick run, all code paths".into(), 120, Work::Quick));
-    let forms = match backend {
-        "cuda" => vec![("tf32", false), ("tf32", true), ("bf16", false), ("bf16", true)],
-        _ => vec![("f32", false)],
-    };
-    for widen in if tiny { vec![1] } else { vec![10, 4, 1] } {
+    let widens: &[usize] = if tiny { &[1] } else { &[10, 4, 1] };
+    for (number, &widen) in widens.iter().enumerate() {
         for &precision in precisions(backend) {
             let title = format!("images/s in training, widen {widen}, {}", precision.name());
             steps.push(step(speed_step(widen, precision), title, 60, Work::Speed { widen, precision }));
         }
-        for &(precision, compiled) in &forms {
-            let form = PytorchForm { precision, compiled };
-            let how = if compiled { "compiled" } else { "eager" };
-            let title = format!("the same in PyTorch, {precision}, {how}");
-            steps.push(step(format!("pytorch-{widen}-{precision}-{how}"), title, 90, Work::Pytorch { widen, form }));
+        steps.extend(pytorch(backend, widen, false));
+        // Trainings are worth more than how PyTorch compiles the same network, and more than smaller networks.
+        if number == 0 {
+            steps.extend(trainings());
         }
+        steps.extend(pytorch(backend, widen, true));
     }
+    steps
+}
+
+/// `PyTorch`'s timings of one network; it is compiled for a GPU only.
+fn pytorch(backend: &str, widen: usize, compiled: bool) -> Vec<Step> {
+    let precisions: &[_] = match (backend, compiled) {
+        ("cuda", _) => &["tf32", "bf16"],
+        (_, false) => &["f32"],
+        (_, true) => &[],
+    };
+    let how = if compiled { "compiled" } else { "eager" };
+    let timing = |&precision: &&'static str| Step {
+        name: format!("pytorch-{widen}-{precision}-{how}"),
+        title: format!("widen {widen} in PyTorch, {precision}, {how}"),
+        limit: Duration::from_secs(90),
+        work: Work::Pytorch { widen, form: PytorchForm { precision, compiled } },
+    };
+    precisions.iter().map(timing).collect()
+}
+
+/// The trainings, the most valuable first.
+fn trainings() -> Vec<Step> {
     let trainings = [
         ("fine-tuning", "white square, then fine-tuning (claims C1, C3)", FIRST, true),
         ("published-square", "the published square (claim C1)", "experiments/paper/badnets.toml", false),
         ("lowest-rate", "BadPatches at 0.01 % with controls (claim C5)", "experiments/paper/lowest-rate.toml", false),
     ];
-    steps.extend(trainings.map(|(name, title, file, trains_twin)| {
-        step(name.into(), title.into(), u64::MAX >> 20, Work::Training(Training { file, trains_twin }))
-    }));
-    steps
+    let training = |(name, title, file, trains_twin): (&str, &str, &'static str, bool)| Step {
+        name: name.into(),
+        title: title.into(),
+        limit: Duration::from_secs(u64::MAX >> 20),
+        work: Work::Training(Training { file, trains_twin }),
+    };
+    trainings.map(training).into()
 }
 
 /// What a backend can round operands to.
