@@ -286,6 +286,10 @@ pub(crate) struct PaperArguments {
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub(crate) backend: BackendChoice,
 
+    /// What trainings round the operands of products to; a CPU has f32 only [default: tf32 on a GPU]
+    #[arg(long, value_name = "PRECISION", value_parser = precision)]
+    pub(crate) precision: Option<Precision>,
+
     /// Where images are looked for first; then in PATCHDOOR_DATA, then in data/
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use fs_err as fs;
 use patchdoor_cli::{Stop, print, say};
 use patchdoor_experiment::Backend;
+use patchdoor_plan::Precision;
 use serde_json::Value;
 
 use super::child::{Ending, run};
@@ -44,6 +45,9 @@ pub(super) fn paper(arguments: &PaperArguments) -> Result<(), Stop> {
     if let Some(reason) = backend.fallback() {
         say(reason);
     }
+    if let Some(precision) = arguments.precision {
+        backend.check_precision(precision).map_err(Stop::unusable)?;
+    }
     let study = Study::open(arguments, backend, deadline).map_err(Stop::Unusable)?;
     study.carry_out()
 }
@@ -66,9 +70,11 @@ impl<'a> Study<'a> {
         let build = build_facts();
         let commit = build.commit.unwrap_or_else(|| "of no commit".to_owned());
         let dirty = if build.dirty == Some(true) { ", changed" } else { "" };
+        let precision = arguments.precision.unwrap_or_else(|| training_precision(backend.name()));
         let settings = BTreeMap::from([
             ("backend".to_owned(), backend.name().to_owned()),
             ("device".to_owned(), backend.device().to_owned()),
+            ("precision".to_owned(), precision.name().to_owned()),
             ("program".to_owned(), format!("{} ({commit}{dirty})", build.patchdoor)),
             ("tiny".to_owned(), arguments.tiny.to_string()),
         ]);
@@ -108,6 +114,11 @@ impl<'a> Study<'a> {
         }
         let failed = self.record.steps.values().filter(|step| step.outcome == "failed").count();
         if failed > 0 { Err(Stop::failed(anyhow::anyhow!("{failed} steps failed"))) } else { Ok(()) }
+    }
+
+    /// What trainings round to.
+    fn precision(&self) -> Precision {
+        self.arguments.precision.unwrap_or_else(|| training_precision(self.backend.name()))
     }
 
     fn is_stopped(&self) -> bool {
@@ -173,7 +184,7 @@ impl<'a> Study<'a> {
         let tiny = self.arguments.tiny;
         let load = load_of(&source_file(training.file), training, tiny)?;
         let widen = if tiny { 1 } else { 10 };
-        let measured = speed_step(widen, training_precision(self.backend.name()));
+        let measured = speed_step(widen, self.precision());
         let speed = self.record.steps.get(&measured).and_then(|step| step.numbers.get("images/s"));
         let (Some(&speed), left) = (speed, self.left().as_secs_f64()) else {
             return Err("nobody knows how long it would take: the speed was not measured".to_owned());
@@ -245,7 +256,7 @@ impl<'a> Study<'a> {
                 command.arg("run").arg(source_file(training.file)).args(["--seeds", "0", "--offline"]);
                 command.args(backend).arg("--out").arg(self.runs());
                 command.args(tiny.then_some("--quick"));
-                for change in overrides(epochs, training_precision(self.backend.name()), tiny) {
+                for change in overrides(epochs, self.precision(), tiny) {
                     command.args(["--set", &change]);
                 }
                 self.add_data(&mut command);

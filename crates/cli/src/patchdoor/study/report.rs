@@ -12,7 +12,12 @@ pub(super) fn report(record: &StudyRecord, steps: &[Step], left_out: &[String]) 
     let _ =
         writeln!(text, "On {} ({}), program {}.{tiny}\n", setting("backend"), setting("device"), setting("program"));
     if let Some(epochs) = record.epochs {
-        let _ = writeln!(text, "Trainings of {epochs} epochs (the authors': {}).\n", super::steps::EPOCHS);
+        let _ = writeln!(
+            text,
+            "Trainings of {epochs} epochs (the authors': {}), operands of products in {}.\n",
+            super::steps::EPOCHS,
+            setting("precision")
+        );
     }
     text.push_str("| step | outcome | seconds | |\n| --- | --- | --- | --- |\n");
     for step in steps {

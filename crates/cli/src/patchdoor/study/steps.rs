@@ -124,7 +124,7 @@ fn precisions(backend: &str) -> &'static [Precision] {
     if backend == "cuda" { &[Precision::F32, Precision::Tf32, Precision::Bf16] } else { &[Precision::F32] }
 }
 
-/// What trainings round to: what other programs round convolutions to on a GPU unless told not to.
+/// What trainings round to, unless asked for: what other programs round convolutions to on a GPU unless told not to.
 pub(super) fn training_precision(backend: &str) -> Precision {
     if backend == "cuda" { Precision::Tf32 } else { Precision::F32 }
 }
