@@ -276,6 +276,14 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_rounds_nothing() {
+        let backend = BackendChoice::Flex.resolve().expect("built");
+        assert!(backend.check_precision(Precision::F32).is_ok());
+        let error = backend.check_precision(Precision::Bf16).expect_err("it computes in f32");
+        assert_eq!(error.to_string(), "--precision bf16 needs a GPU: flex computes in f32");
+    }
+
+    #[test]
     fn a_backend_outside_the_build_is_an_error_that_names_the_feature() {
         for (choice, name) in
             [(BackendChoice::Cuda, "cuda"), (BackendChoice::Ndarray, "ndarray"), (BackendChoice::Flex, "flex")]
@@ -284,6 +292,7 @@ mod tests {
                 Ok(backend) => assert_eq!(backend.name(), name),
                 Err(BackendError::NotBuilt { .. }) => assert!(!built_in().contains(&name)),
                 Err(BackendError::NoGpu { .. }) => assert_eq!(name, "cuda"),
+                Err(error @ BackendError::NoRounding { .. }) => panic!("nothing was to be rounded: {error}"),
             }
         }
     }
