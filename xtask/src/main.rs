@@ -66,6 +66,12 @@ enum Command {
     /// Check, time and train at the authors' scale within a time limit, the most valuable first
     #[command(disable_help_flag = true)]
     Study(Passed),
+    /// Print what completes the command line of the program, as a bundle has it, in a shell
+    #[command(disable_help_flag = true)]
+    Completions(Passed),
+    /// Print the program's manual page
+    #[command(disable_help_flag = true)]
+    Manual(Passed),
     /// Write program, experiments and images for a machine without network and Rust
     #[command(after_help = "Examples:\n  cargo xtask bundle --backend cuda --data cifar10 --split 60M\n  \
                       cargo xtask bundle --backend flex --data cifar10 --images 20000 --out /tmp/bundle")]
@@ -111,6 +117,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Triggers(passed) => run::run("triggers", &passed.arguments),
         Command::Doctor(passed) => run::run("doctor", &passed.arguments),
         Command::Study(passed) => run::run("study", &passed.arguments),
+        Command::Completions(passed) => run::run("completions", &passed.arguments),
+        Command::Manual(passed) => run::run("manual", &passed.arguments),
         Command::Bundle(arguments) => bundle::bundle(&arguments),
         Command::Ci { steps, against } => ci::ci(&steps, against.as_deref()),
         Command::Bench(arguments) => bench::bench(arguments),

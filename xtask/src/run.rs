@@ -35,6 +35,9 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
             return Ok(ExitCode::from(2));
         }
     };
+    if let Some(announcement) = announcement(feature) {
+        let _ = writeln!(std::io::stderr(), "{announcement}");
+    }
     let built = runner("build", feature).status().context("cannot start cargo")?;
     if !built.success() {
         return Ok(exit_code(built.code()));
@@ -42,6 +45,29 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
     let mut runner = runner("run", feature);
     runner.arg("--quiet").arg("--").arg(command).args(arguments);
     become_process(runner)
+}
+
+/// What a first build is about to do, and for how long; nothing where there is a program already.
+fn announcement(feature: Option<&str>) -> Option<String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let program = target.join("release").join(format!("patchdoor{}", std::env::consts::EXE_SUFFIX));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (!program.exists()).then(|| first_build(feature, cores))
+}
+
+/// CPU minutes that a first build takes on a server's core, without and with CUDA.
+const BUILD: [f64; 2] = [10.0, 17.0];
+/// Cores that it uses to the full, at most: crates wait for each other.
+const MOST_CORES: usize = 6;
+
+fn first_build(feature: Option<&str>, cores: usize) -> String {
+    let minutes = BUILD[usize::from(feature == Some("cuda"))] / cores.clamp(1, MOST_CORES) as f64;
+    let minutes = minutes.ceil();
+    format!(
+        "first Patchdoor is compiled, once: about {minutes:.0} minute{} on {cores} core{}; then the command starts",
+        if minutes > 1.0 { "s" } else { "" },
+        if cores > 1 { "s" } else { "" },
+    )
 }
 
 /// Builds the program that only looks at results, which takes seconds, and becomes it.
@@ -157,6 +183,14 @@ mod tests {
         assert_eq!(feature_of("--backend=cuda a.toml"), Some("cuda"));
         assert_eq!(feature_of("a.toml --backend flex"), None);
         assert!(feature(&["--backend".into(), "tpu".into()]).is_err());
+    }
+
+    #[test]
+    fn a_first_build_says_how_long_it_takes() {
+        let two = first_build(None, 2);
+        assert_eq!(two, "first Patchdoor is compiled, once: about 5 minutes on 2 cores; then the command starts");
+        assert!(first_build(Some("cuda"), 2).contains("about 9 minutes"));
+        assert!(first_build(None, 64).contains("about 2 minutes on 64 cores"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::output::{Stop, print, say};
 /// What is collected and written.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 RESULTS.md is not up to date (--check), 2 the claims do not fit the results.\n\n\
+    after_help = "Exit codes: 0 done, 1 RESULTS.md or a picture of it is not up to date (--check), 2 the claims do not fit the results.\n\n\
                   Examples:\n  cargo xtask results --collect runs\n  cargo xtask results --check"
 )]
 pub struct ResultsArguments {
@@ -37,6 +37,10 @@ pub struct ResultsArguments {
     /// What is written
     #[arg(long, value_name = "FILE", default_value = "RESULTS.md")]
     pub page: PathBuf,
+
+    /// Where its pictures are written
+    #[arg(long, value_name = "DIR", default_value = "experiments/figures")]
+    pub figures: PathBuf,
 }
 
 /// Collects results if asked to, then writes the page about them, or checks that it is written.
@@ -52,14 +56,23 @@ pub fn results(arguments: &ResultsArguments) -> Result<(), Stop> {
             }
         }
     }
-    let text = render_results(&arguments.claims, &arguments.results).map_err(Stop::unusable)?;
-    if std::fs::read_to_string(&arguments.page).is_ok_and(|page| page == text) {
-        return print(&format!("{} is up to date\n", arguments.page.display()));
+    let rendered = render_results(&arguments.claims, &arguments.results, &arguments.figures).map_err(Stop::unusable)?;
+    let pictures = rendered.pictures.iter().map(|(name, picture)| (arguments.figures.join(name), picture));
+    let files = pictures.chain([(arguments.page.clone(), &rendered.page)]);
+    for (path, text) in files {
+        if std::fs::read_to_string(&path).is_ok_and(|written| written == *text) {
+            print(&format!("{} is up to date\n", path.display()))?;
+            continue;
+        }
+        if arguments.check {
+            let path = path.display();
+            return Err(Stop::failed(anyhow!("{path} is not up to date; cargo xtask results writes it")));
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Stop::failed)?;
+        }
+        write_whole(&path, text.as_bytes()).map_err(Stop::failed)?;
+        print(&format!("{} written\n", path.display()))?;
     }
-    if arguments.check {
-        let page = arguments.page.display();
-        return Err(Stop::failed(anyhow!("{page} is not up to date; cargo xtask results writes it")));
-    }
-    write_whole(&arguments.page, text.as_bytes()).map_err(Stop::failed)?;
-    print(&format!("{} written\n", arguments.page.display()))
+    Ok(())
 }

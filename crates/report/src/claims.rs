@@ -6,6 +6,7 @@ use fs_err as fs;
 use patchdoor_record::{ResultTable, Unit, group_of, in_group, published_path};
 use serde::Deserialize;
 
+use crate::claim_figure::ClaimFigure;
 use crate::lookup::{Found, Results, instead, no_number, no_point};
 use crate::result_file::ResultsError;
 use crate::sweep_table::{markdown_groups, markdown_rows};
@@ -40,6 +41,9 @@ struct Claim {
     /// The hypotheses from which the verdict follows, the first its headline.
     #[serde(default)]
     tests: Vec<Test>,
+    /// Pictures of numbers.
+    #[serde(default)]
+    figures: Vec<ClaimFigure>,
     /// Results to show.
     #[serde(default)]
     tables: Vec<ShownTable>,
@@ -66,24 +70,47 @@ struct ShownTable {
     names: BTreeMap<String, String>,
 }
 
-/// Writes down what became of each claim, as Markdown, from the claims file and the collected results.
+/// What is published of the claims.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenderedResults {
+    /// The page, Markdown.
+    pub page: String,
+    /// Its pictures, SVG, by the names of their files.
+    pub pictures: BTreeMap<String, String>,
+}
+
+/// Writes down what became of each claim, as Markdown, from the claims file and the collected results; `pictures` is the folder
+/// in which the page will find its pictures.
 ///
 /// # Errors
 /// If a file is missing or cannot be understood, or the claims name a result, point or number that is not there.
-pub fn render_results(claims: &Path, results: &Path) -> Result<String, ResultsError> {
+pub fn render_results(claims: &Path, results: &Path, pictures: &Path) -> Result<RenderedResults, ResultsError> {
     let text = fs::read_to_string(claims)?;
     let claims: Claims = toml::from_str(&text)
         .map_err(|source| ResultsError::Claims { path: claims.to_owned(), source: Box::new(source) })?;
     let folder = published_path(results);
-    let mut page = Page { results: Results::read(results)?, folder, problems: Vec::new() };
+    let mut page = Page {
+        results: Results::read(results)?,
+        folder,
+        picture_folder: published_path(pictures),
+        pictures: BTreeMap::new(),
+        problems: Vec::new(),
+    };
     let text = page.write(&claims);
-    if page.problems.is_empty() { Ok(text) } else { Err(ResultsError::Unknown { problems: page.problems }) }
+    if page.problems.is_empty() {
+        Ok(RenderedResults { page: text, pictures: page.pictures })
+    } else {
+        Err(ResultsError::Unknown { problems: page.problems })
+    }
 }
 
 struct Page {
     results: Results,
     /// Where readers find the results.
     folder: String,
+    /// Where readers find pictures, and what they are.
+    picture_folder: String,
+    pictures: BTreeMap<String, String>,
     problems: Vec<String>,
 }
 
@@ -137,6 +164,10 @@ impl Page {
             );
             if !claim.tests.is_empty() {
                 text.push_str(&self.tests(claim, outcomes));
+            }
+            for figure in &claim.figures {
+                let figure = self.figure(&claim.id, figure);
+                text.push_str(&figure);
             }
             for shown in &claim.tables {
                 let table = self.table(&claim.id, shown);
@@ -194,6 +225,28 @@ impl Page {
             format!("[`{path}`]({}/{result}.json)", self.folder)
         } else {
             format!("`{path}`")
+        }
+    }
+
+    /// One picture of a claim, with its caption.
+    fn figure(&mut self, claim: &str, figure: &ClaimFigure) -> String {
+        let name = format!("{}.svg", figure.file);
+        let caption = self.filled(claim, figure.caption.trim());
+        let twice = self.pictures.contains_key(&name).then(|| format!("there are two figures {:?}", figure.file));
+        let drawn = match figure.problem().or(twice) {
+            Some(problem) => Err(vec![problem]),
+            None => figure.draw(&self.results),
+        };
+        match drawn {
+            Ok((picture, words)) => {
+                let text = format!("\n![{}]({}/{name})\n\n{caption}\n", cell(&words), self.picture_folder);
+                self.pictures.insert(name, picture);
+                text
+            }
+            Err(problems) => {
+                self.problems.extend(problems.into_iter().map(|problem| format!("{claim}: {problem}")));
+                String::new()
+            }
         }
     }
 
@@ -452,7 +505,38 @@ sentence = "Nobody has looked."
 
     fn render(claims: &str) -> Result<String, ResultsError> {
         let folder = folder(claims);
-        render_results(&folder.path().join("claims.toml"), &folder.path().join("results"))
+        render_in(folder.path()).map(|rendered| rendered.page)
+    }
+
+    fn render_in(folder: &Path) -> Result<RenderedResults, ResultsError> {
+        render_results(&folder.join("claims.toml"), &folder.join("results"), &folder.join("figures"))
+    }
+
+    /// What a placeholder becomes.
+    fn in_the_sentence_of(placeholder: &str) -> String {
+        let claim = "[[claims]]\nid = \"C\"\nclaim = \"-\"\npaper = \"-\"\nchanges-our-mind = \"-\"\n";
+        let page = render(&format!("{claim}sentence = \"@{placeholder}@\"\n")).unwrap();
+        let (_, rest) = page.split_once('@').unwrap();
+        rest.split_once('@').unwrap().0.to_owned()
+    }
+
+    #[test]
+    fn a_figure_is_drawn_and_shown_with_its_caption() {
+        let figure = "[[claims.figures]]\nfile = \"rates\"\ncaption = \"At {rates/0.001, four cells/asr}.\"\nlabel = \"ASR\"\n\
+                      numbers = [{ name = \"four\", path = \"rates/0.001, four cells/asr\" }]\n";
+        let claim = |more: &str| {
+            format!(
+                "[[claims]]\nid = \"C5\"\nclaim = \"-\"\npaper = \"-\"\nchanges-our-mind = \"-\"\nsentence = \"-\"\n{more}"
+            )
+        };
+        let with = folder(&claim(figure));
+        let rendered = render_in(with.path()).unwrap();
+        assert_eq!(rendered.pictures.keys().collect::<Vec<_>>(), ["rates.svg"]);
+        assert!(rendered.pictures["rates.svg"].starts_with("<svg "));
+        let number = in_the_sentence_of("{rates/0.001, four cells/asr}");
+        assert!(rendered.page.contains(&format!("figures/rates.svg)\n\nAt {number}.\n")), "{}", rendered.page);
+        let twice = folder(&claim(&format!("{figure}{figure}")));
+        assert!(render_in(twice.path()).unwrap_err().to_string().contains("two figures \"rates\""));
     }
 
     #[test]
@@ -489,7 +573,7 @@ sentence = "Nobody has looked."
         let render = |sentence: &str| {
             let folder = folder(&claims(sentence));
             write_result(&folder.path().join("results/rates.json"), &table).unwrap();
-            render_results(&folder.path().join("claims.toml"), &folder.path().join("results"))
+            render_in(folder.path()).map(|rendered| rendered.page)
         };
         let error = render("{rates/fine-pruning/asr}").unwrap_err().to_string();
         assert!(error.contains("{rates/fine-pruning/asr} can be two numbers; write rates/POINT/NUMBER"), "{error}");
@@ -509,15 +593,26 @@ sentence = "Nobody has looked."
             assert!(matches!(render(&CLAIMS.replace(from, to)), Err(ResultsError::Claims { .. })));
         }
         let folder = folder(CLAIMS);
-        let missing = render_results(&folder.path().join("none.toml"), &folder.path().join("results"));
+        let missing = render_results(
+            &folder.path().join("none.toml"),
+            &folder.path().join("results"),
+            &folder.path().join("figures"),
+        );
         assert!(missing.unwrap_err().to_string().contains("none.toml"));
     }
 
     #[test]
     fn the_published_page_is_what_the_published_results_say() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let text = render_results(&root.join("experiments/claims.toml"), &root.join("experiments/results"));
+        let pictures = root.join("experiments/figures");
+        let rendered =
+            render_results(&root.join("experiments/claims.toml"), &root.join("experiments/results"), &pictures);
+        let rendered = rendered.unwrap();
         let page = fs::read_to_string(root.join("RESULTS.md")).unwrap();
-        assert!(text.unwrap() == page, "RESULTS.md is not up to date; cargo xtask results writes it");
+        assert!(rendered.page == page, "RESULTS.md is not up to date; cargo xtask results writes it");
+        for (name, picture) in rendered.pictures {
+            let drawn = fs::read_to_string(pictures.join(&name)).unwrap();
+            assert!(picture == drawn, "{name} is not up to date; cargo xtask results draws it");
+        }
     }
 }

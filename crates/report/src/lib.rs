@@ -11,6 +11,7 @@
 //! assert!(run_table(&[run], DEFAULT_WIDTH).contains("badnets-12345678"));
 //! ```
 
+mod claim_figure;
 mod claims;
 mod collect;
 mod compare;
@@ -26,7 +27,7 @@ mod sweep_table;
 mod text;
 mod verdict;
 
-pub use claims::render_results;
+pub use claims::{RenderedResults, render_results};
 pub use collect::{Collected, collect_results};
 pub use compare::{ComparedRun, Comparison, ConfigDifference, Difference, MetricComparison};
 pub use draw::draw_run;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use patchdoor_cli::{CompareArguments, ListArguments, ReportArguments, ResultsArguments};
 use patchdoor_experiment::BackendChoice;
 use patchdoor_plan::Precision;
@@ -71,6 +72,21 @@ pub(crate) enum Command {
                       cargo xtask study speed --widen 1 --seconds 10"
     )]
     Study(StudyArguments),
+    /// Print what completes this program's command line in a shell
+    #[command(
+        after_help = "Examples:\n  patchdoor completions bash > ~/.local/share/bash-completion/completions/patchdoor\n  \
+                      patchdoor completions zsh > ~/.zfunc/_patchdoor\n  \
+                      patchdoor completions fish > ~/.config/fish/completions/patchdoor.fish"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    #[command(
+        after_help = "Examples:\n  patchdoor manual > ~/.local/share/man/man1/patchdoor.1\n  patchdoor manual | man -l -"
+    )]
+    Manual,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ mod build_facts;
 mod check;
 mod data;
 mod doctor;
+mod manual;
 mod pages;
 mod roots;
 mod run;
@@ -55,5 +56,7 @@ fn main() -> ExitCode {
         Command::Triggers(arguments) => triggers::triggers(arguments),
         Command::Doctor(arguments) => doctor::doctor(arguments),
         Command::Study(arguments) => study::study(arguments),
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Manual => manual::manual(),
     })
 }

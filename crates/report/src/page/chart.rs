@@ -11,6 +11,9 @@ const LETTERS: i32 = 17;
 /// Colours, and shapes of marks, that differ; with more series they begin anew.
 const COLOURS: usize = 6;
 
+/// The look of pages, which begins with their colours.
+pub(super) const STYLE: &str = include_str!("page.css");
+
 /// Stands for the colour of text, whatever it is; see [`themed`].
 const INK: RGBColor = RGBColor(1, 1, 1);
 /// Stands for the colour of the lines behind.
@@ -37,6 +40,8 @@ pub(crate) struct Axis {
     pub(crate) is_logarithmic: bool,
     /// Values with a tick; chosen where there are none.
     pub(crate) ticks: Vec<f64>,
+    /// What stands at 0, 1 and so on instead of the number.
+    pub(crate) names: Vec<String>,
 }
 
 /// Values that belong together.
@@ -89,14 +94,53 @@ impl Axis {
     /// From 0 to 100 percent; values are shares.
     pub(crate) fn percent(label: &str) -> Self {
         let ticks = (0..=5).map(|fifth| f64::from(fifth) / 5.0).collect();
-        Self { label: format!("{label}, percent"), low: 0.0, high: 1.0, is_logarithmic: false, ticks }
+        Self {
+            label: format!("{label}, percent"),
+            low: 0.0,
+            high: 1.0,
+            is_logarithmic: false,
+            ticks,
+            names: Vec::new(),
+        }
     }
 
     /// From zero to a little above the largest value.
     pub(crate) fn from_zero(label: &str, values: impl Iterator<Item = f64>) -> Self {
         let high = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
         let high = if high > 0.0 { high * 1.05 } else { 1.0 };
-        Self { label: label.to_owned(), low: 0.0, high, is_logarithmic: false, ticks: even_ticks(0.0, high) }
+        Self {
+            label: label.to_owned(),
+            low: 0.0,
+            high,
+            is_logarithmic: false,
+            ticks: even_ticks(0.0, high),
+            names: Vec::new(),
+        }
+    }
+
+    /// From the least value, or zero, to the largest.
+    pub(crate) fn around(label: &str, values: impl Iterator<Item = f64>) -> Self {
+        let (low, high) = values
+            .filter(|value| value.is_finite())
+            .fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
+        let room = if high > low { (high - low) * 0.05 } else { 0.5 };
+        let low = if low < 0.0 { low - room } else { low };
+        let high = if high > 0.0 { high + room } else { high };
+        Self {
+            label: label.to_owned(),
+            low,
+            high,
+            is_logarithmic: false,
+            ticks: even_ticks(low, high),
+            names: Vec::new(),
+        }
+    }
+
+    /// With names side by side, at 0, 1 and so on.
+    pub(crate) fn named(label: &str, names: Vec<String>) -> Self {
+        let ticks = (0..names.len()).map(|number| number as f64).collect();
+        let high = names.len() as f64 - 0.5;
+        Self { label: label.to_owned(), low: -0.5, high: high.max(0.5), is_logarithmic: false, ticks, names }
     }
 
     /// With a tick at each of the values, as far as there is room.
@@ -105,7 +149,7 @@ impl Axis {
         ticks.sort_by(f64::total_cmp);
         ticks.dedup();
         let (low, high) = (ticks.first().copied().unwrap_or(0.0), ticks.last().copied().unwrap_or(1.0));
-        let mut axis = Self { label: label.to_owned(), low, high, is_logarithmic, ticks };
+        let mut axis = Self { label: label.to_owned(), low, high, is_logarithmic, ticks, names: Vec::new() };
         // Room at both ends for marks.
         let room = (axis.place(high) - axis.place(low)) * 0.06;
         let room = if room > 0.0 { room } else { 0.5 };
@@ -137,6 +181,9 @@ impl Axis {
 
     /// What stands at a tick.
     fn tick_text(&self, value: f64) -> String {
+        if !self.names.is_empty() {
+            return self.names.get(value as usize).cloned().unwrap_or_default();
+        }
         let value = if self.is_percent() { 100.0 * value } else { value };
         // Enough digits for any tick of ours, without those that rounding adds.
         let text = format!("{value:.6}");
@@ -194,6 +241,15 @@ impl Chart {
                 (PreEscaped(self.svg()))
             }
         }
+    }
+
+    /// A picture for a file of its own, in colours that go with light and with dark surroundings.
+    pub(crate) fn picture(&self) -> String {
+        let palette = STYLE.split_once("* {").map_or(STYLE, |(palette, _)| palette);
+        let style = format!("<style>\n{palette}svg {{ color: var(--ink); background: var(--paper); }}\n</style>");
+        let svg = self.svg();
+        let (tag, rest) = svg.split_once('>').unwrap_or((&svg, ""));
+        format!("{tag}>\n{style}{rest}\n")
     }
 
     fn svg(&self) -> String {
@@ -364,6 +420,30 @@ mod tests {
         let markup = chart(false).markup().into_string();
         assert!(!markup.contains("=\"#"), "{markup}");
         assert!(markup.contains("var(--series-0)") && markup.contains("var(--grid)"), "{markup}");
+    }
+
+    #[test]
+    fn a_picture_has_colours_of_its_own_for_light_and_dark() {
+        let picture = chart(false).picture();
+        assert!(picture.starts_with("<svg ") && picture.contains("xmlns=\"http://www.w3.org/2000/svg\""), "{picture}");
+        for part in ["--series-0: #", "prefers-color-scheme: dark", "background: var(--paper)", "var(--grid)"] {
+            assert!(picture.contains(part), "{part} in {picture}");
+        }
+        assert!(!picture.contains("box-sizing") && picture.matches("<style>").count() == 1, "{picture}");
+    }
+
+    #[test]
+    fn names_stand_at_their_places_and_an_axis_goes_below_zero_only_where_values_do() {
+        let axis = Axis::named("trigger", vec!["square".into(), "warp".into()]);
+        assert_eq!(axis.ticks.iter().map(|&tick| axis.tick_text(tick)).collect::<Vec<_>>(), ["square", "warp"]);
+        assert!(axis.low < 0.0 && axis.high > 1.0);
+        let ends = |values: &[f64]| {
+            let axis = Axis::around("share", values.iter().copied());
+            (axis.low, axis.high)
+        };
+        assert_eq!(ends(&[0.5, 1.0]), (0.0, 1.05));
+        let (low, high) = ends(&[-0.1, 0.9, f64::NAN]);
+        assert!((-0.16..-0.1).contains(&low) && (0.9..1.0).contains(&high), "{low} {high}");
     }
 
     #[test]

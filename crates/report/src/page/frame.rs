@@ -49,7 +49,7 @@ impl Page {
                     meta http-equiv="Content-Security-Policy" content=(POLICY);
                     title { (self.title) " - Patchdoor" }
                     link rel="icon" href="data:,";
-                    style { (PreEscaped(include_str!("page.css"))) }
+                    style { (PreEscaped(super::chart::STYLE)) }
                 }
                 body {
                     a.skip href="#content" { "To the content" }

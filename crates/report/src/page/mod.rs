@@ -13,6 +13,7 @@ mod sweep_page;
 mod table;
 mod warnings;
 
+pub(crate) use chart::{Axis, Chart, Look, Point, Series};
 pub use frame::PAGE;
 pub use run_page::write_run_page;
 pub use sweep_page::write_sweep_page;

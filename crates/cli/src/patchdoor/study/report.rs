@@ -87,7 +87,13 @@ mod tests {
     #[test]
     fn a_report_says_what_ran_what_not_and_compares_speeds() {
         let steps = steps("flex", true);
-        let settings = [("backend", "flex"), ("device", "a processor"), ("program", "0.1"), ("tiny", "true")];
+        let settings = [
+            ("backend", "flex"),
+            ("device", "a processor"),
+            ("precision", "f32"),
+            ("program", "0.1"),
+            ("tiny", "true"),
+        ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
         let step = |outcome: &str, what: &str, number: Option<f64>| StepRecord {
             outcome: outcome.into(),
