@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use burn::tensor::backend::BackendTypes;
 use burn::tensor::ops::{ConvOptions as StockOptions, FloatTensor};
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use patchdoor_kernels::{ConvOptions, Kernels, Precision};
@@ -142,11 +143,9 @@ fn main() {
     let with_stock = arguments.iter().any(|argument| argument == "--stock");
     let only = arguments.iter().find_map(|argument| argument.strip_prefix("--only="));
     let widens: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
-    let precisions: &[_] = match Timed::ON_DEVICE {
-        true => &[Precision::F32, Precision::Tf32, Precision::Bf16],
-        false => &[Precision::F32],
-    };
-    let device = Default::default();
+    let precisions: &[_] =
+        if Timed::ON_DEVICE { &[Precision::F32, Precision::Tf32, Precision::Bf16] } else { &[Precision::F32] };
+    let device = <Timed as BackendTypes>::Device::default();
     for k in if widens.is_empty() { vec![1, 2, 4] } else { widens } {
         for &precision in precisions {
             precision.choose();

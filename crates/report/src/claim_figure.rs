@@ -2,7 +2,7 @@ use serde::Deserialize;
 
 use patchdoor_record::Unit;
 
-use crate::lookup::Results;
+use crate::lookup::{Missing, Results};
 use crate::page::{Axis, Chart, Look, Point, Series};
 
 /// A picture of numbers side by side.
@@ -45,7 +45,7 @@ impl ClaimFigure {
     /// # Errors
     /// If a number is not there, or they are in different units; all such problems.
     pub(crate) fn draw(&self, results: &Results) -> Result<(String, String), Vec<String>> {
-        let found = self.numbers.iter().map(|number| results.find(&number.path).map_err(|missing| missing.reason()));
+        let found = self.numbers.iter().map(|number| results.find(&number.path).map_err(Missing::reason));
         let problems = found.clone().filter_map(Result::err).collect::<Vec<_>>();
         if !problems.is_empty() {
             return Err(problems);
