@@ -33,7 +33,7 @@ fn a_tiny_study_does_every_step_and_a_second_call_none_again() {
     let first = bench.run(&paper("10")).expect(0);
     assert_eq!(first.out().trim(), "study/keep/report.md");
     let report = std::fs::read_to_string(bench.path().join("study/keep/report.md")).expect("a report");
-    for text in ["its numbers mean nothing", "Trainings of 2 epochs", "there is no no-such-python", "| 1 | ours |"] {
+    for text in ["its numbers mean nothing", "Trainings of 2 epochs", "there is no no-such-python", "| 1 | ours, f32 |"] {
         assert!(report.contains(text), "no {text:?} in\n{report}");
     }
     for step in ["doctor", "operations", "quick", "speed-1", "fine-tuning", "published-square", "lowest-rate"] {
@@ -132,7 +132,7 @@ fn a_killed_study_leaves_no_process_and_goes_on() {
     let speed = record(&bench)["steps"]["speed-1"].clone();
 
     let second = bench.run(&paper("10")).expect(0);
-    assert!(second.err().contains("images/s in training, widen 1: done before"), "{}", second.err());
+    assert!(second.err().contains("images/s in training, widen 1, f32: done before"), "{}", second.err());
     assert_eq!(record(&bench)["steps"]["speed-1"], speed);
     assert_eq!(outcome(&bench, "lowest-rate"), "done");
 }

@@ -9,6 +9,8 @@ use burn_cubecl::cubecl;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::shares::join_shares;
+use super::sizes::Sizes;
 use super::tensors::{array, contiguous, empty};
 use super::tile::{DEPTH, Form, ROWS, collect, columns, multiply, no_fragments, no_sums, operand, units};
 use super::wide;
@@ -38,19 +40,6 @@ struct Shape {
     left: u32,
     /// Positions that one cube of a weight's gradient adds up.
     chunk: u32,
-}
-
-/// Sizes of a convolution on the host.
-#[derive(Clone, Copy)]
-pub(super) struct Sizes {
-    pub(super) batch: usize,
-    pub(super) size: [usize; 2],
-    pub(super) channels: usize,
-    pub(super) out_size: [usize; 2],
-    pub(super) out: usize,
-    pub(super) groups: usize,
-    pub(super) kernel: [usize; 2],
-    pub(super) options: ConvOptions,
 }
 
 impl Sizes {
@@ -400,30 +389,6 @@ fn weight_shares<E: Numeric>(
     }
 }
 
-/// Adds up the chunks' shares.
-#[cube(launch_unchecked)]
-fn add_shares(shares: &Array<f32>, weight: &mut Array<f32>, bias: &mut Array<f32>, chunks: u32, shape: Shape) {
-    let in_group = shape.channels / shape.groups;
-    let area = shape.kernel_height * shape.kernel_width;
-    let taps = area * in_group;
-    let wide = taps + 1u32;
-    let at = ABSOLUTE_POS as u32;
-    if at < shape.out * wide {
-        let mut sum = 0.0f32;
-        for chunk in 0..chunks {
-            sum += shares[(chunk * shape.out * wide + at) as usize];
-        }
-        let filter = at / wide;
-        let tap = at % wide;
-        if tap == taps {
-            bias[filter as usize] = sum;
-        } else {
-            let channel = tap % in_group;
-            weight[((filter * in_group + channel) * area + tap / in_group) as usize] = sum;
-        }
-    }
-}
-
 /// Convolves `[batch, height, width, channel]` by `[out, channel / groups, height, width]` and adds a bias.
 pub(super) fn conv2d_bias<R: CubeRuntime>(
     x: CubeTensor<R>,
@@ -542,29 +507,4 @@ pub(super) fn conv2d_weight_gradients<R: CubeRuntime>(
         );
     }
     join_shares(&shares, &sizes, chunks)
-}
-
-/// The sums of all chunks' shares.
-pub(super) fn join_shares<R: CubeRuntime>(
-    shares: &CubeTensor<R>,
-    sizes: &Sizes,
-    chunks: usize,
-) -> (CubeTensor<R>, CubeTensor<R>) {
-    let in_group = sizes.channels / sizes.groups;
-    let weight = empty(shares, [sizes.out, in_group, sizes.kernel[0], sizes.kernel[1]]);
-    let bias = empty(shares, [sizes.out]);
-    let wide = sizes.kernel[0] * sizes.kernel[1] * in_group + 1;
-    unsafe {
-        add_shares::launch_unchecked::<R>(
-            &shares.client,
-            CubeCount::Static((sizes.out * wide).div_ceil(256) as u32, 1, 1),
-            CubeDim::new_1d(256),
-            array(shares),
-            array(&weight),
-            array(&bias),
-            chunks as u32,
-            sizes.launch(0),
-        );
-    }
-    (weight, bias)
 }

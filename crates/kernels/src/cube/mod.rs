@@ -12,6 +12,8 @@ mod images;
 mod lists;
 mod loss;
 mod normalization;
+mod shares;
+mod sizes;
 mod sums;
 mod tensors;
 mod tile;
