@@ -33,7 +33,8 @@ fn a_tiny_study_does_every_step_and_a_second_call_none_again() {
     let first = bench.run(&paper("10")).expect(0);
     assert_eq!(first.out().trim(), "study/keep/report.md");
     let report = std::fs::read_to_string(bench.path().join("study/keep/report.md")).expect("a report");
-    for text in ["its numbers mean nothing", "Trainings of 2 epochs", "there is no no-such-python", "| 1 | ours, f32 |"] {
+    for text in ["its numbers mean nothing", "Trainings of 2 epochs", "there is no no-such-python", "| 1 | ours, f32 |"]
+    {
         assert!(report.contains(text), "no {text:?} in\n{report}");
     }
     for step in ["doctor", "operations", "quick", "speed-1", "fine-tuning", "published-square", "lowest-rate"] {
