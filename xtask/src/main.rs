@@ -48,6 +48,9 @@ enum Command {
     /// List, fetch and export images
     #[command(disable_help_flag = true)]
     Data(Passed),
+    /// Remove what no result needs: unfinished runs, what was moved aside, twins that no run refers to
+    #[command(disable_help_flag = true)]
+    Clean(Passed),
     /// Show how runs differ: configurations, and numbers seed by seed
     #[command(disable_help_flag = true)]
     Compare(Passed),
@@ -111,6 +114,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(passed) => run::run("check", &passed.arguments),
         Command::List(passed) => run::look("list", &passed.arguments),
         Command::Data(passed) => run::run("data", &passed.arguments),
+        Command::Clean(passed) => run::look("clean", &passed.arguments),
         Command::Compare(passed) => run::look("compare", &passed.arguments),
         Command::Report(passed) => run::look("report", &passed.arguments),
         Command::Results(passed) => run::look("results", &passed.arguments),

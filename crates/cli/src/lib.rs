@@ -3,6 +3,7 @@
 //! `patchdoor` runs experiments. `patchdoor-report` only looks at what they left: it needs no tensor library and is built
 //! without the feature `run` in seconds. Both print results to standard output and everything else to standard error.
 
+mod clean;
 mod compare;
 mod experiments;
 mod list;
@@ -10,6 +11,7 @@ mod output;
 mod report;
 mod results;
 
+pub use clean::{CleanArguments, clean};
 pub use compare::{CompareArguments, compare};
 pub use experiments::all_experiments;
 pub use list::{ListArguments, list};

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use patchdoor_cli::{
-    CompareArguments, ListArguments, ReportArguments, ResultsArguments, compare, exit_code, list, report, results,
+    CleanArguments, CompareArguments, ListArguments, ReportArguments, ResultsArguments, clean, compare, exit_code,
+    list, report, results,
 };
 
 /// Looks at what runs of experiments left.
@@ -19,6 +20,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Remove what no result needs: unfinished runs, what was moved aside, twins that no run refers to
+    Clean(CleanArguments),
     /// Show how runs differ: configurations, and numbers seed by seed
     Compare(CompareArguments),
     /// List the experiments there are and the runs of them
@@ -31,6 +34,7 @@ enum Command {
 
 fn main() -> ExitCode {
     exit_code(match Arguments::parse().command {
+        Command::Clean(arguments) => clean(&arguments),
         Command::Compare(arguments) => compare(&arguments),
         Command::List(arguments) => list(&arguments),
         Command::Report(arguments) => report(&arguments),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use patchdoor_cli::{CompareArguments, ListArguments, ReportArguments, ResultsArguments};
+use patchdoor_cli::{CleanArguments, CompareArguments, ListArguments, ReportArguments, ResultsArguments};
 use patchdoor_experiment::BackendChoice;
 use patchdoor_plan::Precision;
 
@@ -54,6 +54,8 @@ pub(crate) enum Command {
         after_help = "Examples:\n  cargo xtask data list\n  cargo xtask data fetch cifar10"
     )]
     Data(DataArguments),
+    /// Remove what no result needs: unfinished runs, what was moved aside, twins that no run refers to
+    Clean(CleanArguments),
     /// Show how runs differ: configurations, and numbers seed by seed
     Compare(CompareArguments),
     /// Show the tables of finished runs and sweeps, and draw their figures and pages

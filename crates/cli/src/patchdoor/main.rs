@@ -20,7 +20,7 @@ mod triggers;
 use std::process::ExitCode;
 
 use clap::Parser;
-use patchdoor_cli::{compare, exit_code, has_colours, list, report, results};
+use patchdoor_cli::{clean, compare, exit_code, has_colours, list, report, results};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{Arguments, Command};
@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::check(arguments),
         Command::List(arguments) => list(arguments),
         Command::Data(arguments) => data::data(arguments),
+        Command::Clean(arguments) => clean(arguments),
         Command::Compare(arguments) => compare(arguments),
         Command::Report(arguments) => report(arguments),
         Command::Results(arguments) => results(arguments),
