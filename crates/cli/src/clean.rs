@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn finished_runs_go_by_age_alone() {
         let folder = example();
-        assert!(!found(folder.path(), Some(Duration::from_secs(3600))).contains(&"a-1".to_owned()));
+        assert!(!found(folder.path(), Some(Duration::from_hours(1))).contains(&"a-1".to_owned()));
         let old = found(folder.path(), Some(Duration::ZERO));
         // With the run goes the need for its twin.
         assert!(old.contains(&"a-1".to_owned()) && old.contains(&"twins/aa/seed-0".to_owned()), "{old:?}");
