@@ -11,8 +11,9 @@ use crate::output::{Stop, print};
 
 /// What is listed.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cargo xtask list\n  cargo xtask list --runs --state failed\n  \
-                      cargo xtask list --name badnets --dataset gtsrb")]
+#[command(
+    after_help = "Examples:\n  cargo xtask list --name paper\n  cargo xtask list --runs --dataset gtsrb --state failed"
+)]
 pub struct ListArguments {
     /// Where results are
     #[arg(long, value_name = "DIR", default_value = "runs")]

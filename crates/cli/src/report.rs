@@ -14,8 +14,7 @@ use crate::output::{Stop, print, say, terminal_width};
 #[command(
     after_help = "Tables go to standard output. Figures, tables in other forms and a page of each, page.html, are \
                   written anew beside the results.\n\n\
-                  Examples:\n  cargo xtask report runs/badnets-0e18207e\n  cargo xtask report runs/rates-ac261b75.sweep\n  \
-                  cargo xtask report runs/badnets-0e18207e --export latex"
+                  Examples:\n  cargo xtask report runs/badnets-0e18207e\n  cargo xtask report runs/rates-ac261b75.sweep --export latex"
 )]
 pub struct ReportArguments {
     /// Folders of finished runs and sweeps; all below runs/ if none is given

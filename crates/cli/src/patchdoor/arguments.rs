@@ -77,7 +77,6 @@ pub(crate) enum Command {
     /// Print what completes this program's command line in a shell
     #[command(
         after_help = "Examples:\n  patchdoor completions bash > ~/.local/share/bash-completion/completions/patchdoor\n  \
-                      patchdoor completions zsh > ~/.zfunc/_patchdoor\n  \
                       patchdoor completions fish > ~/.config/fish/completions/patchdoor.fish"
     )]
     Completions {
@@ -478,7 +477,7 @@ mod tests {
 
     #[test]
     fn help_ends_with_two_examples() {
-        let paths: [&[&str]; 17] = [
+        let paths: [&[&str]; 20] = [
             &[],
             &["run"],
             &["check"],
@@ -496,6 +495,9 @@ mod tests {
             &["study", "speed"],
             &["data", "pack"],
             &["data", "unpack"],
+            &["clean"],
+            &["completions"],
+            &["manual"],
         ];
         for path in paths {
             let text = help(path);
