@@ -170,7 +170,7 @@ fn multiply_on_cores<E: Numeric>(
     }
 }
 
-/// The same in the units: each has 8 rows, 16 apart or four by four, and fours of columns that lie 64 apart.
+/// The same in the units: each has 8 rows, one below the other, and fours of columns that lie 64 apart.
 #[cube]
 fn multiply_in_units<E: Numeric>(
     left: &SharedMemory<Four<E>>,
