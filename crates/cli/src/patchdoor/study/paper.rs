@@ -55,6 +55,8 @@ pub(super) fn paper(arguments: &PaperArguments) -> Result<(), Stop> {
 struct Study<'a> {
     arguments: &'a PaperArguments,
     backend: Backend,
+    /// What trainings round to.
+    precision: Precision,
     deadline: Instant,
     program: PathBuf,
     /// What is worth keeping.
@@ -85,7 +87,7 @@ impl<'a> Study<'a> {
         let stop = stop_on_interrupt().map_err(|_| anyhow::anyhow!("Ctrl-C cannot be listened to"))?;
         let steps = steps(backend.name(), arguments.tiny);
         let program = std::env::current_exe()?;
-        Ok(Self { arguments, backend, deadline, program, kept, record, steps, stop })
+        Ok(Self { arguments, backend, precision, deadline, program, kept, record, steps, stop })
     }
 
     fn carry_out(mut self) -> Result<(), Stop> {
@@ -114,11 +116,6 @@ impl<'a> Study<'a> {
         }
         let failed = self.record.steps.values().filter(|step| step.outcome == "failed").count();
         if failed > 0 { Err(Stop::failed(anyhow::anyhow!("{failed} steps failed"))) } else { Ok(()) }
-    }
-
-    /// What trainings round to.
-    fn precision(&self) -> Precision {
-        self.arguments.precision.unwrap_or_else(|| training_precision(self.backend.name()))
     }
 
     fn is_stopped(&self) -> bool {
@@ -184,7 +181,7 @@ impl<'a> Study<'a> {
         let tiny = self.arguments.tiny;
         let load = load_of(&source_file(training.file), training, tiny)?;
         let widen = if tiny { 1 } else { 10 };
-        let measured = speed_step(widen, self.precision());
+        let measured = speed_step(widen, self.precision);
         let speed = self.record.steps.get(&measured).and_then(|step| step.numbers.get("images/s"));
         let (Some(&speed), left) = (speed, self.left().as_secs_f64()) else {
             return Err("nobody knows how long it would take: the speed was not measured".to_owned());
@@ -256,7 +253,7 @@ impl<'a> Study<'a> {
                 command.arg("run").arg(source_file(training.file)).args(["--seeds", "0", "--offline"]);
                 command.args(backend).arg("--out").arg(self.runs());
                 command.args(tiny.then_some("--quick"));
-                for change in overrides(epochs, self.precision(), tiny) {
+                for change in overrides(epochs, self.precision, tiny) {
                     command.args(["--set", &change]);
                 }
                 self.add_data(&mut command);
