@@ -1,5 +1,5 @@
 //! Images per second of one training step and of evaluation, and memory, as `pytorch/pmoe.py` measures them for
-//! `PyTorch`: `cargo run --release -p patchdoor-benches --example pmoe -- [--gathered] [WIDEN_FACTOR..]`.
+//! `PyTorch`: `cargo run --release -p patchdoor-benches --example pmoe -- [--gathered] [--bf16] [WIDEN_FACTOR..]`.
 //!
 //! `cargo xtask bench --pytorch` runs the two in turns.
 #![allow(clippy::print_stdout, reason = "a timing prints what it measures")]
@@ -12,7 +12,7 @@ use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
-use patchdoor_kernels::differentiate;
+use patchdoor_kernels::{Precision, differentiate, multiplies_bf16};
 use patchdoor_model::{Classifier, ClassifierConfig, ExpertForm, InputShape, PatchMoeConfig};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -56,12 +56,21 @@ fn resident(field: &str) -> usize {
 }
 
 fn main() {
+    // As the runner does it: work that starts on the pool's own threads wakes nobody up for each of its operations.
+    rayon::scope(|_| measure());
+}
+
+fn measure() {
     let widens: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let expert_form = if std::env::args().any(|argument| argument == "--gathered") {
         ExpertForm::Gathered
     } else {
         ExpertForm::Masked
     };
+    if std::env::args().any(|argument| argument == "--bf16") {
+        assert!(multiplies_bf16(), "--bf16 takes a processor with AVX512-BF16");
+        Precision::Bf16.choose();
+    }
     let before = resident("VmRSS");
     let device = FlexDevice;
     let mut rng = ChaCha8Rng::seed_from_u64(0);

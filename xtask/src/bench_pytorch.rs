@@ -73,7 +73,84 @@ impl Measured {
     }
 }
 
-/// Times our network and `PyTorch`'s in turns and prints both with their ratios.
+/// A form in which the network is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Form {
+    program: Program,
+    /// Products in bf16; else in f32.
+    bf16: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Ours,
+    /// `last`: channels last in memory, else first; ours has one layout.
+    Pytorch {
+        compiled: bool,
+        last: bool,
+    },
+}
+
+impl Form {
+    /// Both of ours, then those of `PyTorch`: eager and compiled, in f32 and with bf16 autocast, channels last and first.
+    fn all() -> Vec<Self> {
+        let ours = [false, true].map(|bf16| Self { program: Program::Ours, bf16 });
+        let theirs = (0..8).map(|bits| Self {
+            program: Program::Pytorch { compiled: bits & 2 > 0, last: bits & 4 == 0 },
+            bf16: bits & 1 > 0,
+        });
+        ours.into_iter().chain(theirs).collect()
+    }
+
+    fn is_ours(self) -> bool {
+        self.program == Program::Ours
+    }
+
+    fn precision(self) -> &'static str {
+        if self.bf16 { "bf16" } else { "f32" }
+    }
+
+    fn name(self) -> String {
+        match self.program {
+            Program::Ours => format!("ours {}", self.precision()),
+            Program::Pytorch { compiled, last } => {
+                let way = if compiled { "compiled" } else { "eager" };
+                format!("PyTorch {way} {}, channels {}", self.precision(), if last { "last" } else { "first" })
+            }
+        }
+    }
+
+    /// Whether a machine may lack what it takes: f32 runs everywhere, but bf16 of ours takes instructions, and compiling
+    /// a compiler.
+    fn may_fail(self) -> bool {
+        match self.program {
+            Program::Ours => self.bf16,
+            Program::Pytorch { compiled, .. } => compiled,
+        }
+    }
+
+    fn command(self, ours: &Path, python: &Path, threads: usize) -> Command {
+        match self.program {
+            Program::Ours => {
+                let mut command = Command::new(ours);
+                command.args(self.bf16.then_some("--bf16"));
+                command
+            }
+            Program::Pytorch { compiled, last } => {
+                let mut command = Command::new(python);
+                command.arg(root().join("benches").join("pytorch").join("pmoe.py"));
+                command.args(["--layout", if last { "last" } else { "first" }, "--threads"]).arg(threads.to_string());
+                command.args(["--precision", self.precision()]).args(compiled.then_some("--compile"));
+                command
+            }
+        }
+    }
+}
+
+/// What a form measured, turn by turn; nothing if it cannot run here.
+type Timings = Vec<(Form, Vec<Measured>)>;
+
+/// Times our network and `PyTorch`'s in turns, each in all its forms, and prints them with ratios of the best ones.
 pub(crate) fn compare(arguments: &PytorchArguments) -> anyhow::Result<ExitCode> {
     let threads = match arguments.threads {
         Some(threads) => threads,
@@ -84,29 +161,36 @@ pub(crate) fn compare(arguments: &PytorchArguments) -> anyhow::Result<ExitCode> 
         None => environment()?,
     };
     let ours = build()?;
-    let script = root().join("benches").join("pytorch").join("pmoe.py");
     let mut report = heading(threads, arguments.turns);
     for &widen in &arguments.widen {
-        // Ours, channels last, channels first.
-        let mut measured: [Vec<Measured>; 3] = Default::default();
+        let mut timings: Timings = Form::all().into_iter().map(|form| (form, Vec::new())).collect();
         for turn in 0..arguments.turns {
             say(&format!("widen factor {widen}, turn {} of {}", turn + 1, arguments.turns));
-            let mut order = [0, 1, 2];
             if turn % 2 == 1 {
-                order.reverse();
+                timings.reverse();
             }
-            for program in order {
-                let mut command = if program == 0 { Command::new(&ours) } else { Command::new(&python) };
-                if program > 0 {
-                    let layout = if program == 1 { "last" } else { "first" };
-                    command.arg(&script).args(["--layout", layout, "--threads"]).arg(threads.to_string());
+            for (form, measured) in &mut timings {
+                if measured.len() < turn {
+                    continue; // It could not run before.
                 }
+                let mut command = form.command(&ours, &python, threads);
                 command.arg(widen.to_string());
                 command.env("RAYON_NUM_THREADS", threads.to_string()).env("OMP_NUM_THREADS", threads.to_string());
-                measured[program].push(run(command)?);
+                match run(command) {
+                    Ok(timing) => measured.push(timing),
+                    Err(error) if form.may_fail() => {
+                        say(&format!("left out: {}: {error:#}", form.name()));
+                        measured.clear();
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if turn % 2 == 1 {
+                timings.reverse();
             }
         }
-        write_rows(&mut report, widen, &measured);
+        timings.retain(|(_, measured)| measured.len() == arguments.turns);
+        write_rows(&mut report, widen, &timings);
     }
     // Nobody is left to be told that nobody listens.
     let _ = std::io::stdout().write_all(report.as_bytes());
@@ -182,54 +266,55 @@ fn run(mut command: Command) -> anyhow::Result<Measured> {
 
 fn heading(threads: usize, turns: usize) -> String {
     format!(
-        "Images per second on {threads} threads, batch 128, medians of {turns} turns; ratios ours to PyTorch, least to \
-         greatest of a turn.\nPyTorch in the better of its two layouts. Memory: MiB before there is a network + what the \
-         network adds at most.\n\n{:<6} {:<11} {:>8} {:>8}  {:<22} ratio\n",
-        "widen", "", "ours", "PyTorch", "layout"
+        "Images per second on {threads} threads, batch 128, medians of {turns} turns, and MiB that the network adds at most; \
+         in brackets MiB before there is one.\nRatios are ours to PyTorch's best form, within a turn: median, least and \
+         greatest.\n"
     )
 }
 
-fn write_rows(report: &mut String, widen: usize, [ours, last, first]: &[Vec<Measured>; 3]) {
+/// The middle of a form's values.
+fn middle(measured: &[Measured], value: fn(&Measured) -> f64) -> f64 {
+    let mut values: Vec<f64> = measured.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    median(&values)
+}
+
+fn write_rows(report: &mut String, widen: usize, timings: &Timings) {
     type Value = fn(&Measured) -> f64;
-    let middle = |side: &[Measured], value: Value| {
-        let mut values: Vec<f64> = side.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        median(&values)
-    };
     let rates: [(&str, Value); 2] =
         [("training", |measured| measured.training), ("evaluation", |measured| measured.evaluation)];
-    for (name, value) in rates {
-        let (layout, best) = if middle(first, value) > middle(last, value) {
-            ("channels first", first)
-        } else {
-            ("channels last", last)
-        };
-        let mut ratios: Vec<f64> = ours.iter().zip(best).map(|(ours, theirs)| value(ours) / value(theirs)).collect();
-        ratios.sort_by(f64::total_cmp);
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            report,
-            "{widen:<6} {name:<11} {:>8.1} {:>8.1}  {layout:<22} {:.2}  ({:.2} to {:.2})",
-            middle(ours, value),
-            middle(best, value),
-            median(&ratios),
-            ratios[0],
-            ratios[ratios.len() - 1],
+    // Writing to a string cannot fail.
+    let _ = writeln!(report, "\nwiden {widen:<34} {:>9} {:>11} {:>13}", "training", "evaluation", "memory");
+    for (form, measured) in timings {
+        let memory = format!(
+            "{:.0} ({:.0})",
+            middle(measured, |measured| measured.peak - measured.before),
+            middle(measured, |measured| measured.before)
         );
+        let [training, evaluation] = rates.map(|(_, value)| middle(measured, value));
+        let _ = writeln!(report, "{:<40} {training:>9.1} {evaluation:>11.1} {memory:>13}", form.name());
     }
-    let added: Value = |measured| measured.peak - measured.before;
-    let before: Value = |measured| measured.before;
-    let (layout, theirs) =
-        if middle(first, added) < middle(last, added) { ("channels first", first) } else { ("channels last", last) };
-    let memory = |side: &[Measured]| format!("{:.0} + {:.0}", middle(side, before), middle(side, added));
-    let _ = writeln!(
-        report,
-        "{widen:<6} {:<11} {:>8} {:>8}  {layout:<22} {:.2}",
-        "memory",
-        memory(ours),
-        memory(theirs),
-        middle(ours, added) / middle(theirs, added)
-    );
+    for (what, in_f32) in [("f32", true), ("best form", false)] {
+        for (name, value) in rates {
+            let best = |ours: bool| {
+                let those = timings.iter().filter(|(form, _)| form.is_ours() == ours && !(in_f32 && form.bf16));
+                those.max_by(|(_, left), (_, right)| middle(left, value).total_cmp(&middle(right, value)))
+            };
+            let (Some((our_form, ours)), Some((their_form, theirs))) = (best(true), best(false)) else { continue };
+            let mut ratios: Vec<f64> =
+                ours.iter().zip(theirs).map(|(ours, theirs)| value(ours) / value(theirs)).collect();
+            ratios.sort_by(f64::total_cmp);
+            let _ = writeln!(
+                report,
+                "{what}, {name}: {:.2} ({:.2} to {:.2}), {} to {}",
+                median(&ratios),
+                ratios[0],
+                ratios[ratios.len() - 1],
+                our_form.name(),
+                their_form.name(),
+            );
+        }
+    }
 }
 
 fn say(line: &str) {
@@ -254,15 +339,36 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_taken_within_a_turn_and_to_the_better_layout() {
-        let ours = vec![measured(200.0, 900.0, 110.0), measured(100.0, 500.0, 110.0)];
-        let last = vec![measured(100.0, 300.0, 210.0), measured(50.0, 200.0, 210.0)];
-        let first = vec![measured(90.0, 600.0, 260.0), measured(40.0, 250.0, 260.0)];
+    fn every_form_is_timed_once() {
+        let names: Vec<String> = Form::all().into_iter().map(Form::name).collect();
+        assert_eq!(names.len(), 10);
+        assert_eq!(names[..3], ["ours f32", "ours bf16", "PyTorch eager f32, channels last"]);
+        assert!(names.contains(&"PyTorch compiled bf16, channels first".to_owned()));
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_turn_and_to_the_best_form() {
+        let ours = |bf16| Form { program: Program::Ours, bf16 };
+        let pytorch = |bf16, compiled, last| Form { program: Program::Pytorch { compiled, last }, bf16 };
+        let timings = vec![
+            (ours(false), vec![measured(200.0, 900.0, 110.0), measured(100.0, 500.0, 110.0)]),
+            (ours(true), vec![measured(300.0, 900.0, 110.0), measured(200.0, 600.0, 110.0)]),
+            (pytorch(false, false, true), vec![measured(100.0, 300.0, 210.0), measured(50.0, 200.0, 210.0)]),
+            (pytorch(false, true, false), vec![measured(90.0, 600.0, 260.0), measured(40.0, 250.0, 260.0)]),
+            (pytorch(true, false, true), vec![measured(150.0, 100.0, 160.0), measured(160.0, 100.0, 160.0)]),
+        ];
         let mut report = String::new();
-        write_rows(&mut report, 4, &[ours, last, first]);
+        write_rows(&mut report, 4, &timings);
         let lines: Vec<&str> = report.lines().collect();
-        assert_eq!(lines[0], "4      training       150.0     75.0  channels last          2.00  (2.00 to 2.00)");
-        assert_eq!(lines[1], "4      evaluation     700.0    425.0  channels first         1.75  (1.50 to 2.00)");
-        assert_eq!(lines[2], "4      memory      10 + 100 10 + 200  channels last          0.50");
+        assert_eq!(lines[2], "ours f32                                     150.0       700.0      100 (10)");
+        let ratios = [
+            "f32, training: 2.00 (2.00 to 2.00), ours f32 to PyTorch eager f32, channels last",
+            "f32, evaluation: 1.75 (1.50 to 2.00), ours f32 to PyTorch compiled f32, channels first",
+            "best form, training: 1.62 (1.25 to 2.00), ours bf16 to PyTorch eager bf16, channels last",
+            "best form, evaluation: 1.95 (1.50 to 2.40), ours bf16 to PyTorch compiled f32, channels first",
+        ];
+        assert_eq!(lines[lines.len() - 4..], ratios);
     }
 }

@@ -5,9 +5,9 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::{ConfigErrors, Plan, Precision};
 
 /// Something that runs on whatever backend was chosen.
-pub(crate) trait OnBackend {
+pub(crate) trait OnBackend: Send {
     /// What comes of it.
-    type Output;
+    type Output: Send;
 
     /// Runs on a backend's device.
     fn run<B: TrainingBackend>(self, device: &B::Device) -> Self::Output;
@@ -37,6 +37,8 @@ pub struct Backend {
     kind: Kind,
     device: String,
     fallback: Option<String>,
+    /// Whether it may compute without instructions what it has none for.
+    emulates: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +73,15 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
-    /// It rounds nothing.
-    #[error("--precision {precision} needs a GPU: {name} computes in f32")]
+    /// It rounds nothing, or to something else.
+    #[error("--precision {precision} cannot be computed with {name}, only {allowed}")]
     NoRounding {
         /// What operands were to be rounded to.
         precision: &'static str,
         /// The backend.
         name: &'static str,
+        /// What it computes in, and how to have more.
+        allowed: String,
     },
 }
 
@@ -119,7 +123,7 @@ impl BackendChoice {
 impl Backend {
     #[allow(dead_code, reason = "unused in a build without any backend")]
     fn new(kind: Kind, device: String) -> Self {
-        Self { kind, device, fallback: None }
+        Self { kind, device, fallback: None, emulates: false }
     }
 
     /// The same backend, taken because there is no GPU to use.
@@ -151,33 +155,58 @@ impl Backend {
         }
     }
 
-    /// Whether it computes on a device of its own, with that device's products.
-    fn is_device(&self) -> bool {
-        ["cuda", "vulkan"].contains(&self.name())
+    /// The same backend, which also computes slowly what this processor has no instructions for: products of bf16, to
+    /// the same bits.
+    #[must_use]
+    pub fn emulating(self, emulates: bool) -> Self {
+        Self { emulates, ..self }
     }
 
     /// Checks that it can compute as a plan asks.
     ///
     /// # Errors
-    /// If the plan rounds operands, and this is the CPU.
+    /// If the plan rounds operands to what this backend does not.
     pub fn check(&self, plan: &Plan) -> Result<(), ConfigErrors> {
         let precision = plan.config().precision;
-        if self.check_precision(precision).is_ok() {
-            return Ok(());
+        match self.allowed(precision) {
+            Ok(()) => Ok(()),
+            Err(allowed) => Err(plan.problem("precision", &format!("{:?}", precision.name()), &allowed)),
         }
-        let allowed = format!("\"f32\" on {}; a GPU has tf32 and bf16 too (--backend cuda)", self.name());
-        Err(plan.problem("precision", &format!("{:?}", precision.name()), &allowed))
     }
 
     /// Checks that it can round operands so.
     ///
     /// # Errors
-    /// If operands are to be rounded, and this is the CPU.
+    /// If operands are to be rounded to what this backend does not.
     pub fn check_precision(&self, precision: Precision) -> Result<(), BackendError> {
-        if precision.is_full() || self.is_device() {
-            return Ok(());
+        self.allowed(precision).map_err(|allowed| BackendError::NoRounding {
+            precision: precision.name(),
+            name: self.name(),
+            allowed,
+        })
+    }
+
+    /// Whether it can round operands so, or what it can do instead.
+    fn allowed(&self, precision: Precision) -> Result<(), String> {
+        let (rounds, has_instructions) = match self.kind {
+            #[cfg(feature = "flex")]
+            Kind::Flex => (true, patchdoor_kernels::multiplies_bf16()),
+            #[cfg(feature = "ndarray")]
+            Kind::Ndarray => (false, false),
+            #[allow(unreachable_patterns, reason = "reachable in builds for devices")]
+            _ => return Ok(()),
+        };
+        let gpu = "a GPU has tf32 and bf16 too (--backend cuda)";
+        match precision {
+            Precision::F32 => Ok(()),
+            Precision::Bf16 if rounds && (has_instructions || self.emulates) => Ok(()),
+            Precision::Bf16 if rounds => Err(format!(
+                "\"f32\" on a processor without AVX512-BF16; --emulate-bf16 computes the same numbers far more slowly, \
+                 and {gpu}"
+            )),
+            Precision::Tf32 if rounds => Err(format!("\"f32\" or \"bf16\" on the CPU; {gpu}")),
+            Precision::Tf32 | Precision::Bf16 => Err(format!("\"f32\" on {}; {gpu}", self.name())),
         }
-        Err(BackendError::NoRounding { precision: precision.name(), name: self.name() })
     }
 
     /// The device in words.
@@ -205,7 +234,10 @@ impl Backend {
     pub(crate) fn run<T: OnBackend>(&self, task: T) -> T::Output {
         match self.kind {
             #[cfg(feature = "flex")]
-            Kind::Flex => task.run::<burn::backend::Autodiff<burn_flex::Flex>>(&burn_flex::FlexDevice),
+            // On the pool's own threads, so that no operation has to wake them up.
+            Kind::Flex => {
+                rayon::scope(|_| task.run::<burn::backend::Autodiff<burn_flex::Flex>>(&burn_flex::FlexDevice))
+            }
             #[cfg(feature = "ndarray")]
             Kind::Ndarray => {
                 task.run::<burn::backend::Autodiff<burn_ndarray::NdArray>>(&burn_ndarray::NdArrayDevice::Cpu)
@@ -276,11 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_rounds_nothing() {
+    fn a_cpu_rounds_to_bf16_where_it_has_instructions_or_may_do_without() {
         let backend = BackendChoice::Flex.resolve().expect("built");
         assert!(backend.check_precision(Precision::F32).is_ok());
-        let error = backend.check_precision(Precision::Bf16).expect_err("it computes in f32");
-        assert_eq!(error.to_string(), "--precision bf16 needs a GPU: flex computes in f32");
+        let error = backend.check_precision(Precision::Tf32).expect_err("a GPU's alone");
+        assert_eq!(
+            error.to_string(),
+            "--precision tf32 cannot be computed with flex, only \"f32\" or \"bf16\" on the CPU; a GPU has tf32 and \
+             bf16 too (--backend cuda)"
+        );
+        let has_instructions = patchdoor_kernels::multiplies_bf16();
+        assert_eq!(backend.check_precision(Precision::Bf16).is_ok(), has_instructions);
+        assert!(backend.emulating(true).check_precision(Precision::Bf16).is_ok());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::images::ImagesError;
 pub struct SpeedRequest {
     /// Its widen factor.
     pub widen_factor: usize,
-    /// What a GPU rounds the operands of products to.
+    /// What the operands of products are rounded to.
     pub precision: Precision,
     /// Images of a step and seed.
     pub batch_size: usize,

@@ -1,7 +1,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{ConvOptions, SgdStep, stock};
+use crate::{ConvOptions, InferenceConv, SgdStep, stock};
 
 /// A backend to train on: it keeps gradients, and has the operations of this crate with them and without.
 pub trait TrainingBackend: AutodiffBackend<InnerBackend: Kernels> + Kernels {}
@@ -63,6 +63,21 @@ pub trait Kernels: Backend {
         options: ConvOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         stock::convolution::weight_gradients::<Self>(x, gradient, kernel, groups, options)
+    }
+
+    /// A dense layer, never rounded; see [`dense`](crate::dense).
+    fn dense(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        stock::elementwise::dense::<Self>(x, weight, bias)
+    }
+
+    /// Convolves with normalizations of constants before and after; see [`inference_conv2d`](crate::inference_conv2d).
+    fn inference_conv2d(x: FloatTensor<Self>, conv: InferenceConv<Self>) -> FloatTensor<Self> {
+        stock::convolution::inference::<Self>(x, conv)
+    }
+
+    /// A residual block; see [`inference_residual`](crate::inference_residual).
+    fn inference_residual(x: FloatTensor<Self>, layers: [InferenceConv<Self>; 3]) -> FloatTensor<Self> {
+        stock::convolution::residual::<Self>(x, layers)
     }
 
     /// Normalizes over all axes but the last by the batch's own statistics, scales, shifts and rectifies; gives output,

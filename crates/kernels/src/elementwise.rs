@@ -20,3 +20,23 @@ pub fn add<B: Kernels, const D: usize>(left: Tensor<B, D>, right: Tensor<B, D>) 
 pub fn average_positions<B: Kernels>(map: Tensor<B, 4>) -> Tensor<B, 2> {
     tensor(B::average_positions(primitive(map)))
 }
+
+/// A dense layer, `x * transposed(weight) + bias`, never rounded whatever the [`Precision`](crate::Precision) in use.
+///
+/// A row's result does not depend on the rows beside it: on burn's CPU backend not in its last bit, which a product of
+/// matrices does not promise.
+///
+/// # Shapes
+/// - x: `[row, in]`
+/// - weight: `[out, in]`
+/// - bias: `[out]`
+/// - output: `[row, out]`
+///
+/// # Panics
+/// If shapes disagree.
+pub fn dense<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Tensor<B, 1>) -> Tensor<B, 2> {
+    let [out, input] = weight.dims();
+    assert_eq!(x.dims()[1], input, "a dense layer's weight must have as many columns as its input");
+    assert_eq!([out], bias.dims(), "a dense layer's bias must have one value per output");
+    tensor(B::dense(primitive(x), primitive(weight), primitive(bias)))
+}

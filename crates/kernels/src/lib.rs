@@ -41,6 +41,8 @@ mod flex;
 mod gate;
 mod gathering;
 mod images;
+mod inference;
+mod inference_conv;
 mod loss;
 mod normalization;
 mod precision;
@@ -54,14 +56,18 @@ pub use backend::{Kernels, TrainingBackend};
 pub use conv_options::ConvOptions;
 pub use convolution::{conv2d, grouped_conv2d};
 pub use differentiation::differentiate;
-pub use elementwise::{add, average_positions};
+pub use elementwise::{add, average_positions, dense};
 pub use experts::{weighted_batch_norm_relu, weighted_scale_shift_relu};
 pub use gate::{choose_patches, join};
 pub use gathering::gather_weighted;
 pub use images::{pack_pixels, take_images};
+pub use inference::{inference_conv2d, inference_residual};
+pub use inference_conv::InferenceConv;
 pub use loss::{Loss, cross_entropy};
 pub use normalization::{Normalized, batch_norm_relu, scale_shift_relu};
 pub use precision::Precision;
+#[cfg(feature = "flex")]
+pub use precision::multiplies_bf16;
 pub use statistics::{average_statistics, fold_statistics};
 pub use step::SgdStep;
 

@@ -11,8 +11,9 @@ use burn::backend::Autodiff;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
 use patchdoor_kernels::{
-    ConvOptions, add, average_positions, batch_norm_relu, conv2d, differentiate, gather_weighted, grouped_conv2d,
-    scale_shift_relu, weighted_batch_norm_relu, weighted_scale_shift_relu,
+    ConvOptions, InferenceConv, add, average_positions, batch_norm_relu, conv2d, differentiate, gather_weighted,
+    grouped_conv2d, inference_conv2d, inference_residual, scale_shift_relu, weighted_batch_norm_relu,
+    weighted_scale_shift_relu,
 };
 use support::{Diff, leaf, numbers, random};
 
@@ -66,6 +67,35 @@ fn convolutions_stay_in_their_memory() {
                 ],
                 upstream,
             )
+        });
+    }
+}
+
+#[test]
+fn convolutions_in_inference_stay_in_their_memory() {
+    for (size, channels, inner, out, stride) in [([5, 7], 3, 5, 18, 1), ([6, 5], 34, 17, 3, 2)] {
+        let tensor = |seed, shape: [usize; 4]| random(seed, shape).inner();
+        let vector = |seed, length| random::<1>(seed, [length]).inner();
+        let conv = |seed, size, [channels, out]: [usize; 2], kernel: usize, stride| InferenceConv::<Flex> {
+            before: None,
+            weight: tensor(seed, [out, channels, kernel, kernel]),
+            bias: vector(seed, out),
+            added: None,
+            after: None,
+            groups: 1,
+            options: ConvOptions::same(size, [kernel; 2], stride),
+        };
+        twice(|| {
+            let x = tensor(1, [2, size[0], size[1], channels]);
+            let first = InferenceConv {
+                before: Some([vector(2, channels), vector(3, channels)]),
+                after: Some([vector(4, inner), vector(5, inner)]),
+                ..conv(6, size, [channels, inner], 3, stride)
+            };
+            let second = conv(7, first.output_size(size), [inner, out], 3, 1);
+            let shortcut = conv(8, size, [channels, out], 1, stride);
+            let layer = inference_conv2d(x.clone(), first.clone());
+            vec![numbers(layer), numbers(inference_residual(x, first, second, shortcut))]
         });
     }
 }

@@ -82,6 +82,16 @@ impl<B: Kernels> BatchNormRelu<B> {
         }
     }
 
+    /// Scale and shift of every group's channels, where a pass learns nothing and they are all it takes: then it may be
+    /// computed together with convolutions before and after it.
+    ///
+    /// A device has kernels for one operation after the other, and none for several together.
+    pub(crate) fn constants(groups: &[&Self]) -> Option<[Tensor<B, 1>; 2]> {
+        let device = groups[0].gamma.device();
+        let learns = B::ad_enabled(&device) || groups[0].uses_batch(&device);
+        (!learns && !B::ON_DEVICE).then(|| Self::scales_and_shifts(groups).into())
+    }
+
     /// All groups' gammas, and all their betas.
     fn joined_parameters(groups: &[&Self]) -> [Tensor<B, 1>; 2] {
         let (gammas, betas) = groups.iter().map(|group| (group.gamma.val(), group.beta.val())).unzip();

@@ -5,10 +5,14 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use patchdoor_kernels::Kernels;
 use rand::Rng;
+use rayon::prelude::*;
 
 use crate::network::{Network, NormLayer};
 use crate::taps::{Tapped, Taps};
 use crate::{ClassifierConfig, InputShape, ModelError, Part, PatchMoe, Routing, WideResNet};
+
+/// Images of a part of a batch, of which the CPU works on several at a time in inference.
+const PART: usize = 32;
 
 /// Any of the networks, chosen by a [`ClassifierConfig`].
 #[derive(Module, Debug)]
@@ -108,7 +112,19 @@ impl<B: Kernels> Classifier<B> {
     /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
     /// - output: `[batch, class]`
     pub fn forward_with_routing(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Vec<Routing<B>>) {
-        self.network().forward(images, &mut Taps::none())
+        let [batch, height, width, channels] = images.dims();
+        let learns = B::ad_enabled(&images.device()) || self.norms().iter().any(|layer| layer.norm.collects);
+        if B::ON_DEVICE || learns || batch < 2 * PART {
+            return self.network().forward(images, &mut Taps::none());
+        }
+        // Parts of the batch side by side: what an operation does on one thread is done on all of them, too.
+        let parts: Vec<_> = (0..batch)
+            .step_by(PART)
+            .map(|first| images.clone().slice([first..batch.min(first + PART), 0..height, 0..width, 0..channels]))
+            .collect();
+        let (logits, routings): (Vec<_>, Vec<_>) =
+            parts.into_par_iter().map(|part| self.network().forward(part, &mut Taps::none())).unzip();
+        (Tensor::cat(logits, 0), Routing::joined(routings))
     }
 
     /// Returns logits and, by their names, the values on their way that were asked for.

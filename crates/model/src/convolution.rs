@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, grouped_conv2d, join};
+use patchdoor_kernels::{ConvOptions, InferenceConv, Kernels, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::Padding;
@@ -47,9 +47,21 @@ impl<B: Kernels> Convolution<B> {
     pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_, rows, columns, _] = x.dims();
         let options = groups[0].options([rows, columns]);
-        let weights = join(groups.iter().map(|group| group.weight.val()).collect());
-        let biases = join(groups.iter().map(|group| group.bias.val()).collect());
-        grouped_conv2d(x, weights, biases, groups.len(), options)
+        let (weight, bias) = Self::parameters(groups);
+        grouped_conv2d(x, weight, bias, groups.len(), options)
+    }
+
+    /// Convolutions of one shape side by side, for a pass over maps of this size that learns nothing.
+    pub(crate) fn inference(groups: &[&Self], size: [usize; 2]) -> InferenceConv<B> {
+        let (weight, bias) = Self::parameters(groups);
+        let (groups, options) = (groups.len(), groups[0].options(size));
+        InferenceConv { before: None, weight, bias, added: None, after: None, groups, options }
+    }
+
+    /// All groups' weights, and all their biases.
+    fn parameters(groups: &[&Self]) -> (Tensor<B, 4>, Tensor<B, 1>) {
+        let (weights, biases) = groups.iter().map(|group| (group.weight.val(), group.bias.val())).unzip();
+        (join(weights), join(biases))
     }
 
     /// Whether the kernel is a single pixel.

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, grouped_conv2d, join};
+use patchdoor_kernels::{ConvOptions, Kernels, dense, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::init::ParameterSource;
@@ -28,7 +28,12 @@ impl<B: Kernels> Dense<B> {
     /// - output: `[batch, group * out]`
     pub(crate) fn forward_groups(groups: &[&Self], x: Tensor<B, 2>) -> Tensor<B, 2> {
         if let ([only], false) = (groups, B::ON_DEVICE) {
-            return x.matmul(only.weight.val().transpose()) + only.bias.val().unsqueeze();
+            let (weight, bias) = (only.weight.val(), only.bias.val());
+            if B::ad_enabled(&x.device()) {
+                return x.matmul(weight.transpose()) + bias.unsqueeze();
+            }
+            // Predictions must not depend on the batch.
+            return dense(x, weight, bias);
         }
         // A pixel by kernels of one pixel: the device adds the bias on the way, and gives both gradients at once.
         let [batch, wide] = x.dims();

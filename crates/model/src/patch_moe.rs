@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{Kernels, average_positions, gather_weighted};
+use patchdoor_kernels::{InferenceConv, Kernels, average_positions, gather_weighted, inference_conv2d};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -516,8 +516,15 @@ impl<B: Kernels> PatchMoe<B> {
     /// From the images to the map that the gates see, `[batch, row, column, member * channel]`.
     pub(crate) fn map_of_members(members: &[&Self], images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 4> {
         let x = Trunk::forward_members(&layers(members, |network| &network.trunk), images, taps);
-        let x = BatchNormRelu::forward_groups(&layers(members, |network| &network.patch_norm), x);
-        let map = Convolution::forward_groups(&layers(members, |network| &network.patch_conv), x);
+        let norms = layers(members, |network| &network.patch_norm);
+        let convolutions = layers(members, |network| &network.patch_conv);
+        let map = match BatchNormRelu::constants(&norms) {
+            Some(constants) => {
+                let conv = Convolution::inference(&convolutions, [x.dims()[1], x.dims()[2]]);
+                inference_conv2d(x, InferenceConv { before: Some(constants), ..conv })
+            }
+            None => Convolution::forward_groups(&convolutions, BatchNormRelu::forward_groups(&norms, x)),
+        };
         taps.offer("map", || Tapped::Map(map.clone()));
         map
     }

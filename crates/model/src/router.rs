@@ -1,7 +1,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use patchdoor_kernels::{ConvOptions, Kernels, choose_patches, grouped_conv2d, join};
+use patchdoor_kernels::{ConvOptions, Kernels, choose_patches, dense, grouped_conv2d, join};
 use rand::Rng;
 
 use crate::init::ParameterSource;
@@ -115,11 +115,15 @@ impl<B: Backend> PatchRouter<B> {
         }
         let [batch, count, length] = patches.dims();
         let experts = self.weight.dims()[0];
-        patches
-            .reshape([batch * count, length])
-            .matmul(self.kernels().transpose())
-            .reshape([batch, count, experts])
-            .swap_dims(1, 2)
+        let (device, dtype) = (patches.device(), patches.dtype());
+        let (patches, kernels) = (patches.reshape([batch * count, length]), self.kernels());
+        let scores = if B::ad_enabled(&device) {
+            patches.matmul(kernels.transpose())
+        } else {
+            // Selections must not depend on the batch.
+            dense(patches, kernels, Tensor::zeros([experts], (&device, dtype)))
+        };
+        scores.reshape([batch, count, experts]).swap_dims(1, 2)
     }
 
     /// Weighs the selected patches by their scores, `[batch, expert, patch]`.

@@ -48,6 +48,55 @@ pub struct SoftDispatch<B: Backend> {
 }
 
 impl<B: Backend> Routing<B> {
+    /// The routings of a batch from those of its parts, each with one for each routed layer.
+    ///
+    /// # Panics
+    /// If there is no part, or layers are routed otherwise in one part than in another.
+    pub(crate) fn joined(parts: Vec<Vec<Self>>) -> Vec<Self> {
+        let mut layers: Vec<Vec<Self>> = Vec::new();
+        for part in parts {
+            layers.resize_with(part.len(), Vec::new);
+            for (layer, routing) in layers.iter_mut().zip(part) {
+                layer.push(routing);
+            }
+        }
+        layers.into_iter().map(Self::joined_layer).collect()
+    }
+
+    fn joined_layer(parts: Vec<Self>) -> Self {
+        const ALIKE: &str = "all parts of a batch are routed alike";
+        match &parts[0] {
+            Self::ExpertChoice(_) => {
+                let choices = parts.into_iter().map(|part| match part {
+                    Self::ExpertChoice(ExpertChoice { weights, indices }) => (weights, indices),
+                    Self::TokenChoice(_) | Self::SoftDispatch(_) => panic!("{ALIKE}"),
+                });
+                let (weights, indices) = choices.unzip();
+                Self::ExpertChoice(ExpertChoice { weights: Tensor::cat(weights, 0), indices: Tensor::cat(indices, 0) })
+            }
+            &Self::TokenChoice(TokenChoice { experts, .. }) => {
+                let choices = parts.into_iter().map(|part| match part {
+                    Self::TokenChoice(TokenChoice { indices, weights, .. }) => (indices, weights),
+                    Self::ExpertChoice(_) | Self::SoftDispatch(_) => panic!("{ALIKE}"),
+                });
+                let (indices, weights) = choices.unzip();
+                let (indices, weights) = (Tensor::cat(indices, 0), Tensor::cat(weights, 0));
+                Self::TokenChoice(TokenChoice { experts, indices, weights })
+            }
+            Self::SoftDispatch(_) => {
+                let mixtures = parts.into_iter().map(|part| match part {
+                    Self::SoftDispatch(SoftDispatch { dispatch, combine }) => (dispatch, combine),
+                    Self::ExpertChoice(_) | Self::TokenChoice(_) => panic!("{ALIKE}"),
+                });
+                let (dispatch, combine) = mixtures.unzip();
+                Self::SoftDispatch(SoftDispatch {
+                    dispatch: Tensor::cat(dispatch, 0),
+                    combine: Tensor::cat(combine, 0),
+                })
+            }
+        }
+    }
+
     /// The patches that experts picked; `None` if they picked none.
     pub fn expert_choice(&self) -> Option<&ExpertChoice<B>> {
         match self {

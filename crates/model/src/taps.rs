@@ -44,9 +44,13 @@ impl<B: Backend> Taps<B> {
         Self { wanted: names.iter().map(|&name| name.to_owned()).collect(), found: BTreeMap::new() }
     }
 
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.wanted.contains(name)
+    }
+
     /// Keeps a value if it is wanted.
     pub(crate) fn offer(&mut self, name: &str, value: impl FnOnce() -> Tapped<B>) {
-        if self.wanted.contains(name) {
+        if self.wants(name) {
             self.found.insert(name.to_owned(), value());
         }
     }

@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use patchdoor_kernels::{Kernels, add};
+use patchdoor_kernels::{InferenceConv, Kernels, add, inference_residual};
 use rand::Rng;
 
 use crate::batch_norm::BatchNormRelu;
@@ -69,8 +69,18 @@ impl<B: Kernels> ResidualBlock<B> {
     /// - input: `[batch, row, column, member * channel]`
     /// - output: `[batch, row / stride, column / stride, member * channel]`
     pub(crate) fn forward_members(members: &[&Self], x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [branch, shortcut] = Self::branches(members, x);
-        add(branch, shortcut)
+        let norms = [layers(members, |block| &block.norm1), layers(members, |block| &block.norm2)];
+        let [Some(first), Some(second)] = norms.map(|norms| BatchNormRelu::constants(&norms)) else {
+            let [branch, shortcut] = Self::branches(members, x);
+            return add(branch, shortcut);
+        };
+        let size = [x.dims()[1], x.dims()[2]];
+        let conv1 = Convolution::inference(&layers(members, |block| &block.conv1), size);
+        let conv1 = InferenceConv { before: Some(first), after: Some(second), ..conv1 };
+        let inner = conv1.output_size(size);
+        let conv2 = Convolution::inference(&layers(members, |block| &block.conv2), inner);
+        let shortcut = Convolution::inference(&layers(members, |block| &block.shortcut), size);
+        inference_residual(x, conv1, conv2, shortcut)
     }
 
     /// What a block adds up, shapes as in [`Self::forward_members`]: its two convolutions, and its shortcut.

@@ -126,9 +126,14 @@ impl<B: Kernels> WideResNet<B> {
     /// - logits: `[batch, member * class]`
     pub(crate) fn forward_members(members: &[&Self], images: Tensor<B, 4>, taps: &mut Taps<B>) -> Tensor<B, 2> {
         let x = Trunk::forward_members(&layers(members, |network| &network.trunk), images, taps);
-        let [filters, shortcut] = ResidualBlock::branches(&layers(members, |network| &network.group3), x);
-        taps.offer("filters", || Tapped::Map(filters.clone()));
-        let x = add(filters, shortcut);
+        let blocks = layers(members, |network| &network.group3);
+        let x = if taps.wants("filters") {
+            let [filters, shortcut] = ResidualBlock::branches(&blocks, x);
+            taps.offer("filters", || Tapped::Map(filters.clone()));
+            add(filters, shortcut)
+        } else {
+            ResidualBlock::forward_members(&blocks, x)
+        };
         taps.offer("group3", || Tapped::Map(x.clone()));
         let x = BatchNormRelu::forward_groups(&layers(members, |network| &network.norm), x);
         let features = average_positions(x);

@@ -50,7 +50,7 @@ pub struct ExperimentConfig {
     /// What is different about the training of the backdoored one.
     #[serde(default, skip_serializing_if = "VictimConfig::is_default")]
     pub victim: VictimConfig,
-    /// What a GPU rounds the operands of convolutions to, in training and in evaluation.
+    /// What the operands of convolutions are rounded to, in training and in evaluation.
     #[serde(default, skip_serializing_if = "Precision::is_full")]
     pub precision: Precision,
     /// What is tried, each on its own, to remove the backdoor.

@@ -1,16 +1,17 @@
 use serde::{Deserialize, Serialize};
 
-/// What the operands of a GPU's convolutions are rounded to. Their sums, the weights, the statistics of normalizations and
+/// What the operands of convolutions are rounded to. Their sums, the weights, the statistics of normalizations and
 /// everything else are f32 in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// Nothing is rounded. The CPU has only this.
+    /// Nothing is rounded.
     #[default]
     F32,
-    /// To 11 significant bits, as NVIDIA's tensor cores take f32.
+    /// To 11 significant bits, as NVIDIA's tensor cores take f32; a GPU's alone.
     Tf32,
-    /// To 8 significant bits.
+    /// To 8 significant bits. On the CPU it takes AVX512-BF16, and convolutions over an odd number of channels, as images
+    /// have, round nothing.
     Bf16,
 }
 

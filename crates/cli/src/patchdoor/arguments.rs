@@ -109,6 +109,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub(crate) backend: BackendChoice,
 
+    /// Compute precision = "bf16" also on a processor without AVX512-BF16: the same numbers, far more slowly
+    #[arg(long)]
+    pub(crate) emulate_bf16: bool,
+
     #[command(flatten)]
     pub(crate) changes: Changes,
 
@@ -252,7 +256,7 @@ pub(crate) enum StudyCommand {
         /// What to compute with
         #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
         backend: BackendChoice,
-        /// What a GPU rounds the operands of products to
+        /// What the operands of products are rounded to; the CPU has f32 and bf16
         #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
         precision: Precision,
         /// Relative distance up to which they agree [default: f32 1e-5, tf32 3e-3, bf16 3e-2]
@@ -272,7 +276,7 @@ pub(crate) enum StudyCommand {
         /// Widen factor
         #[arg(long, value_name = "FACTOR", default_value_t = 10)]
         widen: usize,
-        /// What a GPU rounds the operands of products to
+        /// What the operands of products are rounded to; the CPU has f32 and bf16
         #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
         precision: Precision,
         /// Images of a step
@@ -303,7 +307,7 @@ pub(crate) struct PaperArguments {
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub(crate) backend: BackendChoice,
 
-    /// What trainings round the operands of products to; a CPU has f32 only [default: tf32 on a GPU]
+    /// What trainings round the operands of products to; the CPU has f32 and bf16 [default: tf32 on a GPU]
     #[arg(long, value_name = "PRECISION", value_parser = precision)]
     pub(crate) precision: Option<Precision>,
 

@@ -18,7 +18,7 @@ use crate::signals::stop_on_interrupt;
 /// Runs every file, after all of them were checked.
 pub(crate) fn run(arguments: &RunArguments) -> Result<(), Stop> {
     let experiments = read_experiments(&arguments.files, &arguments.changes)?;
-    let backend = arguments.backend.resolve().map_err(Stop::unusable)?;
+    let backend = arguments.backend.resolve().map_err(Stop::unusable)?.emulating(arguments.emulate_bf16);
     if let Some(reason) = backend.fallback() {
         say(reason);
     }

@@ -1,15 +1,16 @@
 use burn::tensor::ops::FloatTensorOps;
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, Shape, Tensor, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use super::buffer::Buffer;
-use super::convolution::{self, Geometry};
+use super::convolution::{self, Around, Geometry, Layer, Operands};
 use super::elementwise;
 use super::experts::{self, Weighted};
 use super::gathering::Gathering;
 use super::normalization::{self, Gradient, InputConstants, Normalization, Statistics};
 use super::rows::{Plain, Rows};
-use crate::{ConvOptions, Kernels, stock};
+use crate::primitives::primitive;
+use crate::{ConvOptions, InferenceConv, Kernels, Precision, stock};
 
 /// The tensor's values in order; the tensor must be contiguous.
 fn slice(tensor: &FlexTensor) -> &[f32] {
@@ -25,6 +26,56 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
 fn geometry(x: [usize; 4], out: usize, kernel: [usize; 2], groups: usize, options: ConvOptions) -> Geometry {
     let [batch, height, width, channels] = x;
     Geometry { batch, size: [height, width], groups, channels: channels / groups, out: out / groups, kernel, options }
+}
+
+/// A convolution in inference whose tensors are contiguous.
+struct Held {
+    weight: FlexTensor,
+    bias: FlexTensor,
+    before: Option<[FlexTensor; 2]>,
+    after: Option<[FlexTensor; 2]>,
+    groups: usize,
+    options: ConvOptions,
+}
+
+impl Held {
+    fn of(conv: InferenceConv<Flex>) -> Self {
+        let InferenceConv { before, weight, bias, after, groups, options, .. } = conv;
+        let normalization =
+            |both: Option<[Tensor<Flex, 1>; 2]>| both.map(|both| both.map(|values| contiguous(primitive(values))));
+        let (before, after) = (normalization(before), normalization(after));
+        Self {
+            weight: contiguous(primitive(weight)),
+            bias: contiguous(primitive(bias)),
+            before,
+            after,
+            groups,
+            options,
+        }
+    }
+
+    /// The convolution of an input of this shape.
+    fn layer(&self, x: [usize; 4]) -> Layer<'_> {
+        let [out, _, rows, columns] = dims(&self.weight);
+        let geometry = geometry(x, out, [rows, columns], self.groups, self.options);
+        let [before, after] =
+            [&self.before, &self.after].map(|both| both.as_ref().map(|both| [slice(&both[0]), slice(&both[1])]));
+        let around = Around { before, after };
+        Layer { weight: slice(&self.weight), bias: slice(&self.bias), geometry, around }
+    }
+}
+
+fn output_shape(geometry: &Geometry) -> [usize; 4] {
+    let [height, width] = geometry.output_size();
+    [geometry.batch, height, width, geometry.groups * geometry.out]
+}
+
+/// What convolutions multiply in the precision in use; TF32 is a GPU's alone.
+fn operands() -> Operands {
+    match Precision::chosen() {
+        Precision::F32 | Precision::Tf32 => Operands::F32,
+        Precision::Bf16 => Operands::Bf16,
+    }
 }
 
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
@@ -145,10 +196,66 @@ impl Kernels for Flex {
         let [out, _, rows, columns] = dims(&weight);
         let geometry = geometry(dims(&x), out, [rows, columns], groups, options);
         let [x, weight, bias] = [x, weight, bias].map(contiguous);
-        let output = convolution::forward(slice(&x), slice(&weight), slice(&bias), &geometry);
+        let output = convolution::forward(slice(&x), slice(&weight), slice(&bias), &geometry, operands());
         let [height, width] = geometry.output_size();
         // SAFETY: the convolution writes every output.
         unsafe { output.into_tensor([geometry.batch, height, width, out].into()) }
+    }
+
+    fn dense(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            return stock::elementwise::dense::<Self>(x, weight, bias);
+        }
+        let ([rows, input], [out, _]) = (dims(&x), dims(&weight));
+        // As a convolution of single pixels, of which an image is what one thread does at a time.
+        let images = if rows.is_multiple_of(64) { rows / 64 } else { 1 };
+        let shape = [images, 1, rows / images.max(1), input];
+        let geometry = geometry(shape, out, [1, 1], 1, ConvOptions::symmetric([1, 1], 1));
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
+        let output = convolution::forward(slice(&x), slice(&weight), slice(&bias), &geometry, Operands::F32);
+        // SAFETY: the convolution writes every output.
+        unsafe { output.into_tensor([rows, out].into()) }
+    }
+
+    fn inference_conv2d(x: FlexTensor, conv: InferenceConv<Self>) -> FlexTensor {
+        // What is added to an output that is normalized afterwards cannot wait there already.
+        if x.dtype() != DType::F32 || (conv.added.is_some() && conv.after.is_some()) {
+            return stock::convolution::inference::<Self>(x, conv);
+        }
+        let x = contiguous(x);
+        let added = conv.added.clone();
+        let held = Held::of(conv);
+        let layer = held.layer(dims(&x));
+        let shape = output_shape(&layer.geometry);
+        let Some(added) = added else {
+            let output = convolution::infer(slice(&x), layer, operands());
+            // SAFETY: the convolution writes every output.
+            return unsafe { output.into_tensor(shape.into()) };
+        };
+        let mut output = contiguous(primitive(added));
+        if output.try_storage_mut::<f32>().is_none() {
+            // Somebody else still reads it.
+            output = FlexTensor::from_data(TensorData::new(slice(&output).to_vec(), output.shape()));
+        }
+        let (start, end) = output.layout().contiguous_offsets().expect("the tensor is contiguous");
+        let values = output.try_storage_mut().expect("nobody else holds the copy");
+        convolution::add_inferred(slice(&x), layer, operands(), &mut values[start..end]);
+        output
+    }
+
+    fn inference_residual(x: FlexTensor, layers: [InferenceConv<Self>; 3]) -> FlexTensor {
+        // The second branch is added to what the shortcut has written.
+        if x.dtype() != DType::F32 || layers[1].after.is_some() {
+            return stock::convolution::residual::<Self>(x, layers);
+        }
+        let x = contiguous(x);
+        let [first, second, shortcut] = layers.map(Held::of);
+        let first = first.layer(dims(&x));
+        let second = second.layer(output_shape(&first.geometry));
+        let shape = output_shape(&second.geometry);
+        let output = convolution::residual(slice(&x), [first, second, shortcut.layer(dims(&x))], operands());
+        // SAFETY: the shortcut writes every output.
+        unsafe { output.into_tensor(shape.into()) }
     }
 
     fn conv2d_input_gradient(
@@ -165,7 +272,7 @@ impl Kernels for Flex {
         let shape = [dims::<4>(&gradient)[0], size[0], size[1], groups * channels];
         let geometry = geometry(shape, out, [rows, columns], groups, options);
         let [weight, gradient] = [weight, gradient].map(contiguous);
-        let output = convolution::input_gradient(slice(&weight), slice(&gradient), &geometry);
+        let output = convolution::input_gradient(slice(&weight), slice(&gradient), &geometry, operands());
         // SAFETY: every input belongs to one class of the gradient, whose pixels are all written.
         unsafe { output.into_tensor(shape.into()) }
     }
@@ -183,7 +290,7 @@ impl Kernels for Flex {
         let [_, _, _, out] = dims(&gradient);
         let geometry = geometry(dims(&x), out, kernel, groups, options);
         let [x, gradient] = [x, gradient].map(contiguous);
-        let (weight, bias) = convolution::weight_gradients(slice(&x), slice(&gradient), &geometry);
+        let (weight, bias) = convolution::weight_gradients(slice(&x), slice(&gradient), &geometry, operands());
         // SAFETY: both are written in full.
         unsafe {
             (weight.into_tensor([out, geometry.channels, kernel[0], kernel[1]].into()), bias.into_tensor([out].into()))
@@ -394,7 +501,7 @@ impl Kernels for Flex {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd;
+    use super::super::{pairs, simd};
     use super::*;
 
     fn values(seed: u32, shape: &[usize]) -> FlexTensor {
@@ -446,6 +553,75 @@ mod tests {
             keep(&[output, map, weights, gamma, beta]);
         }
         results
+    }
+
+    #[allow(unsafe_code, reason = "what is written in full is read")]
+    /// Outputs and gradients of convolutions with strides, groups, odd sides and channels of any number.
+    fn convolved(operands: Operands, round: impl Fn(&FlexTensor) -> FlexTensor) -> Vec<Vec<f32>> {
+        let mut results = Vec::new();
+        let shapes = [
+            (16, 32, 1, 3, 1),
+            (16, 32, 1, 3, 2),
+            (6, 22, 1, 3, 1),
+            (12, 18, 3, 1, 2),
+            (8, 4, 2, 5, 2),
+            (64, 48, 1, 1, 1),
+            (3, 5, 1, 3, 1),
+        ];
+        for (channels, out, groups, kernel, stride) in shapes {
+            let size = [9, 17];
+            let options = ConvOptions::same(size, [kernel; 2], stride);
+            let [height, width] = options.output_size(size, [kernel; 2]);
+            let x = round(&values(1, &[3, 9, 17, channels]));
+            let weight = round(&values(2, &[out, channels / groups, kernel, kernel]));
+            let gradient = round(&values(3, &[3, height, width, out]));
+            let geometry = geometry(dims(&x), out, [kernel; 2], groups, options);
+            let bias = values(4, &[out]);
+            let output = convolution::forward(slice(&x), slice(&weight), slice(&bias), &geometry, operands);
+            let input = convolution::input_gradient(slice(&weight), slice(&gradient), &geometry, operands);
+            let (weight, bias) = convolution::weight_gradients(slice(&x), slice(&gradient), &geometry, operands);
+            // SAFETY: convolutions and gradients are written in full.
+            results.extend([output, input, weight, bias].map(|buffer| unsafe { buffer.written().to_vec() }));
+        }
+        results
+    }
+
+    fn rounded(tensor: &FlexTensor) -> FlexTensor {
+        let values = slice(tensor).iter().map(|value| f32::from_bits(pairs::pair(0.0, *value).to_bits())).collect();
+        FlexTensor::from_data(TensorData::new::<f32, _>(values, tensor.shape()))
+    }
+
+    #[test]
+    fn products_of_bf16_are_those_of_rounded_values() {
+        let _turn = simd::alone();
+        let found = convolved(Operands::Bf16, FlexTensor::clone);
+        let expected = convolved(Operands::F32, rounded);
+        let unrounded = convolved(Operands::F32, FlexTensor::clone);
+        for (index, ((found, expected), unrounded)) in found.iter().zip(&expected).zip(&unrounded).enumerate() {
+            // Sums of what is not paired, of three channels or of the bias, take values as they are.
+            let (odd, bias) = (index / 4 == 6, index % 4 == 3);
+            let pairs = !(bias || odd && index % 4 < 2);
+            let expected = if pairs { expected } else { unrounded };
+            let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            let mut differs = false;
+            for ((found, expected), unrounded) in found.iter().zip(expected).zip(unrounded) {
+                assert!((found - expected).abs() <= 2e-6 * largest, "result {index}: {found}, expected {expected}");
+                differs |= (found - unrounded).abs() > 1e-5 * largest;
+            }
+            assert_eq!(differs, pairs, "result {index}");
+        }
+    }
+
+    #[test]
+    fn every_set_of_instructions_multiplies_bf16_to_the_bit() {
+        let results = simd::with_every_set(|| convolved(Operands::Bf16, FlexTensor::clone));
+        for other in &results[1..] {
+            // The last shape has an odd number of channels, whose values are multiplied as they are.
+            for (index, (found, expected)) in other.iter().zip(&results[0]).enumerate().take(6 * 4) {
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert!(bits(found) == bits(expected), "result {index}");
+            }
+        }
     }
 
     #[test]

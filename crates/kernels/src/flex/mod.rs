@@ -7,7 +7,10 @@ mod elementwise;
 mod experts;
 mod gathering;
 mod normalization;
+mod pairs;
 mod panels;
 mod rows;
 mod simd;
 mod tile;
+
+pub(crate) use simd::multiplies_pairs;

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::pairs;
 use super::simd::lanes_and_panel;
 
 /// How the output channels of a product are divided: panels of one or two vectors.
@@ -65,21 +66,52 @@ impl Panels {
         panel.vectors * self.lanes
     }
 
-    /// `rows` rows of the channels, panel after panel: `packed[panel][row][lane] = at(row, channel)`, zero beyond the
-    /// channels. Panel `p` begins at `rows * p.channel`.
-    pub(super) fn pack(self, rows: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> Buffer {
+    /// A row of the channels for every offset, panel after panel: `packed[panel][row][lane]`, zero beyond the channels.
+    /// Panel `p` begins at `offsets.len() * p.channel`.
+    pub(super) fn pack(self, offsets: &[usize], weights: Unpacked) -> Buffer {
+        let rows = offsets.len();
+        // Neighbours share cache lines, so rows are read in the order of memory.
+        let mut order: Vec<usize> = (0..rows).collect();
+        order.sort_unstable_by_key(|row| offsets[*row]);
         let mut packed = Buffer::new(rows * self.padded());
         packed.values().par_chunks_mut((rows * self.width()).max(1)).enumerate().for_each(|(index, values)| {
             let panel = self.get(index);
             let lanes = self.lanes_of(panel);
             let valid = lanes - self.lanes + panel.last;
-            for (row, values) in values.chunks_exact_mut(lanes).enumerate() {
-                for (lane, value) in values.iter_mut().enumerate() {
-                    let packed = if lane < valid { at(row, panel.channel + lane) } else { 0.0 };
-                    *value = MaybeUninit::new(packed);
-                }
+            for &row in &order {
+                let values = &mut values[row * lanes..][..lanes];
+                weights.row(offsets[row], panel.channel, &mut values[..valid]);
+                values[valid..].fill(MaybeUninit::new(0.0));
             }
         });
         packed
+    }
+}
+
+/// Weights as tensors hold them.
+#[derive(Clone, Copy)]
+pub(super) struct Unpacked<'a> {
+    pub(super) values: &'a [f32],
+    /// Values from one of the panels' channels to the next.
+    pub(super) stride: usize,
+    /// Values from the first of a [pair](super::pairs) to the second, if they are packed as pairs.
+    pub(super) partner: Option<usize>,
+    /// What the channels are multiplied by, if by anything.
+    pub(super) scale: Option<&'a [f32]>,
+}
+
+impl Unpacked<'_> {
+    /// The values at an offset, of the channels from `first`.
+    fn row(&self, offset: usize, first: usize, row: &mut [MaybeUninit<f32>]) {
+        let at = |channel: usize, offset: usize| {
+            let value = self.values[channel * self.stride + offset];
+            self.scale.map_or(value, |scale| value * scale[channel])
+        };
+        for (channel, place) in (first..).zip(row) {
+            place.write(match self.partner {
+                None => at(channel, offset),
+                Some(partner) => pairs::pair(at(channel, offset), at(channel, offset + partner)),
+            });
+        }
     }
 }

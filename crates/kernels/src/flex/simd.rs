@@ -8,6 +8,8 @@
 
 use std::sync::OnceLock;
 
+use super::pairs;
+
 /// A set of vector instructions.
 ///
 /// # Safety
@@ -45,6 +47,62 @@ pub(super) trait Simd: Copy {
     unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `value` where `condition > 0`, else zero.
     unsafe fn where_positive(condition: Self::Vector, value: Self::Vector) -> Self::Vector;
+
+    /// `c` and the products of the [pairs](super::pairs) in the lanes of `a` and `b`: exactly
+    /// [`pairs::add_products`](super::pairs::add_products).
+    #[inline(always)]
+    unsafe fn add_products(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+        // SAFETY: passed on.
+        unsafe { lane_by_lane::<Self>([a, b, c], |[a, b, c]| pairs::add_products(a, b, c)) }
+    }
+
+    /// A pair of both vectors' values in every lane.
+    #[inline(always)]
+    unsafe fn pair(low: Self::Vector, high: Self::Vector) -> Self::Vector {
+        // SAFETY: passed on.
+        unsafe { lane_by_lane::<Self>([low, high, low], |[low, high, _]| pairs::pair(low, high)) }
+    }
+
+    /// Pairs of neighbours of `2 * LANES` values: those of `first`, then those of `second`.
+    #[inline(always)]
+    unsafe fn pair_neighbours(first: Self::Vector, second: Self::Vector) -> Self::Vector {
+        // SAFETY: passed on.
+        unsafe { paired_neighbours::<Self>(first, second) }
+    }
+}
+
+/// Lanes of the widest vectors.
+const MOST_LANES: usize = 16;
+
+/// [`Simd::pair_neighbours`] lane by lane.
+#[inline(always)]
+unsafe fn paired_neighbours<S: Simd>(first: S::Vector, second: S::Vector) -> S::Vector {
+    let mut values = [0.0; 2 * MOST_LANES];
+    // SAFETY: the array holds two vectors, of which every pair is read before it is written over.
+    unsafe {
+        S::store(values.as_mut_ptr(), first);
+        S::store(values.as_mut_ptr().add(S::LANES), second);
+        for lane in 0..S::LANES {
+            values[lane] = pairs::pair(values[2 * lane], values[2 * lane + 1]);
+        }
+        S::load(values.as_ptr())
+    }
+}
+
+/// A function of single values on every lane of three vectors.
+#[inline(always)]
+unsafe fn lane_by_lane<S: Simd>(vectors: [S::Vector; 3], function: impl Fn([f32; 3]) -> f32) -> S::Vector {
+    let mut values = [[0.0; MOST_LANES]; 3];
+    // SAFETY: every array holds a vector.
+    unsafe {
+        for (values, vector) in values.iter_mut().zip(vectors) {
+            S::store(values.as_mut_ptr(), vector);
+        }
+        for lane in 0..S::LANES {
+            values[0][lane] = function(values.map(|values| values[lane]));
+        }
+        S::load(values[0].as_ptr())
+    }
 }
 
 /// Work that can be done with any set of instructions.
@@ -64,6 +122,9 @@ pub(super) trait Kernel {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instructions {
+    /// AVX-512 with products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -90,16 +151,27 @@ fn available() -> Vec<Instructions> {
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
             all.push(Instructions::Avx512);
         }
+        if all.contains(&Instructions::Avx512) && is_x86_feature_detected!("avx512bf16") {
+            all.push(Instructions::Avx512Bf16);
+        }
     }
     #[cfg(target_arch = "aarch64")]
     all.push(Instructions::Neon);
     all
 }
 
-/// Does the work once with every set of instructions; no other test of this crate may run kernels meanwhile.
+/// Lets one test of this crate run kernels at a time, as the instructions are those of the whole process.
+#[cfg(test)]
+pub(super) fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Does the work once with every set of instructions.
 #[cfg(test)]
 pub(super) fn with_every_set<T>(mut work: impl FnMut() -> T) -> Vec<T> {
     use std::sync::atomic::Ordering;
+    let _turn = alone();
     let results = (1..=available().len())
         .map(|set| {
             FORCED.store(set, Ordering::SeqCst);
@@ -120,7 +192,8 @@ fn instructions() -> Instructions {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-                return Instructions::Avx512;
+                let has_products = is_x86_feature_detected!("avx512bf16");
+                return if has_products { Instructions::Avx512Bf16 } else { Instructions::Avx512 };
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Instructions::Avx2;
@@ -136,6 +209,18 @@ fn instructions() -> Instructions {
             Instructions::Portable
         }
     })
+}
+
+/// Whether this machine multiplies pairs of bf16 by an instruction of its own.
+pub(crate) fn multiplies_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        instructions() == Instructions::Avx512Bf16
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
 }
 
 /// Values in one vector, and vectors in one panel, of the instructions that [`dispatch`] chooses.
@@ -163,6 +248,8 @@ pub(super) unsafe fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the instructions were detected, the rest is the caller's promise.
     unsafe {
         match instructions() {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 => x86::run_avx512_bf16(kernel),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => x86::run_avx512(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -251,21 +338,33 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m256i, __m512, _CMP_GT_OQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_max_ps, _mm256_mul_ps,
-        _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_maskz_mov_ps,
-        _mm512_max_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+        __m256, __m256bh, __m256i, __m512, __m512bh, _CMP_GT_OQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_max_ps,
+        _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps,
+        _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
+        _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+        _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     };
+    use std::mem::transmute;
 
-    use super::{Kernel, Simd};
+    use super::{Kernel, Simd, lane_by_lane, paired_neighbours};
+    use crate::flex::pairs;
 
     /// # Safety
     /// As the kernel's `run` demands; the machine has the instructions.
     #[target_feature(enable = "avx512f,avx2,fma")]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: passed on to the caller.
-        unsafe { kernel.run::<Avx512>() }
+        unsafe { kernel.run::<Avx512<false>>() }
+    }
+
+    /// # Safety
+    /// As the kernel's `run` demands; the machine has the instructions.
+    #[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+    pub(super) unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: passed on to the caller.
+        unsafe { kernel.run::<Avx512<true>>() }
     }
 
     /// # Safety
@@ -276,11 +375,12 @@ mod x86 {
         unsafe { kernel.run::<Avx2>() }
     }
 
+    /// With instructions for pairs of bf16, or without.
     #[derive(Clone, Copy)]
-    pub(super) struct Avx512;
+    pub(super) struct Avx512<const BF16: bool>;
 
-    // SAFETY of all blocks below: the trait's conditions are those of the intrinsics.
-    impl Simd for Avx512 {
+    // SAFETY of all blocks below: the trait's conditions are those of the intrinsics; pairs are 32 bits as f32 is.
+    impl<const BF16: bool> Simd for Avx512<BF16> {
         const LANES: usize = 16;
         const PANEL: usize = 2;
         const SUMS: usize = 16;
@@ -331,6 +431,38 @@ mod x86 {
             unsafe {
                 let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(condition, _mm512_setzero_ps());
                 _mm512_maskz_mov_ps(positive, value)
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_products(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe {
+                if BF16 {
+                    _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b))
+                } else {
+                    lane_by_lane::<Self>([a, b, c], |[a, b, c]| pairs::add_products(a, b, c))
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn pair(low: __m512, high: __m512) -> __m512 {
+            unsafe {
+                if BF16 {
+                    let [low, high] = [low, high]
+                        .map(|half| _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(half))));
+                    _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+                } else {
+                    lane_by_lane::<Self>([low, high, low], |[low, high, _]| pairs::pair(low, high))
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn pair_neighbours(first: __m512, second: __m512) -> __m512 {
+            unsafe {
+                if BF16 {
+                    transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first))
+                } else {
+                    paired_neighbours::<Self>(first, second)
+                }
             }
         }
     }

@@ -5,6 +5,37 @@
 
 use super::simd::Simd;
 
+/// What is multiplied.
+pub(super) trait Products {
+    /// `c` and the product or the products of `a` and `b`.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    unsafe fn add<S: Simd>(a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector;
+}
+
+/// One f32 by another.
+pub(super) struct Values;
+
+impl Products for Values {
+    #[inline(always)]
+    unsafe fn add<S: Simd>(a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        // SAFETY: passed on.
+        unsafe { S::multiply_add(a, b, c) }
+    }
+}
+
+/// A [pair](super::pairs) of bf16 by another.
+pub(super) struct Pairs;
+
+impl Products for Pairs {
+    #[inline(always)]
+    unsafe fn add<S: Simd>(a: S::Vector, b: S::Vector, c: S::Vector) -> S::Vector {
+        // SAFETY: passed on.
+        unsafe { S::add_products(a, b, c) }
+    }
+}
+
 /// Consecutive input values that meet consecutive rows of the packed weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
@@ -19,6 +50,8 @@ pub(super) struct Run {
 pub(super) enum Start {
     /// One value per channel, as many as the tile has lanes.
     Bias(*const f32),
+    /// One value per channel, and what the output holds already.
+    Added(*const f32),
     /// What the output holds already.
     Output,
 }
@@ -32,6 +65,8 @@ pub(super) struct Target {
     pub(super) stride: usize,
     /// Valid lanes of the last vector.
     pub(super) last: usize,
+    /// Whether what is below zero becomes zero.
+    pub(super) rectified: bool,
 }
 
 impl Target {
@@ -65,7 +100,7 @@ impl Target {
 /// # Safety
 /// `S`'s instructions exist; `x + p * stride + offset + 0..length` of every run, the weights and the target are valid.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, const P: usize, const C: usize>(
+pub(super) unsafe fn multiply<S: Simd, O: Products, const P: usize, const C: usize>(
     x: *const f32,
     stride: usize,
     runs: &[Run],
@@ -81,6 +116,14 @@ pub(super) unsafe fn multiply<S: Simd, const P: usize, const C: usize>(
                 for sums in &mut sums {
                     for (vector, sum) in sums.iter_mut().enumerate() {
                         *sum = S::load(bias.add(vector * S::LANES));
+                    }
+                }
+            }
+            Start::Added(bias) => {
+                for (pixel, sums) in sums.iter_mut().enumerate() {
+                    for (vector, sum) in sums.iter_mut().enumerate() {
+                        let bias = S::load(bias.add(vector * S::LANES));
+                        *sum = S::add(target.load::<S, C>(pixel, vector), bias);
                     }
                 }
             }
@@ -103,10 +146,15 @@ pub(super) unsafe fn multiply<S: Simd, const P: usize, const C: usize>(
                 for (pixel, sums) in sums.iter_mut().enumerate() {
                     let value = S::splat(*x.add(pixel * stride + k));
                     for (sum, weight) in sums.iter_mut().zip(row) {
-                        *sum = S::multiply_add(value, weight, *sum);
+                        *sum = O::add::<S>(value, weight, *sum);
                     }
                 }
                 weights = weights.add(C * S::LANES);
+            }
+        }
+        if target.rectified {
+            for sum in sums.as_flattened_mut() {
+                *sum = S::max(*sum, S::splat(0.0));
             }
         }
         for (pixel, sums) in sums.iter().enumerate() {
@@ -135,7 +183,7 @@ pub(super) struct Pixels {
 /// `S`'s instructions exist; `P` values of every pixel in `x`, `C` whole vectors in `y`, and `C` whole vectors in each
 /// of the `P` rows of `out` are valid.
 #[inline(always)]
-pub(super) unsafe fn outer<S: Simd, const P: usize, const C: usize>(
+pub(super) unsafe fn outer<S: Simd, O: Products, const P: usize, const C: usize>(
     x: *const f32,
     y: *const f32,
     pixels: Pixels,
@@ -156,7 +204,7 @@ pub(super) unsafe fn outer<S: Simd, const P: usize, const C: usize>(
                 for (index, sums) in sums.iter_mut().enumerate() {
                     let left = S::splat(*x.add(index));
                     for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = S::multiply_add(left, right, *sum);
+                        *sum = O::add::<S>(left, right, *sum);
                     }
                 }
                 x = x.add(pixels.x_column);

@@ -5,9 +5,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::{ConvOptions as BurnOptions, FloatTensor};
 
+use super::normalization::scale_shift_relu;
 use super::sum_rows::sum_rows;
-use crate::ConvOptions;
 use crate::primitives::{primitive, tensor};
+use crate::{ConvOptions, InferenceConv};
 
 pub(crate) fn forward<B: Backend>(
     x: FloatTensor<B>,
@@ -19,6 +20,30 @@ pub(crate) fn forward<B: Backend>(
     let x = pad(tensor::<B, 4>(x).permute([0, 3, 1, 2]), options);
     let output = conv2d(x, tensor(weight), Some(tensor(bias)), unpadded(groups, options));
     primitive(output.permute([0, 2, 3, 1]))
+}
+
+/// One operation after the other.
+pub(crate) fn inference<B: Backend>(x: FloatTensor<B>, conv: InferenceConv<B>) -> FloatTensor<B> {
+    let InferenceConv { before, weight, bias, added, after, groups, options } = conv;
+    let normalized = |x, normalization: Option<[Tensor<B, 1>; 2]>| match normalization {
+        Some([scale, shift]) => scale_shift_relu::<B>(x, primitive(scale), primitive(shift)),
+        None => x,
+    };
+    let output = forward::<B>(normalized(x, before), primitive(weight), primitive(bias), groups, options);
+    let output = match added {
+        Some(added) => B::float_add(output, primitive(added)),
+        None => output,
+    };
+    normalized(output, after)
+}
+
+/// One layer after the other.
+pub(crate) fn residual<B: Backend>(
+    x: FloatTensor<B>,
+    [first, second, shortcut]: [InferenceConv<B>; 3],
+) -> FloatTensor<B> {
+    let added = tensor(inference::<B>(x.clone(), shortcut));
+    inference::<B>(inference::<B>(x, first), InferenceConv { added: Some(added), ..second })
 }
 
 pub(crate) fn input_gradient<B: Backend>(

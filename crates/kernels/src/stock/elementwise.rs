@@ -1,4 +1,4 @@
-//! Averages over positions in burn's operations.
+//! Averages over positions and dense layers in burn's operations.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -18,4 +18,9 @@ pub(crate) fn average_positions_gradient<B: Backend>(
     let gradient = tensor::<B, 2>(gradient) / (height * width) as f64;
     let [batch, channels] = gradient.dims();
     primitive(gradient.reshape([batch, 1, 1, channels]).expand([batch, height, width, channels]))
+}
+
+pub(crate) fn dense<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let (x, weight, bias) = (tensor::<B, 2>(x), tensor::<B, 2>(weight), tensor::<B, 1>(bias));
+    primitive(x.matmul(weight.transpose()) + bias.unsqueeze())
 }
