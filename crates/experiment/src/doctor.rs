@@ -160,11 +160,13 @@ fn simd() -> Finding {
         ("AVX2", is_x86_feature_detected!("avx2")),
         ("FMA", is_x86_feature_detected!("fma")),
         ("AVX-512", is_x86_feature_detected!("avx512f")),
+        ("AVX512-BF16", is_x86_feature_detected!("avx512bf16")),
     ];
     let names = known.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let [(_, avx2), (_, fma), (_, avx512)] = known;
+    let [(_, avx2), (_, fma), (_, avx512), (_, bf16)] = known;
     if avx512 && fma {
-        return there("SIMD", names);
+        let means = "precision = \"bf16\" takes a GPU, or --emulate-bf16, which is slow".to_owned();
+        return Finding { means: (!bf16).then_some(means), ..there("SIMD", names) };
     }
     if avx2 && fma {
         let means = "without AVX-512 the flex backend takes 8 numbers at a time instead of 16".to_owned();

@@ -7,8 +7,8 @@ use crate::error::invalid;
 use crate::placement::{Placed, Placement};
 use crate::registry::triggers;
 use crate::{
-    ArtPatternConfig, BlendConfig, PlacementConfig, SigConfig, SquareConfig, TriggerError, TriggerKind, WanetConfig,
-    WarpConfig,
+    ArtPatternConfig, BlendConfig, BppConfig, FtrojanConfig, PlacementConfig, SigConfig, SquareConfig, TriggerError,
+    TriggerKind, WanetConfig, WarpConfig,
 };
 
 triggers! {
@@ -28,6 +28,10 @@ triggers! {
         Wanet(WanetConfig) = "wanet",
         /// A sinusoid added to the image.
         Sig(SigConfig) = "sig",
+        /// Fewer levels of every colour, dithered or not.
+        Bpp(BppConfig) = "bpp",
+        /// Frequencies added to the colours.
+        Ftrojan(FtrojanConfig) = "ftrojan",
         /// The Adversarial Robustness Toolbox's four pixels, or one.
         ArtPattern(ArtPatternConfig) = "art-pattern",
     }
