@@ -1,5 +1,5 @@
 //! Every fused operation at the shapes of the network at widen factor 1, and the whole network at 1, 2 and 4 with
-//! its experts in both forms, on the CPU backend.
+//! its experts in both forms and in bf16, on the CPU backend.
 
 use std::hint::black_box;
 
@@ -11,7 +11,8 @@ use burn_flex::{Flex, FlexDevice};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use patchdoor_benches::{classifier, tensor};
 use patchdoor_kernels::{
-    ConvOptions, average_positions, batch_norm_relu, conv2d, differentiate, grouped_conv2d, weighted_batch_norm_relu,
+    ConvOptions, Precision, average_positions, batch_norm_relu, conv2d, differentiate, grouped_conv2d, multiplies_bf16,
+    weighted_batch_norm_relu,
 };
 use patchdoor_model::{ExpertForm, PatchMoeConfig};
 
@@ -91,7 +92,15 @@ fn network(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("network");
     group.throughput(Throughput::Elements(BATCH as u64));
     for widen_factor in [1, 2, 4] {
-        for (form, expert_form) in [("", ExpertForm::Masked), (", gathered", ExpertForm::Gathered)] {
+        for (form, expert_form, precision) in [
+            ("", ExpertForm::Masked, Precision::F32),
+            (", gathered", ExpertForm::Gathered, Precision::F32),
+            (", bf16", ExpertForm::Masked, Precision::Bf16),
+        ] {
+            if precision == Precision::Bf16 && !multiplies_bf16() {
+                continue;
+            }
+            precision.choose();
             let config = PatchMoeConfig { widen_factor, expert_form, ..Default::default() };
             group.bench_function(BenchmarkId::new(format!("training step{form}"), widen_factor), |bencher| {
                 let (images, labels) = batch();
@@ -115,6 +124,7 @@ fn network(criterion: &mut Criterion) {
         }
     }
     group.finish();
+    Precision::F32.choose();
 }
 
 criterion_group! {

@@ -73,7 +73,7 @@ impl Kernel for Fill<'_> {
         let left = offset[1] * channels;
         let inner = offset[0]..offset[0] + size[0];
         let images = self.images.chunks_exact(self.padded.image().max(1));
-        for (image, target) in images.zip(self.target.chunks_exact_mut(self.padded.length())) {
+        for (image, target) in images.zip(self.target.chunks_exact_mut(self.padded.length().max(1))) {
             for (index, target) in target.chunks_exact_mut(within[1] * channels).enumerate() {
                 if !inner.contains(&index) {
                     target.fill(0.0);
