@@ -53,7 +53,7 @@ impl TriggerKind for FtrojanConfig {
         if !(self.magnitude > 0.0 && self.magnitude.is_finite()) {
             problems.push(invalid("magnitude", self.magnitude, "a number above 0"));
         }
-        let divides = |side: usize| side > 0 && shape.height % side == 0 && shape.width % side == 0;
+        let divides = |side: usize| side > 0 && shape.height.is_multiple_of(side) && shape.width.is_multiple_of(side);
         if let Some(side) = self.window.filter(|&side| !divides(side)) {
             let allowed = format!("a divisor of both sides of {}x{} images", shape.height, shape.width);
             problems.push(invalid("window", side, allowed));
