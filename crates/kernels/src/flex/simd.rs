@@ -135,6 +135,12 @@ enum Instructions {
     Portable,
 }
 
+/// Whether an x86 processor with AVX-512 has the rest that [`Instructions::Avx512Bf16`] takes.
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
+}
+
 /// Instructions that a test forces, by their place in [`available`]; 0 is none.
 #[cfg(test)]
 static FORCED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
@@ -151,7 +157,7 @@ fn available() -> Vec<Instructions> {
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
             all.push(Instructions::Avx512);
         }
-        if all.contains(&Instructions::Avx512) && is_x86_feature_detected!("avx512bf16") {
+        if all.contains(&Instructions::Avx512) && has_bf16() {
             all.push(Instructions::Avx512Bf16);
         }
     }
@@ -192,8 +198,7 @@ fn instructions() -> Instructions {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-                let has_products = is_x86_feature_detected!("avx512bf16");
-                return if has_products { Instructions::Avx512Bf16 } else { Instructions::Avx512 };
+                return if has_bf16() { Instructions::Avx512Bf16 } else { Instructions::Avx512 };
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Instructions::Avx2;
@@ -338,13 +343,13 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m256bh, __m256i, __m512, __m512bh, _CMP_GT_OQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps,
+        __m256, __m256i, __m512, __m512bh, __m512i, _CMP_GT_OQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps,
         _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_max_ps,
         _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps,
-        _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
-        _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-        _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_maskz_mov_ps,
+        _mm512_max_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_sub_ps,
     };
     use std::mem::transmute;
 
@@ -361,7 +366,7 @@ mod x86 {
 
     /// # Safety
     /// As the kernel's `run` demands; the machine has the instructions.
-    #[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma")]
     pub(super) unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: passed on to the caller.
         unsafe { kernel.run::<Avx512<true>>() }
@@ -374,6 +379,18 @@ mod x86 {
         // SAFETY: passed on to the caller.
         unsafe { kernel.run::<Avx2>() }
     }
+
+    /// The order that puts the first and the second half of 32 values in turns.
+    static TURNS: [u16; 32] = {
+        let mut turns = [0; 32];
+        let mut lane = 0;
+        while lane < 16 {
+            turns[2 * lane] = lane as u16;
+            turns[2 * lane + 1] = lane as u16 + 16;
+            lane += 1;
+        }
+        turns
+    };
 
     /// With instructions for pairs of bf16, or without.
     #[derive(Clone, Copy)]
@@ -447,9 +464,10 @@ mod x86 {
         unsafe fn pair(low: __m512, high: __m512) -> __m512 {
             unsafe {
                 if BF16 {
-                    let [low, high] = [low, high]
-                        .map(|half| _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(half))));
-                    _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+                    // All of `low`, then all of `high`, put in turns.
+                    let rounded = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                    let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
+                    _mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, rounded))
                 } else {
                     lane_by_lane::<Self>([low, high, low], |[low, high, _]| pairs::pair(low, high))
                 }
