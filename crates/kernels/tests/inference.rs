@@ -10,7 +10,7 @@ use patchdoor_kernels::{
 use support::{assert_close, numbers, on_threads, random};
 
 /// Channels, groups, outputs, kernel, stride: what a network has, and what fits no vector.
-const SHAPES: [([usize; 2], usize, usize, usize, usize, usize); 7] = [
+const SHAPES: [([usize; 2], usize, usize, usize, usize, usize); 10] = [
     ([32, 32], 16, 1, 16, 3, 1),
     ([16, 16], 32, 1, 64, 3, 2),
     ([8, 8], 64, 1, 128, 1, 2),
@@ -18,6 +18,9 @@ const SHAPES: [([usize; 2], usize, usize, usize, usize, usize); 7] = [
     ([5, 11], 22, 1, 37, 3, 2),
     ([9, 17], 12, 3, 9, 3, 1),
     ([4, 3], 300, 1, 40, 3, 1),
+    ([8, 12], 37, 1, 45, 3, 1),
+    ([32, 32], 32, 1, 32, 3, 1),
+    ([4, 6], 80, 2, 140, 3, 1),
 ];
 
 fn tensor<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<Flex, D> {
@@ -82,10 +85,62 @@ fn every_combination_agrees_with_its_operations() {
     }
 }
 
+/// Root of the mean squared difference, in shares of the root mean square of what is expected.
+fn error(found: &[f32], expected: &[f64]) -> f64 {
+    let squares: f64 = found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).powi(2)).sum();
+    (squares / expected.iter().map(|value| value * value).sum::<f64>()).sqrt()
+}
+
+/// A convolution of one group, 3x3 within one row and column of zeros, in f64.
+fn exactly(x: &Tensor<Flex, 4>, conv: &InferenceConv<Flex>) -> Vec<f64> {
+    let [batch, height, width, channels] = x.dims();
+    let out = conv.weight.dims()[0];
+    let [x, weight, bias] = [numbers(x.clone()), numbers(conv.weight.clone()), numbers(conv.bias.clone())]
+        .map(|values| values.into_iter().map(f64::from).collect::<Vec<_>>());
+    let mut output = Vec::new();
+    for pixel in 0..batch * height * width {
+        let [image, row, column] = [pixel / width / height, pixel / width % height, pixel % width];
+        for target in 0..out {
+            let mut sum = bias[target];
+            for (tap, (down, right)) in (0..3).flat_map(|down| (0..3).map(move |right| (down, right))).enumerate() {
+                if (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right)) {
+                    let from = (image * height + row + down - 1) * width + column + right - 1;
+                    for channel in 0..channels {
+                        sum += x[from * channels + channel] * weight[(target * channels + channel) * 9 + tap];
+                    }
+                }
+            }
+            output.push(sum);
+        }
+    }
+    output
+}
+
+#[test]
+fn convolutions_by_tiles_are_as_exact_as_direct_ones() {
+    // Rectified inputs, as a network has, of which a tile's sums do not cancel.
+    for [channels, out] in [[16, 16], [64, 64], [128, 40]] {
+        let conv = conv(1, [8, 12], [channels, 1, out], 3, 1);
+        let x = tensor(3, [2, 8, 12, channels]).clamp_min(0.0);
+        let expected = exactly(&x, &conv);
+        let by_tiles = error(&numbers(inference_conv2d(x.clone(), conv.clone())), &expected);
+        let direct = error(&numbers(grouped_conv2d(x, conv.weight, conv.bias, 1, conv.options)), &expected);
+        assert!(by_tiles > 0.0 && by_tiles < 4e-7 && by_tiles < 1.2 * direct, "{by_tiles}, direct {direct}");
+    }
+}
+
 #[test]
 fn a_residual_block_agrees_with_its_operations() {
-    for (channels, inner, out, stride) in [(16, 16, 32, 1), (16, 32, 32, 2), (5, 7, 18, 2), (64, 6, 3, 1)] {
-        let size = [9, 12];
+    // Sizes that tiles of 2x2 fit, and odd ones.
+    for (size, channels, inner, out, stride) in [
+        ([9, 12], 16, 16, 32, 1),
+        ([8, 12], 16, 16, 32, 1),
+        ([9, 12], 16, 32, 32, 2),
+        ([16, 12], 16, 32, 32, 2),
+        ([9, 12], 5, 7, 18, 2),
+        ([8, 12], 64, 6, 3, 1),
+        ([8, 12], 20, 40, 37, 1),
+    ] {
         let first = InferenceConv {
             before: Some(constants(1, channels)),
             after: Some(constants(3, inner)),
@@ -93,7 +148,7 @@ fn a_residual_block_agrees_with_its_operations() {
         };
         let second = conv(7, first.output_size(size), [inner, 1, out], 3, 1);
         let shortcut = conv(9, size, [channels, 1, out], 1, stride);
-        let x = tensor(11, [5, 9, 12, channels]);
+        let x = tensor(11, [5, size[0], size[1], channels]);
         let block = || inference_residual(x.clone(), first.clone(), second.clone(), shortcut.clone());
         let branch = expected(expected(x.clone(), first.clone()), second.clone());
         let sum = add(branch, expected(x.clone(), shortcut.clone()));

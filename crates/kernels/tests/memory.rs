@@ -73,7 +73,8 @@ fn convolutions_stay_in_their_memory() {
 
 #[test]
 fn convolutions_in_inference_stay_in_their_memory() {
-    for (size, channels, inner, out, stride) in [([5, 7], 3, 5, 18, 1), ([6, 5], 34, 17, 3, 2)] {
+    for (size, channels, inner, out, stride) in [([5, 7], 3, 5, 18, 1), ([6, 5], 34, 17, 3, 2), ([4, 6], 19, 35, 16, 1)]
+    {
         let tensor = |seed, shape: [usize; 4]| random(seed, shape).inner();
         let vector = |seed, length| random::<1>(seed, [length]).inner();
         let conv = |seed, size, [channels, out]: [usize; 2], kernel: usize, stride| InferenceConv::<Flex> {

@@ -552,6 +552,7 @@ mod tests {
                 Flex::weighted_batch_norm_relu_gradients(x, weights, gamma, beta, mean, variance, gradient, 1e-3);
             keep(&[output, map, weights, gamma, beta]);
         }
+        results.extend(by_tiles(Operands::F32));
         results
     }
 
@@ -586,6 +587,24 @@ mod tests {
         results
     }
 
+    #[allow(unsafe_code, reason = "what is written in full is read")]
+    /// A convolution in inference by tiles, for whole and for partial vectors.
+    fn by_tiles(operands: Operands) -> Vec<Vec<f32>> {
+        [(32, 64), (38, 45)]
+            .map(|(channels, out)| {
+                let x = values(1, &[3, 8, 12, channels]);
+                let weight = values(2, &[out, channels, 3, 3]);
+                let geometry = geometry(dims(&x), out, [3, 3], 1, ConvOptions::same([8, 12], [3, 3], 1));
+                let bias = values(3, &[out]);
+                let around = Around { before: None, after: None };
+                let layer = Layer { weight: slice(&weight), bias: slice(&bias), geometry, around };
+                let output = convolution::infer(slice(&x), layer, operands);
+                // SAFETY: convolutions are written in full.
+                unsafe { output.written().to_vec() }
+            })
+            .to_vec()
+    }
+
     fn rounded(tensor: &FlexTensor) -> FlexTensor {
         let values = slice(tensor).iter().map(|value| f32::from_bits(pairs::pair(0.0, *value).to_bits())).collect();
         FlexTensor::from_data(TensorData::new::<f32, _>(values, tensor.shape()))
@@ -614,10 +633,14 @@ mod tests {
 
     #[test]
     fn every_set_of_instructions_multiplies_bf16_to_the_bit() {
-        let results = simd::with_every_set(|| convolved(Operands::Bf16, FlexTensor::clone));
+        let results = simd::with_every_set(|| {
+            let mut results = by_tiles(Operands::Bf16);
+            results.extend(convolved(Operands::Bf16, FlexTensor::clone));
+            results
+        });
         for other in &results[1..] {
             // The last shape has an odd number of channels, whose values are multiplied as they are.
-            for (index, (found, expected)) in other.iter().zip(&results[0]).enumerate().take(6 * 4) {
+            for (index, (found, expected)) in other.iter().zip(&results[0]).enumerate().take(2 + 6 * 4) {
                 let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
                 assert!(bits(found) == bits(expected), "result {index}");
             }

@@ -66,6 +66,11 @@ impl Panels {
         panel.vectors * self.lanes
     }
 
+    /// The panel's channels.
+    pub(super) fn channels_of(self, panel: Panel) -> usize {
+        self.lanes_of(panel) - self.lanes + panel.last
+    }
+
     /// A row of the channels for every offset, panel after panel: `packed[panel][row][lane]`, zero beyond the channels.
     /// Panel `p` begins at `offsets.len() * p.channel`.
     pub(super) fn pack(self, offsets: &[usize], weights: Unpacked) -> Buffer {
@@ -76,8 +81,7 @@ impl Panels {
         let mut packed = Buffer::new(rows * self.padded());
         packed.values().par_chunks_mut((rows * self.width()).max(1)).enumerate().for_each(|(index, values)| {
             let panel = self.get(index);
-            let lanes = self.lanes_of(panel);
-            let valid = lanes - self.lanes + panel.last;
+            let (lanes, valid) = (self.lanes_of(panel), self.channels_of(panel));
             for &row in &order {
                 let values = &mut values[row * lanes..][..lanes];
                 weights.row(offsets[row], panel.channel, &mut values[..valid]);
@@ -101,16 +105,18 @@ pub(super) struct Unpacked<'a> {
 }
 
 impl Unpacked<'_> {
+    /// The value at an offset, of a channel.
+    pub(super) fn value(&self, channel: usize, offset: usize) -> f32 {
+        let value = self.values[channel * self.stride + offset];
+        self.scale.map_or(value, |scale| value * scale[channel])
+    }
+
     /// The values at an offset, of the channels from `first`.
     fn row(&self, offset: usize, first: usize, row: &mut [MaybeUninit<f32>]) {
-        let at = |channel: usize, offset: usize| {
-            let value = self.values[channel * self.stride + offset];
-            self.scale.map_or(value, |scale| value * scale[channel])
-        };
         for (channel, place) in (first..).zip(row) {
             place.write(match self.partner {
-                None => at(channel, offset),
-                Some(partner) => pairs::pair(at(channel, offset), at(channel, offset + partner)),
+                None => self.value(channel, offset),
+                Some(partner) => pairs::pair(self.value(channel, offset), self.value(channel, offset + partner)),
             });
         }
     }

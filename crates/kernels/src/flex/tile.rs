@@ -165,6 +165,42 @@ pub(super) unsafe fn multiply<S: Simd, O: Products, const P: usize, const C: usi
     }
 }
 
+/// [`multiply`] for any number of pixels in a row, in tiles as large as the registers allow.
+///
+/// # Safety
+/// As of [`multiply`], for all of them.
+#[inline(always)]
+pub(super) unsafe fn line<S: Simd, O: Products, const C: usize>(
+    x: *const f32,
+    stride: usize,
+    pixels: usize,
+    runs: &[Run],
+    weights: *const f32,
+    start: Start,
+    target: Target,
+) {
+    let mut pixel = 0;
+    macro_rules! tiles {
+        ($count:literal) => {
+            if $count * C <= S::SUMS {
+                while pixels - pixel >= $count {
+                    // SAFETY: the tile ends within the row.
+                    unsafe {
+                        let target = Target { pointer: target.pointer.add(pixel * target.stride), ..target };
+                        multiply::<S, O, $count, C>(x.add(pixel * stride), stride, runs, weights, start, target);
+                    }
+                    pixel += $count;
+                }
+            }
+        };
+    }
+    tiles!(16);
+    tiles!(8);
+    tiles!(4);
+    tiles!(2);
+    tiles!(1);
+}
+
 /// The pixels two maps are multiplied over: rows of pixels, with the values between neighbours in either map.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pixels {

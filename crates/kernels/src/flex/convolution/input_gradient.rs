@@ -1,5 +1,6 @@
-use super::correlation::{Class, Correlation, Steps};
+use super::correlation::{Class, Correlation, Divided, Steps};
 use super::geometry::{Geometry, Operands, runs, taps};
+use super::images;
 use super::padded::Padded;
 use crate::flex::buffer::Buffer;
 use crate::flex::panels::{Panels, Unpacked};
@@ -85,5 +86,6 @@ pub(in crate::flex) fn input_gradient(
     let biases = vec![0.0; panels.padded()];
     let target_image = size[0] * size[1] * groups * channels;
     let (normalization, rectified) = (None, false);
-    Correlation { batch, source, target_image, panels, biases, classes, normalization, rectified }.run(gradient)
+    let correlation = Correlation { batch, source, target_image, panels, biases, classes, normalization, rectified };
+    images::run(&Divided::of(correlation), gradient)
 }

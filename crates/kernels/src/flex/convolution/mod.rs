@@ -7,11 +7,13 @@
 mod correlation;
 mod forward;
 mod geometry;
+mod images;
 mod input_gradient;
 mod padded;
 mod paired_pixels;
 mod scratch;
 mod weight;
+mod winograd;
 
 pub(in crate::flex) use forward::{Around, Layer, add_inferred, forward, infer, residual};
 pub(in crate::flex) use geometry::{Geometry, Operands};
