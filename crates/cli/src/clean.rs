@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::anyhow;
 use clap::Args;
 use fs_err as fs;
-use patchdoor_record::lock;
+use patchdoor_record::{lock, set_aside};
 
 use crate::output::{Stop, print, say};
 
@@ -153,12 +153,6 @@ fn rests(out: &Path, age: Option<Duration>, now: SystemTime) -> io::Result<Vec<R
     }
     rests.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(rests)
-}
-
-/// Whose folder it was before it was moved aside.
-fn set_aside(name: &str) -> Option<&str> {
-    let (owner, number) = name.rsplit_once(".old-")?;
-    number.parse::<u32>().is_ok().then_some(owner)
 }
 
 fn name_of(path: &Path) -> String {

@@ -3,8 +3,9 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
-use patchdoor_record::{MetricInfo, PointResult, RecordError, ResultTable, RunSummary, read_summary};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use patchdoor_record::{Content, Listed, MetricInfo, ResultTable, RunState, RunSummary};
 
 use crate::experiments::all_experiments;
 use crate::output::{Stop, print};
@@ -32,27 +33,23 @@ pub struct ListArguments {
     pub dataset: Option<String>,
 
     /// Only runs and sweeps in this state
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "STATE", value_parser = state_parser())]
     pub state: Option<RunState>,
 }
 
-/// What became of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum RunState {
-    /// Everything was computed
-    Finished,
-    /// Some of it is missing: it was interrupted, or goes on
-    Unfinished,
-    /// A seed or a defense failed
-    Failed,
-    /// It cannot be read
-    Damaged,
+/// Reads a state by its name.
+fn state_parser() -> impl TypedValueParser<Value = RunState> {
+    let values = RunState::ALL.map(|state| PossibleValue::new(state.name()).help(state.meaning()));
+    PossibleValuesParser::new(values).map(|name| {
+        let state = RunState::ALL.into_iter().find(|state| state.name() == name);
+        state.expect("only names of states are possible")
+    })
 }
 
 impl ListArguments {
     /// Whether a run is asked for.
     fn wants(&self, run: &Listed) -> bool {
-        let is_of = |name: &String| run.datasets.iter().any(|dataset| dataset.eq_ignore_ascii_case(name));
+        let is_of = |name: &String| datasets(run).iter().any(|dataset| dataset.eq_ignore_ascii_case(name));
         self.wants_name(&run.path)
             && self.dataset.as_ref().is_none_or(is_of)
             && self.state.is_none_or(|state| state == run.state)
@@ -68,16 +65,6 @@ impl ListArguments {
     }
 }
 
-/// A run or a sweep.
-#[derive(Debug)]
-struct Listed {
-    path: PathBuf,
-    state: RunState,
-    datasets: Vec<String>,
-    /// What it came to.
-    what: String,
-}
-
 /// Lists the experiments there are, with the first line of each, and the runs of them, with their main numbers.
 ///
 /// # Errors
@@ -89,7 +76,8 @@ pub fn list(arguments: &ListArguments) -> Result<(), Stop> {
         let what = first_comment(&text).to_owned();
         (file, what)
     });
-    let runs = runs(&arguments.out).into_iter().filter(|run| arguments.wants(run)).map(|run| (run.path, run.what));
+    let runs = Listed::below(&arguments.out).into_iter().filter(|run| arguments.wants(run));
+    let runs = runs.map(|run| (run.path.clone(), what(&run)));
     let lines = experiments.chain(runs).collect::<Vec<_>>();
     let shown = |path: &Path| path.display().to_string();
     let width = lines.iter().map(|(path, _)| shown(path).chars().count()).max().unwrap_or(0);
@@ -100,61 +88,21 @@ pub fn list(arguments: &ListArguments) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The runs below a folder, sorted, and what they came to.
-fn runs(out: &Path) -> Vec<Listed> {
-    let entries = fs::read_dir(out).into_iter().flatten().flatten();
-    let mut runs = entries.filter_map(|entry| listed(entry.path())).collect::<Vec<_>>();
-    runs.sort_by(|a, b| a.path.cmp(&b.path));
-    runs
-}
-
-/// What a folder is, if it is a run or a sweep.
-fn listed(path: PathBuf) -> Option<Listed> {
-    let ends_in = |ending: &str| path.extension().is_some_and(|extension| extension == ending);
-    let unreadable = |what: String| (RunState::Damaged, Vec::new(), what);
-    let (state, datasets, what) = if ends_in("partial") {
-        (RunState::Unfinished, Vec::new(), "unfinished; the command that began it goes on from there".to_owned())
-    } else if path.join("summary.json").is_file() {
-        match read_summary(&path) {
-            Ok(run) => {
-                let state = if run.is_complete() { RunState::Finished } else { RunState::Failed };
-                (state, vec![run.images.dataset.clone()], outcome(&run))
-            }
-            Err(error) => unreadable(problem(&error)),
-        }
-    } else if let Some(table) = ResultTable::read(&path).transpose() {
-        match table {
-            Ok(table) => (state_of(&table), table.datasets.clone(), progress(&table)),
-            Err(error) => unreadable(problem(&error)),
-        }
-    } else if path.join("environment.json").exists() {
-        let what = "damaged: it has no summary.json; remove it, or run the experiment again, which moves it aside";
-        unreadable(what.to_owned())
-    } else if ends_in("sweep") {
-        unreadable("damaged: it has no table.json; the command of the sweep writes it anew from its runs".to_owned())
-    } else {
-        return None;
-    };
-    Some(Listed { path, state, datasets, what })
-}
-
-/// What became of a sweep.
-fn state_of(table: &ResultTable) -> RunState {
-    let has_failed = |point: &PointResult| !point.failed.is_empty() || !point.failed_defenses.is_empty();
-    if table.points.iter().any(has_failed) {
-        RunState::Failed
-    } else if table.finished() < table.points.len() * table.seeds.len() {
-        RunState::Unfinished
-    } else {
-        RunState::Finished
+/// What a run or a sweep came to, in a line.
+fn what(listed: &Listed) -> String {
+    match &listed.content {
+        Content::Run(run) => outcome(run),
+        Content::Sweep(table) => progress(table),
+        Content::Nothing(reason) => reason.clone(),
     }
 }
 
-/// Why nothing can be said of a run.
-fn problem(error: &RecordError) -> String {
-    match error {
-        RecordError::OtherSchema { .. } => format!("of another version: {error}"),
-        error => format!("damaged: {error}"),
+/// The data sets that it is known to be on.
+fn datasets(listed: &Listed) -> &[String] {
+    match &listed.content {
+        Content::Run(run) => std::slice::from_ref(&run.images.dataset),
+        Content::Sweep(table) => &table.datasets,
+        Content::Nothing(_) => &[],
     }
 }
 
@@ -203,20 +151,13 @@ fn first_comment(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use patchdoor_record::ImagesUsed;
 
     #[test]
     fn an_experiment_is_listed_with_its_first_line() {
         let text = "# BadNets (Gu et al. 2017): a white square.\n# More.\n\ndataset = \"cifar10\"\n";
         assert_eq!(first_comment(text), "BadNets (Gu et al. 2017): a white square.");
         assert_eq!(first_comment("dataset = 1\n"), "");
-    }
-
-    #[test]
-    fn a_folder_without_runs_lists_none() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(runs(&folder.path().join("none")).is_empty());
-        fs::create_dir(folder.path().join("badnets-12345678.partial")).unwrap();
-        assert_eq!(runs(folder.path()).len(), 1);
     }
 
     #[test]
@@ -234,20 +175,17 @@ mod tests {
                 dataset: dataset.map(str::to_owned),
                 state,
             };
-            let picked = runs(folder.path()).into_iter().filter(|run| arguments.wants(run));
-            picked.map(|run| run.path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+            let picked = Listed::below(folder.path()).into_iter().filter(|run| arguments.wants(run));
+            picked.map(|run| run.name()).collect::<Vec<_>>()
         };
         assert_eq!(picked(None, None, None), ["badnets-1.partial", "warp-2"]);
         assert_eq!(picked(Some("warp"), None, None), ["warp-2"]);
         assert_eq!(picked(None, None, Some(RunState::Unfinished)), ["badnets-1.partial"]);
         assert_eq!(picked(None, None, Some(RunState::Damaged)), ["warp-2"]);
         assert!(picked(None, Some("cifar10"), None).is_empty(), "of neither is it known");
-        let run = Listed {
-            path: "a".into(),
-            state: RunState::Finished,
-            datasets: vec!["cifar10".into()],
-            what: String::new(),
-        };
+        let images = ImagesUsed { dataset: "cifar10".into(), substitution: None };
+        let summary = RunSummary { images, ..RunSummary::default() };
+        let run = Listed { path: "a".into(), state: RunState::Finished, content: Content::Run(Box::new(summary)) };
         let of = |dataset: &str| ListArguments {
             out: "runs".into(),
             runs: false,

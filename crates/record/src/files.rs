@@ -37,6 +37,12 @@ pub fn move_aside(path: &Path) -> io::Result<PathBuf> {
     unreachable!("numbers do not end")
 }
 
+/// Whose name it was before [`move_aside`] changed it; `None` for any other name.
+pub fn set_aside(name: &str) -> Option<&str> {
+    let (owner, number) = name.rsplit_once(".old-")?;
+    number.parse::<u32>().is_ok().then_some(owner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +67,6 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(folder.path().join("run.old-1")).unwrap(), "first");
         assert_eq!(fs::read_to_string(folder.path().join("run.old-2")).unwrap(), "second");
+        assert_eq!((set_aside("run.old-2"), set_aside("run"), set_aside("run.old-x")), (Some("run"), None, None));
     }
 }
