@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use patchdoor_tests::{Bench, Finished, SMALL};
+use patchdoor_tests::{Bench, Finished, SMALL, copy, files};
 use serde_json::Value;
 
 /// A run with everything that is read back: a surrogate, a twin, routing after every epoch, and a defense.
@@ -44,25 +44,6 @@ impl Damage {
             }
         }
     }
-}
-
-/// Every file below a folder but locks, sorted.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("a readable folder") {
-            let path = entry.expect("readable").path();
-            match path.is_dir() {
-                true if path.ends_with("locks") => {}
-                true => folders.push(path),
-                false => found.push(path),
-            }
-        }
-    }
-    found.retain(|path| fs::metadata(path).is_ok_and(|file| file.len() > 0));
-    found.sort();
-    found
 }
 
 /// The numbers of a run that do not depend on the clock.
@@ -195,14 +176,6 @@ fn files_while_written(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     paths.flat_map(|path| if path.is_dir() { files_while_written(&path) } else { vec![path] }).collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    for path in files(from) {
-        let target = to.join(path.strip_prefix(from).expect("below"));
-        fs::create_dir_all(target.parent().expect("below a folder")).expect("made");
-        fs::copy(path, target).expect("copied");
-    }
 }
 
 #[test]

@@ -53,6 +53,40 @@ pub fn json_of(file: &Path) -> serde_json::Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
+/// Every file below a folder that is not empty, but for locks, sorted.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a readable folder") {
+            let path = entry.expect("readable").path();
+            match path.is_dir() {
+                true if path.ends_with("locks") => {}
+                true => folders.push(path),
+                false => found.push(path),
+            }
+        }
+    }
+    found.retain(|path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0));
+    found.sort();
+    found
+}
+
+/// Copies the files of a folder.
+///
+/// # Panics
+/// If they cannot be read or written.
+pub fn copy(from: &Path, to: &Path) {
+    for path in files(from) {
+        let target = to.join(path.strip_prefix(from).expect("below"));
+        std::fs::create_dir_all(target.parent().expect("below a folder")).expect("made");
+        std::fs::copy(path, target).expect("copied");
+    }
+}
+
 /// A temporary folder to run experiments in, without images and without a way to fetch any.
 #[derive(Debug)]
 pub struct Bench {

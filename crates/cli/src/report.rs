@@ -1,10 +1,14 @@
+#![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
+
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use patchdoor_record::{ResultTable, read_summary};
+use patchdoor_record::{Content, Listed, RecordError, ResultTable, RunState, RunSummary};
 use patchdoor_report::{
-    ExportForm, draw_run, export_table, run_table, table_text, write_run_page, write_sweep_page, write_table,
+    ExportForm, draw_run, export_table, run_table, table_text, write_overview, write_run_page,
+    write_sweep_page, write_table,
 };
 
 use crate::output::{Stop, print, say, terminal_width};
@@ -13,11 +17,12 @@ use crate::output::{Stop, print, say, terminal_width};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Tables go to standard output. Figures, tables in other forms and a page of each, page.html, are \
-                  written anew beside the results.\n\n\
-                  Examples:\n  cargo xtask report runs/badnets-0e18207e\n  cargo xtask report runs/rates-ac261b75.sweep --export latex"
+                  written anew beside the results; of a folder of runs also overview.html, a page about all of them.\n\n\
+                  Exit codes: 0 done, 1 something in a folder of runs is damaged and was left out, 2 unusable folder.\n\n\
+                  Examples:\n  cargo xtask report runs\n  cargo xtask report runs/rates-ac261b75.sweep --export latex"
 )]
 pub struct ReportArguments {
-    /// Folders of finished runs and sweeps; all below runs/ if none is given
+    /// Finished runs and sweeps, or folders with several of them; runs/ if none is given
     #[arg(value_name = "FOLDER")]
     pub folders: Vec<PathBuf>,
 
@@ -44,30 +49,26 @@ pub enum Form {
 }
 
 /// Prints one table in another form.
-fn export(folders: &[PathBuf], form: Form) -> Result<(), Stop> {
+fn export(folders: &[PathBuf], form: ExportForm) -> Result<(), Stop> {
     let [folder] = folders else {
         return Err(Stop::unusable(anyhow!("--export takes one run or sweep, not {}", folders.len())));
     };
-    let table = match ResultTable::read(folder).map_err(Stop::unusable)? {
-        Some(table) => Some(table),
-        None if is_run(folder) => {
-            let summary = read_summary(folder).map_err(Stop::unusable)?;
-            ResultTable::of_runs(vec![(folder.clone(), summary)]).map_err(Stop::unusable)?
-        }
-        None => None,
-    };
-    let table = table.ok_or_else(|| no_results(folder))?;
-    let form = match form {
-        Form::Csv => ExportForm::Csv,
-        Form::Json => ExportForm::Json,
-        Form::Markdown => ExportForm::Markdown,
-        Form::Latex => ExportForm::Latex,
-    };
+    let listed = Listed::of(folder.clone());
+    let listed = listed.ok_or_else(|| Stop::unusable(anyhow!("{} is no run or sweep", folder.display())))?;
+    if let Content::Nothing(reason) = &listed.content {
+        return Err(Stop::unusable(anyhow!("{}: {reason}", folder.display())));
+    }
+    let table = table_of(listed)?.ok_or_else(|| Stop::unusable(anyhow!("{} has no numbers", folder.display())))?;
     print(&export_table(&table, form).map_err(|error| Stop::failed(anyhow!(error)))?)
 }
 
-fn no_results(folder: &Path) -> Stop {
-    Stop::unusable(anyhow!("{} has neither summary.json nor table.json: no finished run", folder.display()))
+/// The table of a sweep, or of a run as one point; `None` if it has neither.
+fn table_of(listed: Listed) -> Result<Option<ResultTable>, Stop> {
+    match listed.content {
+        Content::Sweep(table) => Ok(Some(*table)),
+        Content::Run(run) => ResultTable::of_runs(vec![(listed.path, *run)]).map_err(Stop::unusable),
+        Content::Nothing(_) => Ok(None),
+    }
 }
 
 /// Shows the tables of runs and sweeps, and writes what people look at beside their records.
@@ -75,62 +76,110 @@ fn no_results(folder: &Path) -> Stop {
 /// # Errors
 /// If a folder has no results, or they are not as they were written.
 pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
-    let folders = if arguments.folders.is_empty() { all_below(&arguments.out)? } else { arguments.folders.clone() };
-    if let Some(form) = arguments.export {
-        return export(&folders, form);
+    let out = std::slice::from_ref(&arguments.out);
+    let folders = if arguments.folders.is_empty() { out } else { arguments.folders.as_slice() };
+    match arguments.export {
+        None => {}
+        Some(Form::Csv) => return export(folders, ExportForm::Csv),
+        Some(Form::Json) => return export(folders, ExportForm::Json),
+        Some(Form::Markdown) => return export(folders, ExportForm::Markdown),
+        Some(Form::Latex) => return export(folders, ExportForm::Latex),
     }
-    let mut runs = Vec::new();
-    let mut tables = Vec::new();
-    let mut pages = Vec::new();
-    for folder in &folders {
-        if let Some(table) = ResultTable::read(folder).map_err(Stop::unusable)? {
-            write_table(folder, &table).map_err(Stop::failed)?;
-            pages.push(write_sweep_page(folder, &table).map_err(Stop::failed)?);
-            tables.push(table);
-        } else if is_run(folder) {
-            let summary = read_summary(folder).map_err(Stop::unusable)?;
-            draw_run(folder, &summary).map_err(Stop::failed)?;
-            pages.push(write_run_page(folder, &summary).map_err(Stop::failed)?);
-            runs.push(summary);
-        } else {
-            return Err(no_results(folder));
-        }
-    }
-    let width = terminal_width();
-    if !runs.is_empty() {
-        print(&run_table(&runs, width))?;
-    }
-    for (number, table) in tables.iter().enumerate() {
-        if number > 0 || !runs.is_empty() {
-            print("\n")?;
-        }
-        print(&table_text(table, width))?;
-    }
+    let mut shown = Shown::default();
+    let mut overviews = Vec::new();
     for folder in folders {
-        say(&format!("results: {}", folder.display()));
+        match Listed::of(folder.clone()) {
+            Some(Listed { content: Content::Nothing(reason), .. }) => {
+                return Err(Stop::unusable(anyhow!("{}: {reason}", folder.display())));
+            }
+            Some(listed) => shown.add(&listed).map_err(Stop::unusable)?,
+            None => overviews.push((folder, shown.add_all(folder)?)),
+        }
     }
-    for page in pages {
-        say(&format!("page: {}", page.display()));
+    shown.print()?;
+    let mut is_damaged = false;
+    for (folder, listed) in overviews {
+        for damaged in listed.iter().filter(|listed| listed.state == RunState::Damaged) {
+            let Content::Nothing(reason) = &damaged.content else { continue };
+            say(&format!("left out: {}: {reason}", damaged.path.display()));
+            is_damaged = true;
+        }
+        let page = write_overview(folder, &listed).map_err(Stop::failed)?;
+        say(&format!("overview: {}", page.display()));
     }
-    Ok(())
+    if is_damaged { Err(Stop::FailedQuietly) } else { Ok(()) }
 }
 
-fn is_run(folder: &Path) -> bool {
-    folder.join("summary.json").is_file()
+/// What a report shows.
+#[derive(Default)]
+struct Shown {
+    folders: Vec<PathBuf>,
+    runs: Vec<RunSummary>,
+    tables: Vec<ResultTable>,
+    pages: Vec<PathBuf>,
 }
 
-/// Every finished run and sweep below a folder, sorted; what was moved aside is none.
-fn all_below(out: &Path) -> Result<Vec<PathBuf>, Stop> {
-    let entries = fs_err::read_dir(out).map_err(Stop::unusable)?;
-    let mut folders =
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(Stop::unusable)?;
-    folders.retain(|folder| {
-        let is_aside = folder.file_name().is_some_and(|name| name.to_string_lossy().contains(".old-"));
-        !is_aside && (is_run(folder) || folder.join("table.json").is_file())
-    });
-    folders.sort();
-    if folders.is_empty() {
-        return Err(Stop::unusable(anyhow!("there is no finished run below {}", out.display())));
+impl Shown {
+    /// Adds a run or a sweep, and writes what people look at beside its records.
+    fn add(&mut self, listed: &Listed) -> Result<(), RecordError> {
+        let folder = &listed.path;
+        match &listed.content {
+            Content::Run(summary) => {
+                draw_run(folder, summary)?;
+                self.pages.push(write_run_page(folder, summary)?);
+                self.runs.push(summary.as_ref().clone());
+            }
+            Content::Sweep(table) => {
+                write_table(folder, table)?;
+                self.pages.push(write_sweep_page(folder, table)?);
+                self.tables.push(table.as_ref().clone());
+            }
+            Content::Nothing(_) => return Ok(()),
+        }
+        self.folders.push(folder.clone());
+        Ok(())
     }
-    Ok(folders)
+
+    /// Adds every run and sweep of a folder, and returns them; what was moved aside is none, and what turns out to be damaged
+    /// comes back as that.
+    fn add_all(&mut self, out: &Path) -> Result<Vec<Listed>, Stop> {
+        let mut all = Listed::below(out);
+        all.retain(|listed| !listed.is_set_aside());
+        if all.is_empty() {
+            return Err(Stop::unusable(anyhow!("{} is no run or sweep, and there is none in it", out.display())));
+        }
+        let mut listed = Vec::new();
+        for one in all {
+            listed.push(match self.add(&one) {
+                Ok(()) => one,
+                // A record that is gone is damage; a page that cannot be written is none.
+                Err(RecordError::Io(error)) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Stop::failed(error));
+                }
+                Err(error) => one.damaged(&error),
+            });
+        }
+        Ok(listed)
+    }
+
+    /// Prints the tables, and says where everything lies.
+    fn print(&self) -> Result<(), Stop> {
+        let width = terminal_width();
+        if !self.runs.is_empty() {
+            print(&run_table(&self.runs, width))?;
+        }
+        for (number, table) in self.tables.iter().enumerate() {
+            if number > 0 || !self.runs.is_empty() {
+                print("\n")?;
+            }
+            print(&table_text(table, width))?;
+        }
+        for folder in &self.folders {
+            say(&format!("results: {}", folder.display()));
+        }
+        for page in &self.pages {
+            say(&format!("page: {}", page.display()));
+        }
+        Ok(())
+    }
 }

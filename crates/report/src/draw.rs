@@ -1,9 +1,10 @@
 use std::path::Path;
 
 use patchdoor_record::{
-    Measurements, RecordError, RoutingEpoch, RunSummary, SeedResult, read_sealed, read_sealed_json_lines, write_whole,
+    Measurements, RecordError, RoutingEpoch, RunSummary, SeedResult, read_sealed_json_lines, write_whole,
 };
 
+use crate::config::read_config;
 use crate::figures;
 use crate::maps::SeedMaps;
 
@@ -48,10 +49,9 @@ fn draw_seed(folder: &Path, maps: &SeedMaps, measured: &Measurements) -> Result<
     Ok(())
 }
 
-/// What a run's `config.toml` says of figures; every default is written out there.
+/// What a run's `config.toml` says of figures.
 pub(crate) fn wants_figures(folder: &Path) -> Result<bool, RecordError> {
-    let bytes = read_sealed(&folder.join("config.toml"))?;
-    let config = String::from_utf8_lossy(&bytes).parse::<toml::Table>().map_err(std::io::Error::other)?;
+    let config = read_config(folder)?;
     let figures = config.get("routing").and_then(|routing| routing.get("figures"));
     Ok(figures.and_then(toml::Value::as_bool).unwrap_or(false))
 }

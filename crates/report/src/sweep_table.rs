@@ -238,7 +238,7 @@ fn title(table: &ResultTable) -> String {
 }
 
 /// A line for each run and for each defense that failed.
-fn failures(table: &ResultTable) -> Vec<String> {
+pub(crate) fn failures(table: &ResultTable) -> Vec<String> {
     let lines = |point: &PointResult| {
         let runs = point.failed.iter();
         let runs = runs.map(|(seed, reason)| format!("{} failed with seed {seed}: {reason}", point.label));

@@ -34,8 +34,16 @@ impl Page {
     /// If it cannot be written.
     pub(crate) fn write(&self, folder: &Path) -> Result<PathBuf, RecordError> {
         let path = folder.join(PAGE);
-        write_whole(&path, self.markup().into_string().as_bytes())?;
+        self.write_to(&path)?;
         Ok(path)
+    }
+
+    /// Writes the page to a file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn write_to(&self, path: &Path) -> Result<(), RecordError> {
+        Ok(write_whole(path, self.markup().into_string().as_bytes())?)
     }
 
     pub(crate) fn markup(&self) -> Markup {

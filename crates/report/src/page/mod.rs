@@ -1,4 +1,4 @@
-//! Pages in HTML of one run or one sweep, each a single file that needs nothing else.
+//! Pages in HTML of one run, one sweep or all of a folder, each a single file that needs nothing else.
 
 mod answer;
 mod chart;
@@ -6,6 +6,7 @@ mod curves;
 mod defenses;
 mod frame;
 mod numbers;
+mod overview;
 mod provenance;
 mod routing;
 mod run_page;
@@ -15,5 +16,6 @@ mod warnings;
 
 pub(crate) use chart::{Axis, Chart, Look, Point, Series};
 pub use frame::PAGE;
+pub use overview::{OVERVIEW, write_overview};
 pub use run_page::write_run_page;
 pub use sweep_page::write_sweep_page;

@@ -28,6 +28,46 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
+// Tables whose columns have kinds are filtered by words and by kinds.
+for (const table of document.querySelectorAll("table")) {
+  const rows = [...table.tBodies[0].rows];
+  if (rows.length < 2 || !table.querySelector("td[data-kind]")) continue;
+  const form = document.createElement("form");
+  form.className = "filters";
+  form.setAttribute("role", "search");
+  form.setAttribute("aria-label", `Filter: ${table.caption.textContent}`);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  const labelled = (text, field) => {
+    const label = document.createElement("label");
+    label.append(text, field);
+    form.append(label);
+    return field;
+  };
+  const words = labelled("words ", document.createElement("input"));
+  words.type = "search";
+  const chosen = [];
+  [...table.tHead.rows[0].cells].forEach((heading, column) => {
+    const kinds = new Set(rows.map((row) => row.cells[column].dataset.kind).filter((kind) => kind !== undefined));
+    if (kinds.size < 2) return;
+    const select = document.createElement("select");
+    select.append(new Option("all", ""), ...[...kinds].sort().map((kind) => new Option(kind, `=${kind}`)));
+    chosen.push([column, labelled(`${heading.textContent} `, select)]);
+  });
+  const shown = document.createElement("output");
+  form.append(shown);
+  const filter = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/);
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      const isOfKind = ([column, select]) => select.value === "" || select.value === `=${row.cells[column].dataset.kind}`;
+      row.hidden = !(wanted.every((word) => text.includes(word)) && chosen.every(isOfKind));
+    }
+    shown.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+  };
+  form.addEventListener("input", filter);
+  filter();
+  table.closest(".scroll").before(form);
+}
 // What is folded on the screen is printed too.
 window.addEventListener("beforeprint", () => {
   document.querySelectorAll("details").forEach((part) => { part.open = true; });

@@ -1,6 +1,6 @@
 use maud::{Markup, html};
 
-/// A table that can be sorted by its columns where scripts run.
+/// A table that can be sorted by its columns where scripts run, and filtered where a column has kinds.
 pub(crate) struct Table {
     /// What it shows.
     pub(crate) caption: String,
@@ -9,25 +9,57 @@ pub(crate) struct Table {
 }
 
 /// One cell: a text, and the number that it is sorted by if it is one.
+#[derive(Default)]
 pub(crate) struct Cell {
     pub(crate) text: String,
     pub(crate) number: Option<f64>,
+    /// Where the text leads.
+    link: Option<String>,
+    /// What rows can be picked by in this column.
+    kind: Option<String>,
+    /// Whether the text says why there is nothing.
+    is_reason: bool,
 }
 
 impl Cell {
     /// A text.
     pub(crate) fn text(text: impl Into<String>) -> Self {
-        Self { text: text.into(), number: None }
+        Self { text: text.into(), ..Self::default() }
     }
 
     /// A number, as it is shown.
     pub(crate) fn number(text: impl Into<String>, number: f64) -> Self {
-        Self { text: text.into(), number: Some(number) }
+        Self { text: text.into(), number: Some(number), ..Self::default() }
     }
 
     /// Nothing.
     pub(crate) fn empty() -> Self {
         Self::text("")
+    }
+
+    /// Why there is nothing.
+    pub(crate) fn reason(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_reason: true, ..Self::default() }
+    }
+
+    /// The same as a link, if there is a place that it leads to.
+    #[must_use]
+    pub(crate) fn linked(self, link: Option<String>) -> Self {
+        Self { link, ..self }
+    }
+
+    /// The same in a column by whose kinds rows can be picked.
+    #[must_use]
+    pub(crate) fn of_kind(self, kind: impl Into<String>) -> Self {
+        Self { kind: Some(kind.into()), ..self }
+    }
+
+    fn content(&self) -> Markup {
+        html! {
+            @if let Some(link) = &self.link { a href=(link) { (self.text) } }
+            @else if self.is_reason { span.reason { (self.text) } }
+            @else { (self.text) }
+        }
     }
 }
 
@@ -57,9 +89,9 @@ impl Table {
                             tr {
                                 @for (column, cell) in row.iter().enumerate() {
                                     @if column == 0 {
-                                        th scope="row" { (cell.text) }
+                                        th scope="row" { (cell.content()) }
                                     } @else {
-                                        td class=[class(column)] data-sort=[cell.number] { (cell.text) }
+                                        td class=[class(column)] data-sort=[cell.number] data-kind=[&cell.kind] { (cell.content()) }
                                     }
                                 }
                             }
