@@ -111,7 +111,7 @@ fn a_comparison_names_what_differs_and_pairs_seeds() {
     assert_eq!(asr["differences"][0]["interval-95"].as_array().map(Vec::len), Some(2));
 
     let refused = bench.run(&["compare", a, "runs/none"]).expect(2);
-    assert!(refused.err().contains("runs/none has no summary.json"), "{}", refused.err());
+    assert!(refused.err().contains("runs/none is no run or sweep"), "{}", refused.err());
 }
 
 /// A copy of a run in the same folder under another name; its weights, which no page shows, are left out.
@@ -170,6 +170,46 @@ fn the_overview_of_two_hundred_runs_opens_at_once_and_says_what_is_damaged() {
     if let Some(milliseconds) = opened_in_a_browser(bench.path(), &page) {
         assert!(milliseconds < 2_000.0, "{milliseconds} ms");
     }
+}
+
+#[test]
+fn two_sweeps_are_compared_point_by_point() {
+    let bench = Bench::new();
+    let sweep = |rates: &str| format!("\n[[sweep.axes]]\nfield = \"poisoning.rate\"\nvalues = {rates}\n");
+    let short = SMALL.replace("rate = 0.1\n", "").replace("epochs = 4", "epochs = 1").replace("[0]", "[0, 1]");
+    bench.file("a.toml", &(short.clone() + &sweep("[0.01, 0.1]")));
+    bench.file("b.toml", &(short.replace("size = 4", "size = 5") + &sweep("[0.1, 0.2]")));
+    bench.run(&["run", "a.toml", "b.toml"]).expect(0);
+    let entries = std::fs::read_dir(bench.path().join("runs")).expect("there are runs");
+    let folders = entries.map(|entry| entry.expect("readable").path());
+    let is_sweep = |folder: &PathBuf| folder.extension().is_some_and(|extension| extension == "sweep");
+    let (sweeps, runs): (Vec<_>, Vec<_>) = folders.partition(is_sweep);
+    let mut sweeps = sweeps.iter().filter_map(|folder| folder.to_str()).collect::<Vec<_>>();
+    sweeps.sort_unstable();
+    let [a, b] = sweeps.as_slice() else { panic!("two sweeps: {sweeps:?}") };
+    let text = bench.run(&["compare", a, b]).expect(0).out();
+    let has = |words: &[&str]| text.lines().any(|line| line.split_whitespace().eq(words.iter().copied()));
+    assert!(has(&["trigger.square.size", "4", "5"]), "{text}");
+    assert!(
+        has(&["only", "in", "A:", "rate", "=", "0.01"]) && has(&["only", "in", "B:", "rate", "=", "0.2"]),
+        "{text}"
+    );
+
+    let document = bench.run(&["compare", a, b, "--json"]).expect(0).out();
+    let document: Value = serde_json::from_str(&document).expect("one document");
+    let points = document["points"].as_array().expect("a list");
+    assert_eq!((points.len(), &points[0]["settings"]["rate"]), (1, &Value::from("0.1")), "{document}");
+    let metrics = points[0]["metrics"].as_array().expect("a list");
+    let asr = metrics.iter().find(|metric| metric["name"] == "asr").expect("both have it");
+    for seed in ["0", "1"] {
+        let of = |sweep: usize| asr["values"][sweep]["values"][seed].as_f64().expect("a rate");
+        let difference = asr["differences"][0]["differences"][seed].as_f64().expect("both have the seed");
+        assert!((difference - (of(1) - of(0))).abs() < 1e-12, "{asr}");
+    }
+
+    let run = runs.iter().find(|folder| folder.join("summary.json").is_file()).expect("there are runs");
+    let refused = bench.run(&["compare", a, run.to_str().expect("UTF-8")]).expect(2);
+    assert!(refused.err().contains("a run cannot be compared with a sweep"), "{}", refused.err());
 }
 
 /// Opens a page in headless Chromium, if there is one, and returns what stands in it at the end, and what the browser says.

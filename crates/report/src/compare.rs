@@ -1,15 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use patchdoor_metrics::{PairedDifferences, Summary};
 use patchdoor_record::{
     Environment, MetricInfo, MetricResult, PointResult, RecordError, RunSummary, Unit, commit_in_words, group_of,
-    read_sealed, read_sealed_json, read_summary, run_builds,
+    read_sealed_json, read_summary, run_builds,
 };
 use serde::Serialize;
 
+use crate::config::read_config;
 use crate::text::{Row, align, fold};
 
 /// Version of the layout of a comparison as JSON.
@@ -114,8 +114,8 @@ impl Comparison {
             schema: COMPARE_SCHEMA,
             runs: labelled.collect(),
             warnings: warnings(&runs),
-            config: config_differences(&runs),
-            metrics: metric_comparisons(&runs),
+            config: config_differences(&configs(&runs)),
+            metrics: metric_comparisons(&points(&runs)),
         })
     }
 
@@ -136,15 +136,11 @@ impl Comparison {
             let header = std::iter::once("what differs".to_owned()).chain(labels.clone()).collect::<Vec<_>>();
             text = text + "\n" + &align(&header, &self.config_rows(), width);
         }
-        let mut header = vec!["mean over seeds, in percent".to_owned()];
-        header.extend(labels);
-        for run in &self.runs[1..] {
-            header.extend([format!("{} - {} [95 %]", run.label, self.runs[0].label), "n".into()]);
-        }
-        let shown = self.metrics.iter().filter(|metric| MetricInfo::of(&metric.name).is_none_or(|info| info.is_shown));
-        let (of_several, of_one): (Vec<_>, Vec<_>) =
-            shown.partition(|metric| metric.values.iter().flatten().count() > 1);
-        let rows = of_several.into_iter().map(|metric| Row::Cells(metric.cells())).collect::<Vec<_>>();
+        let header = numbers_header(&labels.collect::<Vec<_>>());
+        let shown = self.metrics.iter().filter(|metric| metric.is_shown());
+        let (of_several, of_one): (Vec<_>, Vec<_>) = shown.partition(|metric| metric.is_of_several());
+        let rows =
+            of_several.into_iter().map(|metric| Row::Cells(metric.cells(title_of(&metric.name)))).collect::<Vec<_>>();
         let mut end = "Differences are taken seed by seed; n counts the seeds that both runs have.".to_owned();
         if !of_one.is_empty() {
             let _ = write!(end, " {} numbers that only one run has are left out; --json has them.", of_one.len());
@@ -152,55 +148,84 @@ impl Comparison {
         text + "\n" + &align(&header, &rows, width) + "\n" + &fold(&end, width) + "\n"
     }
 
-    /// A row for each key that differs. What a run does not have at all, such as a defense, is one row for all keys in it.
+    /// A row for each key that differs.
     fn config_rows(&self) -> Vec<Row> {
-        let mut rows: Vec<(&str, Vec<Vec<&str>>)> = Vec::new();
-        for difference in &self.config {
-            let key = difference.key.as_str();
-            let tables = key.match_indices(['.', '[']).map(|(end, _)| &key[..end]).filter(|table| !table.is_empty());
-            let name = tables.into_iter().find(|table| self.is_absent(table)).unwrap_or(key);
-            if rows.last().is_none_or(|(last, _)| *last != name) {
-                rows.push((name, vec![Vec::new(); self.runs.len()]));
-            }
-            if let Some((_, values)) = rows.last_mut() {
-                values.iter_mut().zip(&difference.values).for_each(|(all, value)| all.extend(value.as_deref()));
-            }
-        }
-        let cell = |values: &Vec<&str>| match values.as_slice() {
-            [] => "-".to_owned(),
-            [only] => (*only).to_owned(),
-            several => format!("{} keys", several.len()),
-        };
-        let cells = rows.iter().map(|(name, values)| {
-            Row::Cells(std::iter::once((*name).to_owned()).chain(values.iter().map(cell)).collect())
-        });
-        cells.collect()
-    }
-
-    /// Whether one of the runs has none of several keys of a table.
-    fn is_absent(&self, table: &str) -> bool {
-        let is_in = |key: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with(['.', '[']));
-        let within = self.config.iter().filter(|other| is_in(&other.key)).collect::<Vec<_>>();
-        within.len() > 1 && (0..self.runs.len()).any(|run| within.iter().all(|other| other.values[run].is_none()))
+        config_rows(&self.config, self.runs.len())
     }
 }
 
+/// A row for each key that differs between so many configurations. What one does not have at all, such as a defense, is one
+/// row for all keys in it.
+pub(crate) fn config_rows(differences: &[ConfigDifference], count: usize) -> Vec<Row> {
+    let mut rows: Vec<(&str, Vec<Vec<&str>>)> = Vec::new();
+    for difference in differences {
+        let key = difference.key.as_str();
+        let tables = key.match_indices(['.', '[']).map(|(end, _)| &key[..end]).filter(|table| !table.is_empty());
+        let name = tables.into_iter().find(|table| is_absent(differences, count, table)).unwrap_or(key);
+        if rows.last().is_none_or(|(last, _)| *last != name) {
+            rows.push((name, vec![Vec::new(); count]));
+        }
+        if let Some((_, values)) = rows.last_mut() {
+            values.iter_mut().zip(&difference.values).for_each(|(all, value)| all.extend(value.as_deref()));
+        }
+    }
+    let cell = |values: &Vec<&str>| match values.as_slice() {
+        [] => "-".to_owned(),
+        [only] => (*only).to_owned(),
+        several => format!("{} keys", several.len()),
+    };
+    let cells = rows
+        .iter()
+        .map(|(name, values)| Row::Cells(std::iter::once((*name).to_owned()).chain(values.iter().map(cell)).collect()));
+    cells.collect()
+}
+
+/// Whether one of the configurations has none of several keys of a table.
+fn is_absent(differences: &[ConfigDifference], count: usize, table: &str) -> bool {
+    let is_in = |key: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with(['.', '[']));
+    let within = differences.iter().filter(|other| is_in(&other.key)).collect::<Vec<_>>();
+    within.len() > 1 && (0..count).any(|run| within.iter().all(|other| other.values[run].is_none()))
+}
+
+/// What people call a number; indented where it belongs to the one above it.
+pub(crate) fn title_of(name: &str) -> String {
+    match (group_of(name), MetricInfo::of(name)) {
+        ("", Some(info)) => info.label.to_owned(),
+        ("", None) => name.to_owned(),
+        (group, _) => format!("{group}: {}", MetricInfo::heading_of(name)),
+    }
+}
+
+/// The head of a table of numbers: a column for each of those compared, then the differences from the first.
+pub(crate) fn numbers_header(labels: &[String]) -> Vec<String> {
+    let mut header = vec!["mean over seeds, in percent".to_owned()];
+    header.extend(labels.iter().cloned());
+    for label in &labels[1..] {
+        header.extend([format!("{label} - {} [95 %]", labels[0]), "n".into()]);
+    }
+    header
+}
+
 impl MetricComparison {
-    /// The row of a table.
-    fn cells(&self) -> Vec<String> {
-        let info = MetricInfo::of(&self.name);
-        let name = match (group_of(&self.name), info) {
-            ("", Some(info)) => info.label.to_owned(),
-            ("", None) => self.name.clone(),
-            (group, _) => format!("{group}: {}", MetricInfo::heading_of(&self.name)),
-        };
+    /// Whether tables for people have it.
+    pub(crate) fn is_shown(&self) -> bool {
+        MetricInfo::of(&self.name).is_none_or(|info| info.is_shown)
+    }
+
+    /// Whether more than one has it.
+    pub(crate) fn is_of_several(&self) -> bool {
+        self.values.iter().flatten().count() > 1
+    }
+
+    /// The row of a table under this label.
+    pub(crate) fn cells(&self, label: String) -> Vec<String> {
         let unit = MetricInfo::unit_of(&self.name);
         let value = |(value, collapse): (&Option<MetricResult>, &Option<String>)| match (value, collapse) {
             (_, Some(collapse)) => collapse.clone(),
             (Some(value), None) => unit.text(value.mean),
             (None, None) => "-".into(),
         };
-        let mut cells = vec![name];
+        let mut cells = vec![label];
         cells.extend(self.values.iter().zip(&self.collapse).map(value));
         for (difference, collapse) in self.differences.iter().zip(&self.collapse[1..]) {
             // A difference from a classifier of one class says nothing.
@@ -241,19 +266,23 @@ impl Difference {
     }
 }
 
+/// A run's configuration by the whole keys of its values.
+///
+/// # Errors
+/// If it is not as it was written.
+pub(crate) fn flat_config(folder: &Path) -> Result<BTreeMap<String, String>, RecordError> {
+    let mut config = BTreeMap::new();
+    flatten(&toml::Value::Table(read_config(folder)?), "", &mut config);
+    Ok(config)
+}
+
 fn read(folder: &Path) -> Result<Read, RecordError> {
     let summary = read_summary(folder)?;
-    let path = folder.join("config.toml");
-    let text = read_sealed(&path)?;
-    let table = String::from_utf8_lossy(&text).parse::<toml::Table>();
-    let table = table.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
-    let mut config = BTreeMap::new();
-    flatten(&toml::Value::Table(table), "", &mut config);
     let environment: Environment = read_sealed_json(&folder.join("environment.json"))?;
     let results = summary.seeds.iter().map(|seed| (summary.run.clone(), seed.clone())).collect::<Vec<_>>();
     Ok(Read {
         point: PointResult::of(summary.experiment.clone(), Vec::new(), &results),
-        config,
+        config: flat_config(folder)?,
         fingerprint: environment.fingerprint,
         commits: run_builds(folder)?.iter().map(commit_in_words).collect(),
         summary,
@@ -283,7 +312,7 @@ fn flatten(value: &toml::Value, key: &str, into: &mut BTreeMap<String, String>) 
 }
 
 /// `A`, `B` and so on.
-fn label(index: usize) -> String {
+pub(crate) fn label(index: usize) -> String {
     u8::try_from(index)
         .ok()
         .filter(|index| *index < 26)
@@ -316,30 +345,40 @@ fn warnings(runs: &[Read]) -> Vec<String> {
     warnings
 }
 
-fn config_differences(runs: &[Read]) -> Vec<ConfigDifference> {
-    let keys = runs.iter().flat_map(|run| run.config.keys()).collect::<BTreeSet<_>>();
+fn configs(runs: &[Read]) -> Vec<&BTreeMap<String, String>> {
+    runs.iter().map(|run| &run.config).collect()
+}
+
+fn points(runs: &[Read]) -> Vec<Option<&PointResult>> {
+    runs.iter().map(|run| Some(&run.point)).collect()
+}
+
+/// The keys that have not the same value in all configurations.
+pub(crate) fn config_differences(configs: &[&BTreeMap<String, String>]) -> Vec<ConfigDifference> {
+    let keys = configs.iter().flat_map(|config| config.keys()).collect::<BTreeSet<_>>();
     let of = |key: &String| {
-        let values = runs.iter().map(|run| run.config.get(key).cloned()).collect::<Vec<_>>();
+        let values = configs.iter().map(|config| config.get(key).cloned()).collect::<Vec<_>>();
         let differs = values.iter().any(|value| value != &values[0]);
         differs.then(|| ConfigDifference { key: key.clone(), values })
     };
     keys.into_iter().filter_map(of).collect()
 }
 
-fn metric_comparisons(runs: &[Read]) -> Vec<MetricComparison> {
+/// Every number of the points, each further one compared with the first.
+pub(crate) fn metric_comparisons(points: &[Option<&PointResult>]) -> Vec<MetricComparison> {
     let mut names: Vec<&str> = Vec::new();
-    for metric in runs.iter().flat_map(|run| &run.point.metrics) {
+    for metric in points.iter().flatten().flat_map(|point| &point.metrics) {
         if !names.contains(&metric.name.as_str()) {
             names.push(&metric.name);
         }
     }
     let of = |name: &str| {
-        let values = runs.iter().map(|run| run.point.metric(name).cloned()).collect::<Vec<_>>();
+        let values = points.iter().map(|point| point.and_then(|point| point.metric(name)).cloned()).collect::<Vec<_>>();
         let unit = MetricInfo::unit_of(name);
         let differences = values[1..].iter().map(|other| Difference::of(unit, other.as_ref()?, values[0].as_ref()?));
         MetricComparison {
             name: name.to_owned(),
-            collapse: runs.iter().map(|run| run.point.collapse_in_words(name)).collect(),
+            collapse: points.iter().map(|point| point.and_then(|point| point.collapse_in_words(name))).collect(),
             differences: differences.collect(),
             values,
         }
@@ -377,7 +416,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_named_by_its_whole_key() {
-        let found = config_differences(&example());
+        let found = config_differences(&configs(&example()));
         let found = found.iter().map(|found| (found.key.as_str(), found.values.clone())).collect::<Vec<_>>();
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(
@@ -396,8 +435,8 @@ mod tests {
             schema: COMPARE_SCHEMA,
             runs: vec![labelled("A"), labelled("B")],
             warnings: vec![],
-            config: config_differences(&runs),
-            metrics: metric_comparisons(&runs),
+            config: config_differences(&configs(&runs)),
+            metrics: metric_comparisons(&points(&runs)),
         };
         let cells = |cells: [&str; 3]| Row::Cells(cells.map(str::to_owned).into());
         assert_eq!(
@@ -409,7 +448,7 @@ mod tests {
 
     #[test]
     fn differences_are_paired_by_seed() {
-        let metrics = metric_comparisons(&example());
+        let metrics = metric_comparisons(&points(&example()));
         let asr = metrics.iter().find(|metric| metric.name == "asr").expect("a number of both");
         let difference = asr.differences[0].as_ref().expect("two seeds in common");
         // 0.05 and 0.15: mean 0.1, s = 0.0707, 12.7062 * 0.0707 / sqrt(2) = 0.6353.
