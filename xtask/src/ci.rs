@@ -16,7 +16,7 @@ struct Step {
 
 /// The steps, cheapest first. All that compile burn do so with the release profile and for the whole workspace with
 /// its tests: with one set of features it is compiled once (and checked once, for clippy and the documentation).
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "format", command: |_| with(cargo(), &["fmt", "--all", "--check"]) },
     Step {
         name: "clippy",
@@ -38,6 +38,13 @@ const STEPS: [Step; 11] = [
     Step {
         name: "tests",
         command: |_| with(cargo(), &["test", "--release", "--workspace", "--lib", "--bins", "--tests"]),
+    },
+    // Its library is a feature that no other step turns on, and changes no feature of theirs.
+    Step {
+        name: "parquet",
+        command: |_| {
+            with(cargo(), &["test", "--release", "--package", "patchdoor-report", "--features", "parquet", "parquet"])
+        },
     },
     Step { name: "doc-tests", command: |_| with(cargo(), &["test", "--release", "--workspace", "--doc"]) },
     Step {

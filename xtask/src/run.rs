@@ -75,8 +75,17 @@ pub(crate) fn look(command: &str, arguments: &[OsString]) -> anyhow::Result<Exit
     let mut cargo = cargo();
     cargo.arg("run").arg("--manifest-path").arg(root().join("Cargo.toml"));
     cargo.args(["--release", "--package", "patchdoor-cli", "--no-default-features", "--bin", "patchdoor-report"]);
+    if exports_parquet(arguments) {
+        cargo.args(["--features", "parquet"]);
+    }
     cargo.arg("--quiet").arg("--").arg(command).args(arguments);
     become_process(cargo)
+}
+
+/// Whether a table is asked for in the form whose library nobody else compiles.
+fn exports_parquet(arguments: &[OsString]) -> bool {
+    let is_pair = |pair: &[OsString]| pair[0] == "--export" && pair[1] == "parquet";
+    arguments.iter().any(|argument| argument == "--export=parquet") || arguments.windows(2).any(is_pair)
 }
 
 /// Cargo on this workspace, wherever it is called from.
@@ -183,6 +192,13 @@ mod tests {
         assert_eq!(feature_of("--backend=cuda a.toml"), Some("cuda"));
         assert_eq!(feature_of("a.toml --backend flex"), None);
         assert!(feature(&["--backend".into(), "tpu".into()]).is_err());
+    }
+
+    #[test]
+    fn the_library_for_parquet_is_compiled_for_those_who_ask_for_it() {
+        let asks = |line: &str| exports_parquet(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(asks("runs/a --export parquet") && asks("--export=parquet runs/a"));
+        assert!(!asks("runs/parquet --export csv") && !asks("parquet"));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use patchdoor_record::{Content, Listed, RecordError, ResultTable, RunState, RunSummary};
+#[cfg(feature = "parquet")]
+use patchdoor_report::write_parquet;
 use patchdoor_report::{
     ExportForm, draw_run, export_table, run_table, table_text, write_overview, write_run_page,
     write_sweep_page, write_table,
@@ -30,7 +32,7 @@ pub struct ReportArguments {
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub out: PathBuf,
 
-    /// Print the table of one run or sweep in another form, and write nothing
+    /// Print the table of one run or sweep in another form and write nothing; parquet writes a file instead
     #[arg(long, value_enum, value_name = "FORM")]
     pub export: Option<Form>,
 }
@@ -46,6 +48,8 @@ pub enum Form {
     Markdown,
     /// Tables for a paper, with the package booktabs
     Latex,
+    /// A row for each number of each seed, in table.parquet in the folder of each run and sweep
+    Parquet,
 }
 
 /// Prints one table in another form.
@@ -71,6 +75,41 @@ fn table_of(listed: Listed) -> Result<Option<ResultTable>, Stop> {
     }
 }
 
+/// The runs and sweeps that folders are or hold; says of which nothing is there.
+fn all_in(folders: &[PathBuf]) -> Vec<Listed> {
+    let of = |folder: &PathBuf| Listed::of(folder.clone()).map_or_else(|| Listed::below(folder), |one| vec![one]);
+    let mut all = folders.iter().flat_map(of).collect::<Vec<_>>();
+    all.retain(|listed| {
+        if let Content::Nothing(reason) = &listed.content {
+            say(&format!("left out: {}: {reason}", listed.path.display()));
+        }
+        !matches!(listed.content, Content::Nothing(_))
+    });
+    all
+}
+
+/// Writes the tables of runs and sweeps, and of all in folders, as Parquet, and prints their paths.
+#[cfg(feature = "parquet")]
+fn export_parquet(folders: &[PathBuf]) -> Result<(), Stop> {
+    let all = all_in(folders);
+    if all.is_empty() {
+        return Err(Stop::unusable(anyhow!("there is no finished run")));
+    }
+    for listed in all {
+        let folder = listed.path.clone();
+        let Some(table) = table_of(listed)? else { continue };
+        let path = write_parquet(&folder, &table).map_err(|error| Stop::failed(anyhow!(error)))?;
+        print(&format!("{}\n", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "parquet"))]
+fn export_parquet(_folders: &[PathBuf]) -> Result<(), Stop> {
+    let what = "this program was built without the feature `parquet`; cargo xtask report builds it with it";
+    Err(Stop::unusable(anyhow!(what)))
+}
+
 /// Shows the tables of runs and sweeps, and writes what people look at beside their records.
 ///
 /// # Errors
@@ -84,6 +123,7 @@ pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
         Some(Form::Json) => return export(folders, ExportForm::Json),
         Some(Form::Markdown) => return export(folders, ExportForm::Markdown),
         Some(Form::Latex) => return export(folders, ExportForm::Latex),
+        Some(Form::Parquet) => return export_parquet(folders),
     }
     let mut shown = Shown::default();
     let mut overviews = Vec::new();

@@ -52,6 +52,19 @@ impl Unit {
         matches!(self, Self::Share | Self::Points)
     }
 
+    /// In one word, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Points => "points",
+            Self::Index => "index",
+            Self::Coefficient => "coefficient",
+            Self::Images => "images",
+            Self::Count => "count",
+            Self::Seconds => "seconds",
+        }
+    }
+
     /// A value as tables show it, without a unit.
     pub fn text(self, value: f64) -> String {
         // A zero is no minus zero.

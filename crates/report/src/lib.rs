@@ -23,6 +23,8 @@ mod figures;
 mod lookup;
 mod maps;
 mod page;
+#[cfg(feature = "parquet")]
+mod parquet_table;
 mod result_file;
 mod routing_table;
 mod run_table;
@@ -37,6 +39,8 @@ pub use compare_sweeps::{ComparedPoint, ComparedSweep, LonePoint, SweepCompariso
 pub use draw::draw_run;
 pub use export::{ExportForm, export_table};
 pub use page::{OVERVIEW, PAGE, write_overview, write_run_page, write_sweep_page};
+#[cfg(feature = "parquet")]
+pub use parquet_table::write_parquet;
 pub use result_file::ResultsError;
 pub use run_table::run_table;
 pub use sweep_table::{table_csv, table_markdown, table_text, write_table};
