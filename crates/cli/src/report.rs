@@ -1,15 +1,16 @@
 #![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use patchdoor_record::{Content, Listed, RecordError, ResultTable, RunState, RunSummary};
+use patchdoor_record::{Content, Listed, RecordError, ResultTable, RunState, RunSummary, read_summary};
 #[cfg(feature = "parquet")]
 use patchdoor_report::write_parquet;
 use patchdoor_report::{
-    ExportForm, draw_run, export_table, run_table, table_text, write_overview, write_run_page,
+    ExportForm, draw_run, export_table, run_table, table_text, write_events, write_overview, write_run_page,
     write_sweep_page, write_table,
 };
 
@@ -32,7 +33,7 @@ pub struct ReportArguments {
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub out: PathBuf,
 
-    /// Print the table of one run or sweep in another form and write nothing; parquet writes a file instead
+    /// Print the table of one run or sweep in another form and write nothing; parquet and tensorboard write files instead
     #[arg(long, value_enum, value_name = "FORM")]
     pub export: Option<Form>,
 }
@@ -50,6 +51,8 @@ pub enum Form {
     Latex,
     /// A row for each number of each seed, in table.parquet in the folder of each run and sweep
     Parquet,
+    /// The training of each seed by epoch, for TensorBoard: an event file in the seed's folder
+    Tensorboard,
 }
 
 /// Prints one table in another form.
@@ -110,6 +113,40 @@ fn export_parquet(_folders: &[PathBuf]) -> Result<(), Stop> {
     Err(Stop::unusable(anyhow!(what)))
 }
 
+/// Writes the event files of runs, of those behind the points of sweeps, and of all runs in folders, and prints their paths.
+fn export_events(folders: &[PathBuf]) -> Result<(), Stop> {
+    // A run of a sweep may stand beside it in the same folder.
+    let mut runs = BTreeMap::new();
+    for listed in all_in(folders) {
+        match listed.content {
+            Content::Run(run) => {
+                runs.insert(listed.path, *run);
+            }
+            Content::Sweep(table) => {
+                let of_points = table.points.iter().flat_map(|point| point.runs.values());
+                let beside = of_points.map(|run| listed.path.with_file_name(run));
+                for path in beside.filter(|run| run.join("summary.json").is_file()) {
+                    let run = read_summary(&path).map_err(Stop::unusable)?;
+                    runs.insert(path, run);
+                }
+            }
+            Content::Nothing(_) => {}
+        }
+    }
+    let mut is_empty = true;
+    for (folder, run) in &runs {
+        for path in write_events(folder, run).map_err(Stop::failed)? {
+            print(&format!("{}\n", path.display()))?;
+            is_empty = false;
+        }
+    }
+    if is_empty {
+        return Err(Stop::unusable(anyhow!("there is no finished run whose training is on record")));
+    }
+    say("tensorboard --logdir shows them, with the folder of runs or one of its runs");
+    Ok(())
+}
+
 /// Shows the tables of runs and sweeps, and writes what people look at beside their records.
 ///
 /// # Errors
@@ -124,6 +161,7 @@ pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
         Some(Form::Markdown) => return export(folders, ExportForm::Markdown),
         Some(Form::Latex) => return export(folders, ExportForm::Latex),
         Some(Form::Parquet) => return export_parquet(folders),
+        Some(Form::Tensorboard) => return export_events(folders),
     }
     let mut shown = Shown::default();
     let mut overviews = Vec::new();

@@ -18,6 +18,7 @@ mod compare;
 mod compare_sweeps;
 mod config;
 mod draw;
+mod events;
 mod export;
 mod figures;
 mod lookup;
@@ -37,6 +38,7 @@ pub use collect::{Collected, collect_results};
 pub use compare::{ComparedRun, Comparison, ConfigDifference, Difference, MetricComparison};
 pub use compare_sweeps::{ComparedPoint, ComparedSweep, LonePoint, SweepComparison};
 pub use draw::draw_run;
+pub use events::write_events;
 pub use export::{ExportForm, export_table};
 pub use page::{OVERVIEW, PAGE, write_overview, write_run_page, write_sweep_page};
 #[cfg(feature = "parquet")]
