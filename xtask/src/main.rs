@@ -51,7 +51,7 @@ enum Command {
     /// Remove what no result needs: unfinished runs, what was moved aside, twins that no run refers to
     #[command(disable_help_flag = true)]
     Clean(Passed),
-    /// Show how runs differ: configurations, and numbers seed by seed
+    /// Show how runs or sweeps differ: configurations, and numbers seed by seed
     #[command(disable_help_flag = true)]
     Compare(Passed),
     /// Show the tables of finished runs and sweeps, and draw their figures and pages

@@ -22,7 +22,7 @@ struct Arguments {
 enum Command {
     /// Remove what no result needs: unfinished runs, what was moved aside, twins that no run refers to
     Clean(CleanArguments),
-    /// Show how runs differ: configurations, and numbers seed by seed
+    /// Show how runs or sweeps differ: configurations, and numbers seed by seed
     Compare(CompareArguments),
     /// List the experiments there are and the runs of them
     List(ListArguments),

@@ -56,7 +56,7 @@ pub(crate) enum Command {
     Data(DataArguments),
     /// Remove what no result needs: unfinished runs, what was moved aside, twins that no run refers to
     Clean(CleanArguments),
-    /// Show how runs differ: configurations, and numbers seed by seed
+    /// Show how runs or sweeps differ: configurations, and numbers seed by seed
     Compare(CompareArguments),
     /// Show the tables of finished runs and sweeps, and draw their figures and pages
     Report(ReportArguments),
