@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use patchdoor_tests::{Bench, SMALL, copy, files};
+use patchdoor_tests::{Bench, SMALL, copy, files, workspace};
 use serde_json::Value;
 
 fn read(path: &Path) -> String {
@@ -210,6 +210,70 @@ fn two_sweeps_are_compared_point_by_point() {
     let run = runs.iter().find(|folder| folder.join("summary.json").is_file()).expect("there are runs");
     let refused = bench.run(&["compare", a, run.to_str().expect("UTF-8")]).expect(2);
     assert!(refused.err().contains("a run cannot be compared with a sweep"), "{}", refused.err());
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "a test that skips says so")]
+fn axe_finds_nothing_on_any_page_in_light_and_dark() {
+    let axe = match axe() {
+        Ok(axe) => axe,
+        Err(reason) => return eprintln!("skipped: no axe to look at pages with: {reason}"),
+    };
+    let bench = Bench::new();
+    let sweep = "\n[[sweep.axes]]\nfield = \"poisoning.rate\"\nvalues = [0.01, 0.1]\n";
+    bench.file("rates.toml", &(SMALL.replace("rate = 0.1\n", "").replace("epochs = 4", "epochs = 1") + sweep));
+    bench.file("small.toml", &experiment());
+    bench.run(&["run", "rates.toml", "small.toml"]).expect(0);
+    bench.run(&["report", "runs"]).expect(0);
+    let pages = files(&bench.path().join("runs")).into_iter().filter(|path| path.extension() == Some("html".as_ref()));
+    let pages = pages.map(|path| (path.clone(), read(&path))).collect::<Vec<_>>();
+    // Three runs, a sweep, all of them.
+    assert_eq!(pages.len(), 5);
+    let found = |page: &str| found_by_axe(bench.path(), &axe, page);
+    for (path, page) in &pages {
+        for page in [page.clone(), page.replace("(prefers-color-scheme: dark)", "all")] {
+            let Some(found) = found(&page) else { return };
+            assert_eq!(found, "nothing", "{}", path.display());
+        }
+    }
+    // It would find it.
+    let faint = pages[0].1.replace("--soft: #555b66", "--soft: #d0d0d0");
+    assert!(found(&faint).is_some_and(|found| found.starts_with("color-contrast")), "axe looks at colours");
+}
+
+/// The program of axe-core, installed from the net under the target folder unless it is there; or why there is none.
+fn axe() -> Result<String, String> {
+    let folder = workspace().join("target").join("axe");
+    let file = folder.join("node_modules/axe-core/axe.min.js");
+    if !file.is_file() {
+        let mut npm = Command::new("npm");
+        npm.args([
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--fetch-retries=0",
+            "--fetch-timeout=15000",
+        ]);
+        npm.arg("--prefix").arg(&folder).arg("axe-core@4.14.1");
+        let output = npm.stdin(Stdio::null()).output().map_err(|error| format!("npm: {error}"))?;
+        if !output.status.success() {
+            return Err("npm cannot install axe-core".into());
+        }
+    }
+    std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// What axe-core finds wrong with a page: each rule and where; `nothing`, or `None` without a browser.
+fn found_by_axe(folder: &Path, axe: &str, page: &str) -> Option<String> {
+    let report = "<script>axe.run().then((results) => {
+        const found = results.violations.map((rule) => `${rule.id} at ${rule.nodes.map((node) => node.target).join(' and ')}`);
+        document.body.append('found:' + (found.join('; ') || 'nothing'));
+      });</script>";
+    let page = page.replace("</body>", &format!("<script>{axe}</script>{report}</body>"));
+    let (dom, log) = browse(folder, &page, &["--virtual-time-budget=60000"])?;
+    let found = dom.rsplit_once("found:").map(|(_, rest)| rest.split("</body>").next().unwrap_or_default().to_owned());
+    Some(found.unwrap_or_else(|| panic!("axe says nothing: {log}")))
 }
 
 /// Opens a page in headless Chromium, if there is one, and returns what stands in it at the end, and what the browser says.
