@@ -1,4 +1,6 @@
-//! Examples in the documents are experiments that can be run.
+//! Examples in the documents are experiments that can be run, and links lead somewhere.
+
+use std::path::PathBuf;
 
 use patchdoor_tests::{Bench, workspace};
 
@@ -20,13 +22,34 @@ fn examples(text: &str) -> Vec<(usize, String)> {
     found
 }
 
+/// The README and everything in `docs`.
+fn documents() -> Vec<PathBuf> {
+    let folder = std::fs::read_dir(workspace().join("docs")).expect("there are documents");
+    let folder = folder.map(|entry| entry.expect("readable").path());
+    std::iter::once(workspace().join("README.md")).chain(folder).collect()
+}
+
+#[test]
+fn every_link_in_the_documents_leads_to_a_file() {
+    let mut checked = 0;
+    let others = ["ARCHITECTURE.md", "CHANGELOG.md", "RESULTS.md"].map(|name| workspace().join(name));
+    for document in documents().into_iter().chain(others) {
+        let text = std::fs::read_to_string(&document).expect("a document is text");
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.contains("://") && !link.starts_with('#')) {
+            let file = link.split('#').next().unwrap_or(link);
+            let is_there = document.parent().is_some_and(|folder| folder.join(file).exists());
+            assert!(is_there, "{}: {link}", document.display());
+            checked += 1;
+        }
+    }
+    assert!(checked >= 20, "only {checked} links were found");
+}
+
 #[test]
 fn every_example_in_the_documents_is_accepted() {
-    let mut documents = vec![workspace().join("README.md")];
-    let folder = std::fs::read_dir(workspace().join("docs")).expect("there are documents");
-    documents.extend(folder.map(|entry| entry.expect("readable").path()));
     let mut checked = 0;
-    for document in documents {
+    for document in documents() {
         let text = std::fs::read_to_string(&document).expect("a document is text");
         for (line, example) in examples(&text) {
             let bench = Bench::new();
