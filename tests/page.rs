@@ -31,7 +31,14 @@ fn a_run_ends_by_naming_a_page_that_needs_nothing_else() {
     {
         assert!(page.contains(part), "no {part:?}");
     }
-    for part in ["Trigger capture", "routing of the other version", "config.toml", "SHA-256", "weights.safetensors"] {
+    for part in [
+        "What is taken for what",
+        "Trigger capture",
+        "routing of the other version",
+        "config.toml",
+        "SHA-256",
+        "weights.safetensors",
+    ] {
         assert!(page.contains(part), "no {part:?}");
     }
     // The only address is the name of SVG's own language.
@@ -53,7 +60,7 @@ fn a_run_ends_by_naming_a_page_that_needs_nothing_else() {
     assert!(again.err().trim_end().ends_with("page.html"), "{}", again.err());
     bench.run(&["compare", directory.to_str().expect("UTF-8"), directory.to_str().expect("UTF-8")]).expect(0);
 
-    look_with_a_browser(bench.path(), &page, 4 + 1);
+    look_with_a_browser(bench.path(), &page, 4 + 2 + 1);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::Kernels;
-use patchdoor_metrics::{AttackOutcome, accuracy, largest_class_share};
+use patchdoor_metrics::{AttackOutcome, ConfusionMatrix, accuracy, largest_class_share};
 use patchdoor_model::Classifier;
-use patchdoor_record::{DefenseStanding, RoutedStanding};
+use patchdoor_record::{Confusion, DefenseStanding, RoutedStanding};
 use patchdoor_train::{PREDICTION_BATCH, RoutedPrediction, predict, predict_with_routing};
 
 use crate::attack::Attack;
@@ -35,6 +35,13 @@ impl<'a> Exam<'a> {
     /// What the attack comes to, by its own label rule, given predictions for the triggered images.
     pub(crate) fn outcome(&self, triggered: &[u8]) -> AttackOutcome {
         self.attack.outcome(triggered, self.test.labels(), self.test.class_count())
+    }
+
+    /// What images of each class are taken for, given predictions.
+    pub(crate) fn confusion(&self, clean: &[u8], triggered: &[u8]) -> Confusion {
+        let [clean, triggered] = [clean, triggered]
+            .map(|predicted| ConfusionMatrix::of(predicted, self.test.labels(), self.test.class_count()));
+        Confusion { clean, triggered }
     }
 
     /// Where a classifier stands, given its predictions.

@@ -371,6 +371,7 @@ impl Seeds<'_> {
             clean_twin,
             reach: reach(&exam, &config.model),
             classes: attack.of_classes(test, clean, triggered),
+            confusion: Some(exam.confusion(clean, triggered)),
             routing: routing.map(Box::new),
             training_seconds: seconds,
             images_per_second: (images.training.len() * victim.history.len()) as f64 / seconds.max(1e-9),

@@ -21,6 +21,7 @@
 mod accuracy;
 mod attack;
 mod comparison;
+mod confusion;
 mod defense;
 mod detection;
 mod epoch;
@@ -32,6 +33,7 @@ mod summary;
 pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class, largest_class_share};
 pub use attack::AttackOutcome;
 pub use comparison::{Hypothesis, Judgement, PairedDifferences};
+pub use confusion::ConfusionMatrix;
 pub use defense::{Standing, defense_effectiveness_rating, robust_improvement_rating};
 pub use detection::{DetectionOutcome, area_under_roc};
 pub use epoch::EpochRecord;

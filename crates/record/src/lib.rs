@@ -59,7 +59,8 @@ pub use seal::{
     write_sealed_json, write_sealed_json_lines,
 };
 pub use seed::{
-    ChosenCells, ClassMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult, TwinMeasurements,
+    ChosenCells, ClassMeasurements, Confusion, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult,
+    TwinMeasurements,
 };
 pub use summary::{DefenseSummary, InterventionSummary, RoutingSummary, RunSummary, read_summary};
 pub use table::{

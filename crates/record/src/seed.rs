@@ -1,3 +1,4 @@
+use patchdoor_metrics::ConfusionMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::{DefenseResult, Reach, RoutingMeasurements};
@@ -81,6 +82,9 @@ pub struct Measurements {
     pub reach: Option<Reach>,
     /// The numbers above for each class of the test images.
     pub classes: Vec<ClassMeasurements>,
+    /// What images of each class are taken for; `None` in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confusion: Option<Confusion>,
     /// What the routers select, if the experiment asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<Box<RoutingMeasurements>>,
@@ -137,6 +141,16 @@ pub struct ClassMeasurements {
     pub robust_accuracy: Option<f64>,
 }
 
+/// What the backdoored classifier takes the test images of each class for, those of the target class too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Confusion {
+    /// Untouched, `[true class, predicted class]`.
+    pub clean: ConfusionMatrix,
+    /// The same images, triggered.
+    pub triggered: ConfusionMatrix,
+}
+
 impl Measurements {
     /// Each defense under a title of its own: of several called the same, the second is `A (2)`, the third `A (3)`.
     pub fn titled_defenses(&self) -> Vec<(String, &DefenseResult)> {
@@ -176,5 +190,25 @@ impl SeedResult {
                 failed.collect()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_without_confusion_matrices_reads_and_has_none() {
+        let text = r#"{"test-images": 2, "triggered-images": 1, "clean-accuracy": 0.5, "asr": null, "asr-all-classes": null,
+            "robust-accuracy": null, "clean-accuracy-drop": null, "clean-twin": null, "classes": [],
+            "training-seconds": 1.0, "images-per-second": 1.0}"#;
+        let mut measured: Measurements = serde_json::from_str(text).expect("a result of an earlier version");
+        assert_eq!(measured.confusion, None);
+        // Two images of class 0: one right, one taken for 1; triggered both taken for 1.
+        let of = |predicted: &[u8]| ConfusionMatrix::of(predicted, &[0, 0], 2);
+        measured.confusion = Some(Confusion { clean: of(&[0, 1]), triggered: of(&[1, 1]) });
+        let text = serde_json::to_string(&measured).expect("it is plain data");
+        assert!(text.contains(r#""confusion":{"clean":[[1,1],[0,0]],"triggered":[[0,2],[0,0]]}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Measurements>(&text).expect("just written"), measured);
     }
 }

@@ -211,6 +211,7 @@ pub(crate) mod tests {
             }),
             reach: None,
             classes: Vec::new(),
+            confusion: None,
             routing: None,
             training_seconds: 1.0,
             images_per_second: 400.0,

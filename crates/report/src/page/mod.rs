@@ -2,6 +2,7 @@
 
 mod answer;
 mod chart;
+mod confusion;
 mod curves;
 mod defenses;
 mod frame;

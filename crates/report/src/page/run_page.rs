@@ -10,6 +10,7 @@ use patchdoor_record::{
 };
 
 use super::answer::{answer, rule};
+use super::confusion::confusion;
 use super::curves::{History, curves};
 use super::defenses::defenses;
 use super::frame::{Page, Section};
@@ -39,6 +40,7 @@ fn page(folder: &Path, run: &RunSummary) -> Result<Page, RecordError> {
         section("numbers", "The attack", html! { (headline(run, &point)) p.note { (rule()) } }),
         section("curves", "Training", curves(&histories(folder, run)?)),
     ];
+    sections.extend(confusion(run).map(|content| section("confusion", "What is taken for what", content)));
     sections.extend(pictures(folder)?.map(|content| section("pictures", "Pictures", content)));
     sections.extend(defenses(run).map(|content| section("defenses", "Defenses", content)));
     sections.extend(routing(folder, run)?.map(|content| section("routing", "Routing", content)));
