@@ -41,6 +41,10 @@ fn a_run_ends_by_naming_a_page_that_needs_nothing_else() {
     ] {
         assert!(page.contains(part), "no {part:?}");
     }
+    for part in ["Taken for what the attacker wants", "Not taken for it"] {
+        assert!(page.contains(part), "no {part:?}");
+    }
+    assert!(page.len() < 1_000_000, "{} bytes", page.len());
     // The only address is the name of SVG's own language.
     let addresses = page.match_indices("http").map(|(at, _)| &page[at..at + 26]).filter(|found| found.contains("://"));
     assert!(

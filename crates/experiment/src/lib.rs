@@ -45,6 +45,7 @@ mod doctor;
 mod download;
 mod error;
 mod exam;
+mod examples;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod halt;

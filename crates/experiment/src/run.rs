@@ -21,6 +21,7 @@ use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
 use crate::error::RunError;
 use crate::exam::Exam;
+use crate::examples::leave_examples;
 use crate::halt::{Halt, Step};
 use crate::images::ImagesError;
 use crate::images::{Acquired, SeedImages, acquire, test_images};
@@ -345,6 +346,7 @@ impl Seeds<'_> {
         let routing = look_at_routing::<B>(config, &exam, &looked, folder, device)?;
 
         let (clean, triggered) = (&answers.clean.classes, &answers.triggered.classes);
+        leave_examples(&exam, clean, triggered, folder)?;
         let before = exam.standing_of(clean, triggered);
         let twins = twin.as_ref().map(|(twin, _)| models.out.join(&twin.folder));
         let victim_and_twin = Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before };

@@ -28,6 +28,7 @@
 mod defense;
 mod environment;
 mod error;
+mod example;
 mod files;
 mod intervention;
 mod inventory;
@@ -45,6 +46,7 @@ mod table;
 pub use defense::{COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
 pub use environment::{Build, Environment};
 pub use error::RecordError;
+pub use example::{EXAMPLES, EXAMPLES_SHEET, Example, Examples};
 pub use files::{move_aside, set_aside, write_whole};
 pub use intervention::{AuditMeasurements, RoutedStanding, StandingBand, SwapMeasurements};
 pub use inventory::{Content, Listed, RunState};

@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use image::{ImageFormat, Rgb, RgbImage};
-use patchdoor_data::{Image, ImageSet, Trigger, stream};
+use image::{ImageError, ImageFormat, Rgb, RgbImage};
+use patchdoor_data::{Image, ImageSet, ImageShape, Trigger, stream};
 
 use crate::TriggerError;
 
@@ -45,26 +45,45 @@ impl ContactSheet {
     ///
     /// If `scale` is 0 or a trigger was built for images of another shape.
     pub fn draw(images: &ImageSet, triggers: &[(&str, &dyn Trigger)], scale: usize, seed: u64) -> Self {
-        assert!(scale > 0, "a pixel is drawn at least one pixel large");
-        let gap = scale;
-        let (height, width) = (images.shape().height * scale, images.shape().width * scale);
-        // Between images the gap is twice as wide as within the three pictures of one.
-        let left = |image: usize, part: usize| gap + image * (3 * width + 4 * gap) + part * (width + gap);
-        let top = |row: usize| gap + row * (height + gap);
-        let full_width = images.len() * (3 * width + 4 * gap);
-        let mut picture = RgbImage::from_pixel(full_width.max(gap) as u32, top(triggers.len()) as u32, BACKGROUND);
-        for (row, (_, trigger)) in triggers.iter().enumerate() {
-            for index in 0..images.len() {
+        let of_trigger = |(name, trigger): &(&str, &dyn Trigger)| {
+            let pairs = (0..images.len()).map(|index| {
                 let image = images.image(index);
                 let mut rng = stream(seed, &format!("trigger/test/{}", images.origin(index)));
                 let triggered = trigger.stamp_for_class(&image, images.label(index), &mut rng);
-                let difference = difference(&image, &triggered);
-                for (part, image) in [&image, &triggered, &difference].into_iter().enumerate() {
+                [image, triggered]
+            });
+            ((*name).to_owned(), pairs.collect())
+        };
+        Self::of_pairs(images.shape(), triggers.iter().map(of_trigger).collect(), scale)
+    }
+
+    /// Draws rows of images, each beside what was made of it, under the names of the rows; as [`Self::draw`].
+    ///
+    /// # Panics
+    ///
+    /// If `scale` is 0 or an image has another shape.
+    pub fn of_pairs(shape: ImageShape, rows: Vec<(String, Vec<[Image; 2]>)>, scale: usize) -> Self {
+        assert!(scale > 0, "a pixel is drawn at least one pixel large");
+        let gap = scale;
+        let (height, width) = (shape.height * scale, shape.width * scale);
+        // Between images the gap is twice as wide as within the three pictures of one.
+        let left = |image: usize, part: usize| gap + image * (3 * width + 4 * gap) + part * (width + gap);
+        let top = |row: usize| gap + row * (height + gap);
+        let images = rows.iter().map(|(_, pairs)| pairs.len()).max().unwrap_or(0);
+        let full_width = images * (3 * width + 4 * gap);
+        let mut picture = RgbImage::from_pixel(full_width.max(gap) as u32, top(rows.len()) as u32, BACKGROUND);
+        let mut names = Vec::new();
+        for (row, (name, pairs)) in rows.into_iter().enumerate() {
+            for (index, [image, changed]) in pairs.iter().enumerate() {
+                let difference = difference(image, changed);
+                for (part, image) in [image, changed, &difference].into_iter().enumerate() {
+                    assert_eq!(image.shape(), shape, "all images of a sheet have one shape");
                     paint(&mut picture, image, (top(row), left(index, part)), scale);
                 }
             }
+            names.push(name);
         }
-        Self { picture, names: triggers.iter().map(|(name, _)| (*name).to_owned()).collect() }
+        Self { picture, names }
     }
 
     /// The sheet.
@@ -89,12 +108,20 @@ impl ContactSheet {
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!(".{name}.partial"));
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        self.picture
-            .write_to(&mut bytes, ImageFormat::Png)
-            .map_err(|source| TriggerError::Sheet { path: path.to_owned(), source })?;
-        fs_err::write(&temporary, bytes.into_inner())?;
+        let bytes = self.png().map_err(|source| TriggerError::Sheet { path: path.to_owned(), source })?;
+        fs_err::write(&temporary, bytes)?;
         Ok(fs_err::rename(&temporary, path)?)
+    }
+
+    /// The sheet as a PNG file has it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be encoded.
+    pub fn png(&self) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        self.picture.write_to(&mut bytes, ImageFormat::Png)?;
+        Ok(bytes.into_inner())
     }
 }
 

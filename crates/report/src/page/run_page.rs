@@ -13,6 +13,7 @@ use super::answer::{answer, rule};
 use super::confusion::confusion;
 use super::curves::{History, curves};
 use super::defenses::defenses;
+use super::examples::examples;
 use super::frame::{Page, Section};
 use super::numbers::headline;
 use super::provenance::provenance;
@@ -41,7 +42,11 @@ fn page(folder: &Path, run: &RunSummary) -> Result<Page, RecordError> {
         section("curves", "Training", curves(&histories(folder, run)?)),
     ];
     sections.extend(confusion(run).map(|content| section("confusion", "What is taken for what", content)));
-    sections.extend(pictures(folder)?.map(|content| section("pictures", "Pictures", content)));
+    let pictures = examples(folder, run)?.into_iter().chain(pictures(folder)?).collect::<Vec<_>>();
+    if !pictures.is_empty() {
+        let content = html! { @for part in &pictures { (part) } };
+        sections.push(section("pictures", "Pictures", content));
+    }
     sections.extend(defenses(run).map(|content| section("defenses", "Defenses", content)));
     sections.extend(routing(folder, run)?.map(|content| section("routing", "Routing", content)));
     sections.extend(interventions(run).map(|content| section("mediation", "Who carries the backdoor", content)));
