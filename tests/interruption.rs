@@ -136,7 +136,7 @@ fn a_run_with_a_damaged_checkpoint_warns_and_ends_with_the_same_weights_and_ever
     assert!(said.contains(&format!("goes on after epoch {} of 12", epochs - 1)), "{said}");
     assert_eq!(weights(&bench), straight);
     let seed = bench.run_directory().join("seed-0");
-    for file in ["metrics.jsonl", "routing/epochs.jsonl"] {
+    for file in ["metrics.jsonl", "routing/epochs.jsonl", "curves.jsonl"] {
         assert_eq!(epochs_of(&seed.join(file)), (0..12).collect::<Vec<_>>(), "{file}");
     }
     assert!(!seed.join("checkpoint").exists());

@@ -69,6 +69,36 @@ fn an_identical_finished_run_is_shown_and_fresh_keeps_the_old_one() {
 }
 
 #[test]
+fn a_run_with_curves_has_the_weights_and_the_numbers_of_one_without() {
+    let of = |curves: &str| {
+        let bench = Bench::new();
+        bench.file("small.toml", &format!("{SMALL}\n[curves]\n{curves}\n"));
+        let finished = bench.run(&["run", "small.toml", "--json"]).expect(0);
+        let seed = bench.run_directory().join("seed-0");
+        let weights = std::fs::read(seed.join("weights.safetensors")).expect("weights are saved");
+        let mut result = json(&finished.out())["runs"][0]["seeds"][0]["outcome"]["finished"].clone();
+        for clock in ["training-seconds", "images-per-second"] {
+            result[clock] = Value::Null;
+        }
+        let lines = std::fs::read_to_string(seed.join("curves.jsonl")).unwrap_or_default();
+        (weights, result, lines.lines().map(json).collect::<Vec<_>>(), finished.err())
+    };
+    let (weights, result, lines, said) = of("every = 3\nimages = 1000");
+    let line = "for display, CA, ASR and RA on 60 test images after 2 of 4 epochs: 240 predictions, about 9.3 % of the training";
+    assert!(said.contains(line), "240 of 3 * 216 * 4: {said}");
+    assert_eq!(lines.iter().map(|line| line["epoch"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(3)]);
+    // All test images are among the thousand, so the last look sees what the results are made of.
+    for number in ["clean-accuracy", "asr", "robust-accuracy"] {
+        assert!(lines[1][number].is_number() && lines[1][number] == result[number], "{number}: {lines:?}");
+    }
+    assert_eq!(lines[1]["images"], 60);
+    let (without, same, none, said) = of("every = 0");
+    assert!(weights == without, "weights are the same bits");
+    assert!(result == same, "{result}\n{same}");
+    assert!(none.is_empty() && !said.contains("for display"), "{said}");
+}
+
+#[test]
 fn json_is_one_document_and_everything_else_goes_to_stderr() {
     let bench = Bench::new();
     bench.file("small.toml", SMALL);

@@ -237,7 +237,8 @@ fn a_dry_run_shows_the_points_and_computes_nothing() {
     let lines: Vec<_> = dry.out().lines().map(str::to_owned).collect();
     assert_eq!(lines[0], "sweep: 4 points of rate (2) x square (2), seeds 0, 1: 8 runs");
     assert_eq!(lines[1], "  0 finished; 8 to compute, 2 clean twins to train");
-    // Ten trainings of 108 images, each with three predictions of 60 at a third of the cost: 10 * 168 / 2000 = 0.84.
+    // Ten trainings of 108 images, each with three predictions of 60 at a third of the cost, and two more after the one epoch of
+    // each of eight victims: (10 * 168 + 8 * 40) / 2000 = 1.
     assert_eq!(lines[2], "  at most about 1 s: 2000 images/s assumed for widen factor 1 on two cores");
     assert!(lines[3].starts_with("  on flex (") && lines[3].contains("tables go to runs/sweep-"), "{}", lines[3]);
     assert_eq!(lines[4], "  rate = 0.05, square = small  seed 0 to do, seed 1 to do");

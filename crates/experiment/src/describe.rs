@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use patchdoor_data::Dataset;
-use patchdoor_plan::{DatasetFacts, Plan, choice_name};
+use patchdoor_plan::{DatasetFacts, ExperimentConfig, ImageCounts, Plan, choice_name};
 
 use crate::backend::Backend;
 
@@ -53,6 +53,7 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         config.training.epochs,
         if config.training.epochs == 1 { "epoch" } else { "epochs" },
     ));
+    lines.extend(curves_in_words(config, &counts));
     if let Some(difference) = config.victim.in_words() {
         lines.push(format!("  the backdoored classifier {difference}"));
     }
@@ -95,6 +96,22 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         folder.display()
     ));
     lines
+}
+
+/// How the backdoored classifier is followed through its training and what that costs; `None` if it is not.
+fn curves_in_words(config: &ExperimentConfig, counts: &ImageCounts) -> Option<String> {
+    let (curves, epochs) = (&config.curves, config.training.epochs);
+    let looks = curves.looks(epochs);
+    let predictions = curves.predictions(epochs, counts.test);
+    // A prediction is about a third of a training step.
+    let cost = counts.training.map(|training| 100.0 * predictions as f64 / (3 * training * epochs).max(1) as f64);
+    let cost = cost.map_or_else(String::new, |cost| format!(", about {cost:.1} % of the training"));
+    (looks > 0).then(|| {
+        format!(
+            "  for display, CA, ASR and RA on {} test images after {looks} of {epochs} epochs: {predictions} predictions{cost}",
+            curves.images.min(counts.test.unwrap_or(usize::MAX))
+        )
+    })
 }
 
 /// Where images come from, and what is to be known about them; one line each.

@@ -17,8 +17,10 @@ use crate::backend::{Backend, OnBackend, threads};
 use crate::clean_models::{CleanModels, Role};
 use crate::config_text::config_text;
 use crate::console::{Console, Watch};
+use crate::curves::{EpochCurves, curve_images};
 use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
+use crate::epochs::EpochLooks;
 use crate::error::RunError;
 use crate::exam::Exam;
 use crate::examples::leave_examples;
@@ -321,13 +323,18 @@ impl Seeds<'_> {
             .then(|| models.find_or_train::<B>((plan, Role::Twin), seed, images, test, device))
             .transpose()?;
 
-        let mut epochs = EpochRouting::new(config, &attack, test, folder, device);
+        let followed = curve_images(config, test);
+        let mut looks = EpochLooks {
+            routing: EpochRouting::new(config, &attack, test, folder, device),
+            curves: followed.as_ref().map(|images| EpochCurves::new(config, &attack, images, folder, device)),
+            error: None,
+        };
         let poisoned = attack.poison(&images.training);
         let start = twin.as_ref().filter(|_| config.victim.start == Start::CleanTwin);
         let start = start.map(|twin| models.out.join(&twin.folder));
         let victim = OneTraining::of(config, seed, (images, &poisoned), used, folder, format!("{label}, backdoored"))
             .for_victim(&config.victim, start.as_deref())
-            .run::<B>(*watch, epochs.as_mut(), device)?;
+            .run::<B>(*watch, Some(&mut looks), device)?;
         drop(poisoned);
 
         let exam = Exam::new(&attack, test);

@@ -15,11 +15,11 @@ use patchdoor_train::{
 };
 
 use crate::console::Watch;
+use crate::epochs::EpochLooks;
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
 use crate::images::SeedImages;
 use crate::progress::TrainingProgress;
-use crate::routing::EpochRouting;
 
 /// Name of the file with a classifier's weights.
 pub(crate) const WEIGHTS: &str = "weights.safetensors";
@@ -111,7 +111,7 @@ impl<'a> OneTraining<'a> {
     pub(crate) fn run<B: TrainingBackend>(
         self,
         watch: Watch<'_>,
-        epochs: Option<&mut EpochRouting<'_, B>>,
+        epochs: Option<&mut EpochLooks<'_, B>>,
         device: &B::Device,
     ) -> Step<TrainedClassifier<B>> {
         if watch.is_stopped() {
@@ -207,10 +207,10 @@ pub(crate) fn remove_checkpoint(folder: &Path) -> Step<()> {
     Ok(())
 }
 
-/// Shows a training and looks at its routers.
+/// Shows a training and looks at its classifier.
 struct Observer<'a, 'p, 'e, B: AutodiffBackend> {
     progress: TrainingProgress<'p>,
-    epochs: Option<&'a mut EpochRouting<'e, B>>,
+    epochs: Option<&'a mut EpochLooks<'e, B>>,
 }
 
 impl<B: AutodiffBackend> TrainingObserver for Observer<'_, '_, '_, B> {

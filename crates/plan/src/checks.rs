@@ -15,6 +15,7 @@ use crate::problem::Problem;
 pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> Vec<Problem> {
     let mut problems = check_own_fields(config);
     problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
+    problems.extend(config.curves.check());
     problems.extend(config.victim.check(&config.model, config.clean_twin));
     problems.extend(match facts {
         Some(facts) => check_fit(config, facts),

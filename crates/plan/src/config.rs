@@ -7,6 +7,7 @@ use patchdoor_train::TrainingConfig;
 use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::curves::CurvesConfig;
 use crate::defender::DefenderConfig;
 use crate::precision::Precision;
 use crate::routing::RoutingConfig;
@@ -56,6 +57,9 @@ pub struct ExperimentConfig {
     /// What is tried, each on its own, to remove the backdoor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defenses: Vec<DefenderConfig>,
+    /// How the backdoored classifier is followed on test images through its training, for display.
+    #[serde(default, skip_serializing_if = "CurvesConfig::is_default")]
+    pub curves: CurvesConfig,
     /// Whether and how to look at what routers select after training; not at all if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<RoutingConfig>,

@@ -25,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod curve;
 mod defense;
 mod environment;
 mod error;
@@ -43,6 +44,7 @@ mod seed;
 mod summary;
 mod table;
 
+pub use curve::{CURVES, CurvePoint};
 pub use defense::{COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
 pub use environment::{Build, Environment};
 pub use error::RecordError;

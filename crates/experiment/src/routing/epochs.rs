@@ -1,27 +1,24 @@
 use std::path::{Path, PathBuf};
 
-use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
-use fs_err as fs;
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
-use patchdoor_record::{RecordError, RoutingEpoch, read_sealed_json_lines, write_sealed_json_lines};
+use patchdoor_record::{RecordError, RoutingEpoch};
 use patchdoor_train::{EpochRecord, PREDICTION_BATCH, predict_with_routing};
 
 use super::analysis::{Scene, analyse};
 use crate::attack::Attack;
+use crate::epoch_lines::keep_line;
 
 /// Looks at what the routers of a classifier select after every epoch of its training.
 pub(crate) struct EpochRouting<'a, B: AutodiffBackend> {
     clean: ImageSet,
     triggered: ImageSet,
     scene: Scene,
-    folder: PathBuf,
+    path: PathBuf,
     device: &'a B::Device,
-    /// Why something could not be kept.
-    pub(crate) error: Option<RecordError>,
 }
 
 impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
@@ -40,20 +37,17 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
         let clean = test.subset(&indices);
         let triggered = attack.trigger_all(&clean);
         let scene = Scene::new(&clean, &triggered, model);
-        Some(Self { clean, triggered, scene, folder: folder.join("routing"), device, error: None })
+        Some(Self { clean, triggered, scene, path: folder.join("routing/epochs.jsonl"), device })
     }
 
-    /// Looks, and keeps what it sees; lines of this epoch and later ones, from before an interruption, are replaced.
-    pub(crate) fn look(&mut self, classifier: &Classifier<B>, record: &EpochRecord) {
-        if let Err(error) = self.keep(classifier, record) {
-            self.error.get_or_insert(error);
-        }
-    }
-
-    fn keep(&self, classifier: &Classifier<B>, record: &EpochRecord) -> Result<(), RecordError> {
-        let classifier = classifier.valid();
+    /// Looks, and keeps what it sees.
+    pub(crate) fn keep(
+        &self,
+        classifier: &Classifier<B::InnerBackend>,
+        record: &EpochRecord,
+    ) -> Result<(), RecordError> {
         let [clean, triggered] = [&self.clean, &self.triggered]
-            .map(|images| predict_with_routing(&classifier, images, PREDICTION_BATCH, self.device).selections);
+            .map(|images| predict_with_routing(classifier, images, PREDICTION_BATCH, self.device).selections);
         let (Some(clean), Some(triggered)) = (clean, triggered) else { return Ok(()) };
         let analysis = analyse(&self.scene, "victim", [&clean, &triggered]);
         let [clean_frequency, triggered_frequency] = analysis
@@ -67,11 +61,6 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
             clean_frequency,
             triggered_frequency,
         };
-        fs::create_dir_all(&self.folder)?;
-        let path = self.folder.join("epochs.jsonl");
-        let mut lines: Vec<RoutingEpoch> = if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
-        lines.retain(|kept| kept.epoch < record.epoch);
-        lines.push(line);
-        write_sealed_json_lines(&path, &lines)
+        keep_line(&self.path, line, |line| line.epoch)
     }
 }

@@ -104,7 +104,7 @@ impl Forecast {
             if let Some((surrogate, plan)) = plan.surrogate() {
                 clean.push((plan, unit.seed.wrapping_add(surrogate.seed_offset)));
             }
-            let victim = work(plan).zip(repairs(plan)).map(|(training, repairs)| training + repairs);
+            let victim = work(plan).zip(repairs(plan)).map(|(training, repairs)| training + repairs + curves(plan));
             let mut trainings = vec![(plan.config().model.clone(), victim)];
             for (plan, seed) in clean {
                 let fingerprint = fingerprints[unit.point].as_deref();
@@ -209,6 +209,12 @@ fn work(plan: &Plan) -> Option<f64> {
     // The test images are predicted untouched, triggered, and triggered by the twin.
     let predictions = 3 + plan.config().routing.as_ref().map_or(0, RoutingConfig::predictions);
     Some((passes + counts.test.unwrap_or(0) * predictions / 3) as f64)
+}
+
+/// Images that following the backdoored classifier through its training comes to, in the same count.
+fn curves(plan: &Plan) -> f64 {
+    let counts = plan.counts(&DatasetFacts::published(&plan.config().dataset));
+    plan.config().curves.predictions(plan.config().training.epochs, counts.test) as f64 / 3.0
 }
 
 /// Images that all defenses of a plan go through.

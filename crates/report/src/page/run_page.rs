@@ -3,11 +3,11 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
-use patchdoor_metrics::EpochRecord;
 use patchdoor_record::{
-    Environment, PointResult, RecordError, RunSummary, commit_in_words, read_sealed, read_sealed_json,
+    CURVES, Environment, PointResult, RecordError, RunSummary, commit_in_words, read_sealed, read_sealed_json,
     read_sealed_json_lines, run_builds,
 };
+use serde::de::DeserializeOwned;
 
 use super::answer::{answer, rule};
 use super::confusion::confusion;
@@ -39,7 +39,11 @@ fn page(folder: &Path, run: &RunSummary) -> Result<Page, RecordError> {
     let section = |anchor, heading, content| Section { anchor, heading, content };
     let mut sections = vec![
         section("numbers", "The attack", html! { (headline(run, &point)) p.note { (rule()) } }),
-        section("curves", "Training", curves(&histories(folder, run)?)),
+        section(
+            "curves",
+            "Training",
+            curves(&histories(folder, run, "metrics.jsonl")?, &histories(folder, run, CURVES)?),
+        ),
     ];
     sections.extend(confusion(run).map(|content| section("confusion", "What is taken for what", content)));
     let pictures = examples(folder, run)?.into_iter().chain(pictures(folder)?).collect::<Vec<_>>();
@@ -60,14 +64,13 @@ fn page(folder: &Path, run: &RunSummary) -> Result<Page, RecordError> {
     })
 }
 
-/// The training of every seed that left a history; one that failed at once left none.
-fn histories(folder: &Path, run: &RunSummary) -> Result<Vec<History>, RecordError> {
+/// The lines in a file of every seed that left it; a seed that failed at once left none.
+fn histories<T: DeserializeOwned>(folder: &Path, run: &RunSummary, file: &str) -> Result<Vec<History<T>>, RecordError> {
     let mut histories = Vec::new();
     for seed in &run.seeds {
-        let path = folder.join(format!("seed-{}/metrics.jsonl", seed.seed));
+        let path = folder.join(format!("seed-{}/{file}", seed.seed));
         if path.is_file() {
-            let epochs: Vec<EpochRecord> = read_sealed_json_lines(&path)?;
-            histories.push(History { seed: seed.seed, epochs });
+            histories.push(History { seed: seed.seed, epochs: read_sealed_json_lines(&path)? });
         }
     }
     Ok(histories)
