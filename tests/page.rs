@@ -12,9 +12,10 @@ fn read(path: &Path) -> String {
 
 /// An experiment with a defense and a look at routing, two seeds.
 fn experiment() -> String {
-    let defense = "\n[[defenses]]\nfine-tuning.training = { epochs = 1 }\n\n[routing]\nswap = true\n";
+    let defense = "\n[[defenses]]\nfine-tuning.training = { epochs = 1 }\n";
+    let routing = "\n[routing]\nswap = true\nper-epoch = true\nper-epoch-images = 20\n";
     let expected = "\n[expected]\nclean-accuracy = 0.5\n";
-    SMALL.replace("seeds = [0]", "seeds = [0, 1]") + defense + expected
+    SMALL.replace("seeds = [0]", "seeds = [0, 1]") + defense + routing + expected
 }
 
 #[test]
@@ -64,7 +65,7 @@ fn a_run_ends_by_naming_a_page_that_needs_nothing_else() {
     assert!(again.err().trim_end().ends_with("page.html"), "{}", again.err());
     bench.run(&["compare", directory.to_str().expect("UTF-8"), directory.to_str().expect("UTF-8")]).expect(0);
 
-    look_with_a_browser(bench.path(), &page, 4 + 2 + 2);
+    look_with_a_browser(bench.path(), &page, 4 + 2 + 2, 2);
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn a_sweep_has_a_page_with_its_axis() {
         "{page}"
     );
     assert!(page.contains("The runs behind each point"));
-    look_with_a_browser(bench.path(), &page, 2);
+    look_with_a_browser(bench.path(), &page, 2, 0);
 }
 
 #[test]
@@ -162,7 +163,7 @@ fn the_overview_of_two_hundred_runs_opens_at_once_and_says_what_is_damaged() {
     assert!(page.contains("href=\"./a%3Cb%3E%26%27x%27%20%23%3F%2541/page.html\""), "a name leads to its folder");
     assert!(!page.contains(bench.path().to_str().expect("UTF-8")), "where it lay on this machine is nobody's business");
 
-    look_with_a_browser(bench.path(), &page, 0);
+    look_with_a_browser(bench.path(), &page, 0, 0);
     let script = "
       const search = inside.querySelector('input[type=search]');
       search.value = 'COPY-01 shapes';
@@ -340,15 +341,23 @@ fn opened_in_a_browser(folder: &Path, page: &str) -> Option<f64> {
 }
 
 /// Looks at a page on a phone's width, if there is a browser: all charts are drawn, nothing is wider than the screen, tables
-/// sort, the console is silent.
-fn look_with_a_browser(folder: &Path, page: &str, charts: usize) {
+/// sort, of the maps after each epoch one is seen for each of `seeds`, the console is silent.
+fn look_with_a_browser(folder: &Path, page: &str, charts: usize, seeds: usize) {
     let script = "
       const drawn = [...inside.querySelectorAll('.chart > svg')].filter((svg) => svg.getBoundingClientRect().height > 100);
       const heading = inside.querySelector('thead th');
       heading.querySelector('button').click();
+      const slider = inside.querySelector('.steps input');
+      if (slider) {
+        slider.value = 0;
+        slider.dispatchEvent(new Event('input'));
+        if (!slider.getAttribute('aria-valuetext').startsWith('Epoch 1,')) console.error('the slider does not say its epoch');
+      }
+      const maps = [...inside.querySelectorAll('.steps .part')].filter((map) => map.getBoundingClientRect().height > 50);
       const root = inside.documentElement;
-      return [root.clientWidth, root.scrollWidth, drawn.length, heading.getAttribute('aria-sort')].join(',');";
+      const sorted = heading.getAttribute('aria-sort');
+      return [root.clientWidth, root.scrollWidth, drawn.length, sorted, maps.length].join(',');";
     if let Some(measured) = measured_in_a_browser(folder, page, script) {
-        assert_eq!(measured, format!("360,360,{charts},ascending"));
+        assert_eq!(measured, format!("360,360,{charts},ascending,{seeds}"));
     }
 }

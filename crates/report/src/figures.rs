@@ -22,7 +22,7 @@ struct Tile {
 
 /// What the colours of a tile mean.
 #[derive(Clone, Copy)]
-enum Scale {
+pub(crate) enum Scale {
     /// From white, 0, to dark blue, 1.
     Share,
     /// From red, -1, over white, 0, to blue, 1, by the root of the absolute value, so that small differences show.
@@ -31,15 +31,20 @@ enum Scale {
 
 impl Scale {
     fn colour(self, value: f64) -> String {
+        let [red, green, blue] = self.rgb(value);
+        format!("#{red:02x}{green:02x}{blue:02x}")
+    }
+
+    /// The colour of a value as red, green and blue.
+    pub(crate) fn rgb(self, value: f64) -> [u8; 3] {
         let between = |from: [f64; 3], to: [f64; 3], t: f64| {
-            let part = |i: usize| (from[i] + (to[i] - from[i]) * t).round() as u8;
-            format!("#{:02x}{:02x}{:02x}", part(0), part(1), part(2))
+            std::array::from_fn(|i| (from[i] + (to[i] - from[i]) * t).round() as u8)
         };
         // In steps of 1/64, so that equal colours can share a path.
         let step = |t: f64| (t.clamp(0.0, 1.0) * 64.0).round() / 64.0;
         let (white, blue, red) = ([255.0; 3], [8.0, 48.0, 107.0], [165.0, 0.0, 38.0]);
         match self {
-            _ if value.is_nan() => "#cccccc".into(),
+            _ if value.is_nan() => [0xcc; 3],
             Self::Share => between(white, blue, step(value)),
             Self::Difference if value < 0.0 => between(white, red, step((-value).sqrt())),
             Self::Difference => between(white, blue, step(value.sqrt())),
@@ -136,7 +141,7 @@ fn title(chance: f64, what: String) -> Vec<String> {
 }
 
 /// Patches that the trigger changes in at least half of the images.
-fn framed(triggered: &[f64]) -> Vec<bool> {
+pub(crate) fn framed(triggered: &[f64]) -> Vec<bool> {
     triggered.iter().map(|&share| share >= 0.5).collect()
 }
 

@@ -75,6 +75,11 @@ impl SeedMaps {
         self.grid[0] * self.grid[1]
     }
 
+    /// How many classes the test images have.
+    pub(crate) fn classes(&self) -> usize {
+        self.images.len()
+    }
+
     /// The map of one expert for the images of one class.
     pub(crate) fn of_class(&self, classifier: usize, set: usize, class: usize, expert: usize) -> &[f64] {
         let start = ((set * self.images.len() + class) * self.experts + expert) * self.patches();

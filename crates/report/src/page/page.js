@@ -28,6 +28,7 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
+<<<<<<< HEAD
 // Tables whose columns have kinds are filtered by words and by kinds.
 for (const table of document.querySelectorAll("table")) {
   const rows = [...table.tBodies[0].rows];
@@ -67,6 +68,31 @@ for (const table of document.querySelectorAll("table")) {
   form.addEventListener("input", filter);
   filter();
   table.closest(".scroll").before(form);
+=======
+// Of pictures of single epochs one is shown, and a slider chooses it. Without this script all of them are in a folded list.
+for (const part of document.querySelectorAll("details.steps")) {
+  const list = part.querySelector("ol");
+  const steps = [...list.children];
+  if (steps.length < 2) continue;
+  const label = document.createElement("label");
+  const slider = document.createElement("input");
+  slider.type = "range";
+  slider.min = 0;
+  slider.max = steps.length - 1;
+  slider.value = steps.length - 1;
+  label.append("Epoch", slider);
+  const show = () => {
+    const chosen = Number(slider.value);
+    steps.forEach((step, number) => { step.hidden = number !== chosen; });
+    slider.setAttribute("aria-valuetext", steps[chosen].querySelector("figcaption").textContent);
+  };
+  slider.addEventListener("input", show);
+  window.addEventListener("beforeprint", () => { steps.forEach((step) => { step.hidden = false; }); });
+  window.addEventListener("afterprint", show);
+  list.before(label);
+  part.open = true;
+  show();
+>>>>>>> a2bad9f (Choose the epoch of routing maps by a slider, and show them by class)
 }
 // What is folded on the screen is printed too.
 window.addEventListener("beforeprint", () => {

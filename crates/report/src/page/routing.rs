@@ -9,6 +9,7 @@ use patchdoor_record::{
 
 use super::chart::{Axis, Chart, Look, Point, Series};
 use super::numbers::{interval, mean_cell};
+use super::routing_steps::{by_class, by_epoch};
 use super::table::{Cell, Table};
 use crate::draw::wants_figures;
 use crate::figures;
@@ -141,13 +142,14 @@ fn numbers(run: &RunSummary) -> Table {
 /// Where the experts look, in all seeds and in each.
 fn pictures(folder: &Path, run: &RunSummary) -> Result<Markup, RecordError> {
     let looked = |seed: &&SeedResult| seed.measurements().is_some_and(|measured| measured.routing.is_some());
+    let seeds = run.seeds.iter().filter(looked).count();
     let mut maps = Vec::new();
     let mut of_seeds = Vec::new();
     for seed in run.seeds.iter().filter(looked) {
         let of_seed = folder.join(format!("seed-{}", seed.seed));
         let read = SeedMaps::read(&of_seed, seed.seed)?;
         if let Some(measured) = seed.measurements() {
-            of_seeds.push(of_one_seed(&of_seed, &read, measured, of_seeds.is_empty())?);
+            of_seeds.push(of_one_seed(&of_seed, &read, measured, (of_seeds.is_empty(), seeds))?);
         }
         maps.push(read);
     }
@@ -158,21 +160,28 @@ fn pictures(folder: &Path, run: &RunSummary) -> Result<Markup, RecordError> {
     Ok(html! {
         h3 { "Where the experts look" }
         p.note {
-            "A square is a patch: the darker, the more test images have it taken. Framed: under the trigger. Figures by class lie "
-            "beside this page, in the folder of each seed."
+            "A square is a patch: the darker, the more test images have it taken. Framed: under the trigger. Those of the first seed are "
+            "here by class too; figures by class of every seed lie in its folder."
         }
         (picture(what, &figures::seeds(&maps)))
         @for seed in &of_seeds { (seed) }
     })
 }
 
-fn of_one_seed(folder: &Path, maps: &SeedMaps, measured: &Measurements, is_open: bool) -> Result<Markup, RecordError> {
+/// The maps of one of `seeds` seeds, the first or another.
+fn of_one_seed(
+    folder: &Path,
+    maps: &SeedMaps,
+    measured: &Measurements,
+    (is_first, seeds): (bool, usize),
+) -> Result<Markup, RecordError> {
     let chance = measured.routing.as_ref().map_or(f64::NAN, |routing| routing.chance_capture);
     let path = folder.join("routing/epochs.jsonl");
     let epochs: Vec<RoutingEpoch> = if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
     let seed = maps.seed;
+    let classes = if is_first { by_class(maps, measured)? } else { None };
     Ok(html! {
-        details open[is_open] {
+        details open[is_first] {
             summary { "Seed " (seed) ": each expert, clean beside triggered" }
             @for (classifier, of) in maps.classifiers.iter().enumerate() {
                 (picture(
@@ -181,12 +190,8 @@ fn of_one_seed(folder: &Path, maps: &SeedMaps, measured: &Measurements, is_open:
                 ))
             }
         }
-        @if !epochs.is_empty() {
-            details {
-                summary { "Seed " (seed) ": after each epoch" }
-                (picture(&format!("Each expert of seed {seed} after each epoch"), &figures::epochs(maps, &epochs, chance)))
-            }
-        }
+        @if !epochs.is_empty() { (by_epoch(maps, &epochs, seeds)?) }
+        @if let Some(classes) = classes { (classes) }
     })
 }
 
