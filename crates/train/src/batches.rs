@@ -3,6 +3,8 @@ use patchdoor_data::{AugmentationConfig, AugmentationDraw, ImageSet, StreamRng, 
 use patchdoor_kernels::{Kernels, pack_pixels, take_images};
 use rand::seq::SliceRandom;
 
+use crate::Batch;
+
 /// The order in which an epoch visits the images: a permutation that depends on seed and epoch alone.
 pub(crate) fn epoch_order(images: usize, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..images).collect();
@@ -13,17 +15,9 @@ pub(crate) fn epoch_order(images: usize, seed: u64, epoch: usize) -> Vec<usize> 
 /// Turns images of a set into tensors.
 ///
 /// Where the backend computes on a device, the whole set lies there as bytes, and a batch is made there.
-pub(crate) struct BatchAssembler<'a, B: Backend> {
+pub struct BatchAssembler<'a, B: Backend> {
     set: &'a ImageSet,
     on_device: Option<Tensor<B, 1, Int>>,
-}
-
-/// One step's input.
-pub(crate) struct Batch<B: Backend> {
-    /// `[batch, height, width, channel]`, pixels in [0, 1].
-    pub(crate) images: Tensor<B, 4>,
-    /// `[batch]`
-    pub(crate) labels: Tensor<B, 1, Int>,
 }
 
 /// Random changes to images, in the order in which they are used.
@@ -40,12 +34,21 @@ impl<'a> Augmentation<'a> {
 }
 
 impl<'a, B: Kernels> BatchAssembler<'a, B> {
-    pub(crate) fn new(set: &'a ImageSet, device: &B::Device) -> Self {
+    /// Takes the set to where the batches are made.
+    pub fn new(set: &'a ImageSet, device: &B::Device) -> Self {
         let on_device = B::ON_DEVICE.then(|| {
             let pixels = (0..set.len()).flat_map(|index| set.pixels(index)).copied().collect::<Vec<u8>>();
             pack_pixels::<B>(&pixels, device)
         });
         Self { set, on_device }
+    }
+
+    /// The images of these numbers as they are.
+    ///
+    /// # Panics
+    /// If there is no image of such a number.
+    pub fn batch(&self, indices: &[usize], device: &B::Device) -> Batch<B> {
+        self.assemble(indices, None, device)
     }
 
     /// Images as they are, or changed.

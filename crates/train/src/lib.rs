@@ -32,6 +32,7 @@ mod checkpoint;
 mod config;
 mod error;
 mod manifest;
+mod objective;
 mod observer;
 mod optimizer;
 mod prediction;
@@ -43,13 +44,14 @@ mod training;
 #[cfg(test)]
 mod tests;
 
-pub use batches::image_batches;
+pub use batches::{BatchAssembler, image_batches};
 pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
-pub use observer::{BatchProgress, ClassifierObserver, TrainingObserver};
+pub use objective::{Batch, BatchPass, Objective, cross_entropy};
+pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{
     PREDICTION_BATCH, RoutedPrediction, Selections, input_shape, predict, predict_features, predict_given_routing,
@@ -58,6 +60,6 @@ pub use prediction::{
 pub use schedule::Schedule;
 pub use trainable::Trainable;
 pub use training::{
-    Member, Outcome, Trained, TrainingData, train, train_group, train_observed, train_restricted,
+    Member, Outcome, Trained, TrainingData, train, train_group, train_member, train_observed, train_restricted,
     train_restricted_observed,
 };

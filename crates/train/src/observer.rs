@@ -60,7 +60,7 @@ pub trait ClassifierObserver<B: AutodiffBackend>: TrainingObserver {
 }
 
 /// An observer that does not look at the classifier.
-pub(crate) struct Blind<'a>(pub(crate) &'a mut dyn TrainingObserver);
+pub struct Blind<'a>(pub &'a mut dyn TrainingObserver);
 
 impl TrainingObserver for Blind<'_> {
     fn checkpoint_refused(&mut self, path: &Path, reason: &str) {

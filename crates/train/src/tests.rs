@@ -7,6 +7,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn_flex::{Flex, FlexDevice};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, ImageSet, ShapesConfig, load, stream};
+use patchdoor_kernels::differentiate;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{
     Classifier, ClassifierConfig, InputShape, Part, PatchMoeConfig, Pruning, Removal, Routers, WeightsDescription,
@@ -15,9 +16,10 @@ use patchdoor_model::{
 
 use crate::manifest::Manifest;
 use crate::{
-    AdamConfig, BatchNormStatistics, BatchProgress, CosineConfig, EpochRecord, OptimizerConfig, Outcome,
-    ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig, TrainingData, TrainingObserver, predict,
-    predict_with_routing, train, train_restricted,
+    AdamConfig, Batch, BatchNormStatistics, BatchPass, BatchProgress, Blind, CosineConfig, EpochRecord, Member,
+    Objective, OptimizerConfig, Outcome, ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig,
+    TrainingData, TrainingObserver, cross_entropy, predict, predict_with_routing, train, train_member,
+    train_restricted,
 };
 
 type Learner = Autodiff<Flex>;
@@ -535,4 +537,63 @@ fn a_training_in_which_nothing_learns_is_refused() {
     let refused = fit_part(untrained_with(Routers::Frozen, 0), &recipe(), &only, None, &mut ());
     assert!(matches!(refused, Err(TrainError::NothingLearns)), "{:?}", refused.err());
     assert!(matches!(fit_part(untrained(0), &recipe(), &only, None, &mut ()), Ok(Outcome::Finished(_))));
+}
+
+/// The cross-entropy, as an objective of one's own; counts what it is asked.
+#[derive(Default)]
+struct Counted {
+    epochs: usize,
+    passes: usize,
+    steps: usize,
+}
+
+impl Objective<Learner> for Counted {
+    fn epoch_started(&mut self, _classifier: &Classifier<Learner>) {
+        self.epochs += 1;
+    }
+
+    fn pass(&mut self, classifier: &Classifier<Learner>, batch: Batch<Learner>) -> BatchPass {
+        self.passes += 1;
+        differentiate(|| {
+            let logits = classifier.forward(batch.images);
+            let loss = cross_entropy(logits.clone(), batch.labels);
+            BatchPass::backward(classifier, &logits, &loss)
+        })
+    }
+
+    fn stepped(&mut self, classifier: Classifier<Learner>) -> Classifier<Learner> {
+        self.steps += 1;
+        classifier
+    }
+}
+
+fn fit_on(objective: &mut dyn Objective<Learner>) -> Result<Outcome<Learner>, TrainError> {
+    let (images, validation) = (shapes(40), shapes(10));
+    let data = TrainingData { training: &images, validation: Some(&validation), augmentation: &CROP_AND_FLIP };
+    let observer = &mut Blind(&mut ());
+    let member = Member { classifier: untrained(0), data, seed: 0, checkpoints: None, observer };
+    train_member(member, &recipe(), &Trainable::default(), Some(objective), &FlexDevice)
+}
+
+#[test]
+fn an_objective_that_is_the_cross_entropy_trains_to_the_same_bits() {
+    let mut objective = Counted::default();
+    let own = finished(fit_on(&mut objective));
+    let plain = finished(fit(&recipe(), None, &mut ()));
+    assert_eq!(losses(&own.history), losses(&plain.history));
+    assert!(bytes(&own.classifier) == bytes(&plain.classifier));
+    // Forty images in batches of sixteen are three steps an epoch.
+    assert_eq!((objective.epochs, objective.passes, objective.steps), (3, 9, 9));
+}
+
+#[test]
+fn an_objective_without_gradients_ends_the_training() {
+    struct Lost;
+    impl Objective<Learner> for Lost {
+        fn pass(&mut self, _classifier: &Classifier<Learner>, batch: Batch<Learner>) -> BatchPass {
+            BatchPass { loss: f64::INFINITY, predicted: vec![0; batch.labels.dims()[0]], gradients: None }
+        }
+    }
+    let error = fit_on(&mut Lost).expect_err("there is nothing to follow");
+    assert!(matches!(error, TrainError::Diverged { epoch: 0, step: 0, .. }), "{error}");
 }

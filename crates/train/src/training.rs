@@ -3,22 +3,21 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
-use burn::tensor::activation::log_softmax;
+use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor};
 use patchdoor_data::{AugmentationConfig, ImageSet};
 use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 
-use crate::batches::{Augmentation, Batch, BatchAssembler, epoch_order};
+use crate::batches::{Augmentation, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
 use crate::observer::Blind;
 use crate::optimizer::Optimizer;
 use crate::prediction::{classes_of, predict};
 use crate::{
-    BatchNormStatistics, BatchProgress, ClassifierObserver, EpochRecord, Schedule, TrainError, Trainable,
-    TrainingConfig, TrainingObserver,
+    Batch, BatchNormStatistics, BatchPass, BatchProgress, ClassifierObserver, EpochRecord, Objective, Schedule,
+    TrainError, Trainable, TrainingConfig, TrainingObserver, cross_entropy,
 };
 
 /// What a classifier learns from.
@@ -153,7 +152,7 @@ pub fn train_group<B: TrainingBackend>(
     config: &TrainingConfig,
     device: &B::Device,
 ) -> Result<Vec<Outcome<B>>, TrainError> {
-    train_members(members, config, &Trainable::default(), device)
+    train_members(members, config, &Trainable::default(), None, device)
 }
 
 /// Like [`train_restricted`], and shows the observer the classifier after every epoch.
@@ -172,7 +171,23 @@ pub fn train_restricted_observed<B: TrainingBackend>(
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
     let member = Member { classifier, data: *data, seed, checkpoints, observer };
-    let mut outcomes = train_members(vec![member], config, trainable, device)?;
+    train_member(member, config, trainable, None, device)
+}
+
+/// Like [`train_restricted_observed`], on an objective of one's own if there is one.
+///
+/// With an objective, the loss and the predictions of every step are read back from a device.
+///
+/// # Errors
+/// Those of [`train`].
+pub fn train_member<B: TrainingBackend>(
+    member: Member<'_, B>,
+    config: &TrainingConfig,
+    trainable: &Trainable,
+    objective: Option<&mut dyn Objective<B>>,
+    device: &B::Device,
+) -> Result<Outcome<B>, TrainError> {
+    let mut outcomes = train_members(vec![member], config, trainable, objective, device)?;
     Ok(outcomes.remove(0))
 }
 
@@ -252,6 +267,7 @@ fn train_members<B: TrainingBackend>(
     members: Vec<Member<'_, B>>,
     config: &TrainingConfig,
     trainable: &Trainable,
+    mut objective: Option<&mut dyn Objective<B>>,
     device: &B::Device,
 ) -> Result<Vec<Outcome<B>>, TrainError> {
     if let Some(problem) = config.validate().into_iter().next() {
@@ -267,7 +283,11 @@ fn train_members<B: TrainingBackend>(
     let mut members = members.collect::<Result<Vec<_>, _>>()?;
     while let Some(epoch) = members.iter().map(Running::epochs).min().filter(|&epoch| epoch < config.epochs) {
         let (behind, mut all): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.epochs() == epoch);
-        let (trained, end) = run_epoch(behind, epoch, config, trainable, device)?;
+        let objective: Option<&mut dyn Objective<B>> = match &mut objective {
+            Some(objective) => Some(&mut **objective),
+            None => None,
+        };
+        let (trained, end) = run_epoch(behind, epoch, config, trainable, objective, device)?;
         all.extend(trained);
         all.sort_unstable_by_key(|member| member.place);
         members = all;
@@ -331,6 +351,7 @@ fn run_epoch<'a, B: TrainingBackend>(
     epoch: usize,
     config: &TrainingConfig,
     trainable: &Trainable,
+    mut objective: Option<&mut dyn Objective<B>>,
     device: &B::Device,
 ) -> Result<(Vec<Running<'a, B>>, EpochEnd), TrainError> {
     let images = members[0].data.training.len();
@@ -345,15 +366,26 @@ fn run_epoch<'a, B: TrainingBackend>(
     let mut courses: Vec<Course<'a, B>> = courses.collect();
     let mut learning_rate = 0.0;
     let start = Instant::now();
+    if let Some(objective) = &mut objective {
+        for course in &courses {
+            objective.epoch_started(&course.member.state.classifier);
+        }
+    }
     for step in 0..steps {
         let taken = step * config.batch_size..images.min((step + 1) * config.batch_size);
         let batches = courses.iter_mut().map(|course| {
             let indices = &course.order[taken.clone()];
             course.member.images.assemble(indices, Some(&mut course.augmentation), device)
         });
-        let batches = batches.collect();
+        let batches: Vec<_> = batches.collect();
         let classifiers: Vec<_> = courses.iter().map(|course| &course.member.state.classifier).collect();
-        let passes = forward_and_backward(&classifiers, batches);
+        let passes = match &mut objective {
+            Some(objective) => {
+                let own = classifiers.iter().zip(batches).map(|(classifier, batch)| objective.pass(classifier, batch));
+                own.map(Pass::from).collect()
+            }
+            None => forward_and_backward(&classifiers, batches),
+        };
         learning_rate = schedule.rate(epoch * steps + step);
         let mut is_stopped = false;
         let stepped = courses.into_iter().zip(passes).map(|(course, Pass { score, gradients })| {
@@ -365,6 +397,9 @@ fn run_epoch<'a, B: TrainingBackend>(
             };
             let Resumed { classifier, mut optimizer, history } = member.state;
             let mut classifier = optimizer.step(learning_rate, classifier, gradients);
+            if let Some(objective) = &mut objective {
+                classifier = objective.stepped(classifier);
+            }
             if let Some(pruning) = &trainable.pruned {
                 classifier = classifier.prune(pruning);
             }
@@ -417,11 +452,17 @@ struct Pass<B: AutodiffBackend> {
     gradients: Option<GradientsParams>,
 }
 
+impl<B: AutodiffBackend> From<BatchPass> for Pass<B> {
+    fn from(BatchPass { loss, predicted, gradients }: BatchPass) -> Self {
+        Self { score: Score::Host { loss, predicted }, gradients }
+    }
+}
+
 /// How a batch did.
 enum Score<B: AutodiffBackend> {
     /// Read back.
     Host {
-        /// Mean cross-entropy in nats.
+        /// Mean loss.
         loss: f64,
         /// `[batch]`
         predicted: Vec<u8>,
@@ -520,15 +561,6 @@ fn logits_of<B: TrainingBackend>(classifiers: &[&Classifier<B>], images: Vec<Ten
 
 fn sum<B: Backend>(losses: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {
     losses.reduce(|sum, loss| sum + loss).expect("a group has members")
-}
-
-/// Mean cross-entropy in nats.
-///
-/// # Shapes
-/// - logits: `[batch, class]`
-/// - labels: `[batch]`
-pub(crate) fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-    log_softmax(logits, 1).gather(1, labels.unsqueeze_dim(1)).mean().neg()
 }
 
 /// Replaces the running statistics of every batch normalization by their plain average over one pass

@@ -1,0 +1,74 @@
+use burn::optim::GradientsParams;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor};
+use patchdoor_kernels::TrainingBackend;
+use patchdoor_model::Classifier;
+
+use crate::prediction::classes_of;
+
+/// One step's input.
+#[derive(Clone, Debug)]
+pub struct Batch<B: Backend> {
+    /// `[batch, height, width, channel]`, pixels in [0, 1].
+    pub images: Tensor<B, 4>,
+    /// `[batch]`
+    pub labels: Tensor<B, 1, Int>,
+}
+
+/// What a training descends on instead of the mean cross-entropy of its batches.
+///
+/// It must be a function of classifier and batch, and of what it was made from: a training that is resumed makes it anew.
+pub trait Objective<B: TrainingBackend> {
+    /// Differentiates it at a batch, in [`patchdoor_kernels::differentiate`], and nothing else; what the gradients of the
+    /// returned pass say is what the optimiser follows. Running statistics are those of the passes through `classifier`
+    /// itself; a copy has its own.
+    fn pass(&mut self, classifier: &Classifier<B>, batch: Batch<B>) -> BatchPass;
+
+    /// An epoch begins with this classifier; nothing follows, unless it says otherwise. A training is only ever resumed here.
+    fn epoch_started(&mut self, _classifier: &Classifier<B>) {}
+
+    /// What becomes of the classifier after the optimiser's step; nothing, unless it says otherwise.
+    fn stepped(&mut self, classifier: Classifier<B>) -> Classifier<B> {
+        classifier
+    }
+}
+
+/// What a pass over a batch comes to.
+#[derive(Debug)]
+pub struct BatchPass {
+    /// Mean loss of the images, in nats where it is a cross-entropy.
+    pub loss: f64,
+    /// The class with the largest logit of each image, `[batch]`.
+    pub predicted: Vec<u8>,
+    /// Of the parameters that learn; `None` if the loss is no finite number, which ends the training.
+    pub gradients: Option<GradientsParams>,
+}
+
+impl BatchPass {
+    /// Ends a pass: backward from the loss to the parameters of the classifier. To be called in
+    /// [`patchdoor_kernels::differentiate`].
+    ///
+    /// # Shapes
+    /// - logits: `[batch, class]`
+    /// - loss: `[1]`
+    pub fn backward<B: AutodiffBackend>(
+        classifier: &Classifier<B>,
+        logits: &Tensor<B, 2>,
+        loss: &Tensor<B, 1>,
+    ) -> Self {
+        let predicted = classes_of(logits.clone().inner());
+        let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
+        let gradients = value.is_finite().then(|| GradientsParams::from_grads(loss.backward(), classifier));
+        Self { loss: value, predicted, gradients }
+    }
+}
+
+/// Mean cross-entropy in nats.
+///
+/// # Shapes
+/// - logits: `[batch, class]`
+/// - labels: `[batch]`
+pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    log_softmax(logits, 1).gather(1, labels.unsqueeze_dim(1)).mean().neg()
+}
