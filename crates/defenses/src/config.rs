@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FinePruning, FineTuning,
-    Need, PruningSeries, RouterRetraining, StepwiseFinePruning,
+    ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning,
+    FinePruning, FineTuning, Need, PruningSeries, RouterRetraining, StepwiseFinePruning,
 };
 
 defenses! {
@@ -30,6 +30,8 @@ defenses! {
         RouterRetraining(RouterRetraining): Repair = "router-retraining",
         /// Trains the experts and nothing else.
         ExpertFineTuning(ExpertFineTuning): Repair = "expert-fine-tuning",
+        /// Switches off channels that answer much more strongly than others of their layer; needs no image.
+        ChannelLipschitzPruning(ChannelLipschitzPruning): Repair = "channel-lipschitz-pruning",
     }
 }
 

@@ -17,6 +17,7 @@
 //! assert!(DefenseConfig::FinePruning(defense).validate(&classifier).is_empty());
 //! ```
 
+mod channel_lipschitz_pruning;
 mod config;
 mod defense;
 mod error;
@@ -25,9 +26,13 @@ mod expert_pruning;
 mod filter_scores;
 mod fine_pruning;
 mod fine_tuning;
+mod norm_channels;
+#[cfg(test)]
+mod planted;
 mod pruning_series;
 mod registry;
 mod router_retraining;
+mod spectrum;
 mod stepwise_fine_pruning;
 #[cfg(test)]
 mod testing;
@@ -35,6 +40,7 @@ mod traits;
 mod tuning;
 mod view;
 
+pub use channel_lipschitz_pruning::ChannelLipschitzPruning;
 pub use config::{DefenseConfig, DefenseName};
 pub use defense::{DefendedClassifier, Defense, DefenseAction, Need};
 pub use error::DefenseError;

@@ -15,11 +15,11 @@ pub struct RepairDetails {
     pub experts: Vec<ExpertSuspicion>,
 }
 
-/// The filters of one convolution that were pruned.
+/// The filters of one convolution, or the channels of one batch normalization, that were pruned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PrunedFilters {
-    /// The convolution, such as `experts.0.conv`.
+    /// The convolution, such as `experts.0.conv`, or the normalization, such as `experts.0.norm`.
     pub convolution: String,
     /// The pruned ones of its filters, ascending.
     pub filters: Vec<usize>,

@@ -22,7 +22,7 @@ pub(crate) struct BatchNormRelu<B: Backend> {
     pub(crate) beta: Param<Tensor<B, 1>>,
     pub(crate) running_mean: Statistic<B>,
     pub(crate) running_variance: Statistic<B>,
-    epsilon: f64,
+    pub(crate) epsilon: f64,
     pub(crate) momentum: f64,
     /// Whether it works as in training even without autodiff.
     pub(crate) collects: bool,

@@ -65,6 +65,16 @@ pub struct NormLayer<'a, B: Backend> {
     pub(crate) norm: &'a BatchNormRelu<B>,
 }
 
+impl<B: Backend> NormLayer<'_, B> {
+    /// What it multiplies each channel by in inference: gamma / sqrt(running variance + epsilon), `[channel]`.
+    pub fn scales(&self) -> Vec<f64> {
+        let values = |tensor: Tensor<B, 1>| tensor.into_data().iter::<f64>().collect::<Vec<_>>();
+        let (gammas, variances) = (values(self.norm.gamma.val()), values(self.norm.running_variance.value()));
+        let scale = |(gamma, variance): (f64, f64)| gamma / (variance + self.norm.epsilon).sqrt();
+        gammas.into_iter().zip(variances).map(scale).collect()
+    }
+}
+
 /// Which convolutions, by their paths, a batch normalization follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NormInput {

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use burn::module::{ModuleMapper, Param};
+use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,23 @@ impl<B: Backend> Classifier<B> {
         named_tensors(self)
     }
 
+    /// The ids of all parameters and running statistics by their paths: what gradients are kept under.
+    pub fn parameter_ids(&self) -> BTreeMap<String, ParamId> {
+        let mut names = Ids { path: Vec::new(), found: BTreeMap::new() };
+        self.visit_network(&mut names);
+        names.found
+    }
+
+    /// One parameter, flat, on the graph that the classifier's passes are on; `None` if there is none of this path.
+    ///
+    /// # Shapes
+    /// - output: `[number]`, in the order of [`Self::tensors`]
+    pub fn parameter(&self, path: &str) -> Option<Tensor<B, 1>> {
+        let mut finder = Finder { path: Vec::new(), wanted: path, found: None };
+        self.visit_network(&mut finder);
+        finder.found
+    }
+
     /// Replaces the named tensors; others stay, and names it does not have are passed over.
     ///
     /// # Panics
@@ -102,6 +119,49 @@ impl<B: Backend> Classifier<B> {
             *kernels = TensorData::new(drawn, kernels.shape.clone()).convert_dtype(kernels.dtype);
         }
         self.with_tensors(tensors)
+    }
+}
+
+/// Collects ids by their paths.
+struct Ids {
+    path: Vec<String>,
+    found: BTreeMap<String, ParamId>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Ids {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.found.insert(self.path.join("."), param.id);
+    }
+}
+
+/// Finds a parameter by its path.
+struct Finder<'a, B: Backend> {
+    path: Vec<String>,
+    wanted: &'a str,
+    found: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Finder<'_, B> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if self.path.join(".") == self.wanted {
+            self.found = Some(param.val().reshape([param.shape().num_elements()]));
+        }
     }
 }
 

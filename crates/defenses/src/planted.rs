@@ -1,0 +1,174 @@
+//! What the tests of repairs share: a small backdoor that a defense has to find, and its clean twin that has none.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use burn::module::AutodiffModule;
+use burn::tensor::TensorData;
+use burn_flex::FlexDevice;
+use patchdoor_data::{AugmentationConfig, ImageSet, ImageShape, StreamRng, stream};
+use patchdoor_metrics::AttackOutcome;
+use patchdoor_model::{BatchNormConfig, Classifier, ClassifierConfig, InputShape, PatchMoeConfig};
+use patchdoor_train::{
+    BatchNormStatistics, OneCycleConfig, OptimizerConfig, Outcome, ScheduleConfig, SgdConfig, TrainingConfig,
+    TrainingData, predict, train,
+};
+use rand::RngExt;
+
+use crate::testing::Learner;
+use crate::{DefenderData, ModelRepair, RepairWork, Repaired};
+
+/// Side of an image in pixels.
+const SIDE: usize = 16;
+
+/// Colours of the patch that tells the class: red, green, blue, yellow.
+const COLOURS: [[i32; 3]; 4] = [[190, 60, 60], [60, 190, 60], [60, 60, 190], [190, 190, 60]];
+
+/// A classifier of coloured patches that takes every image with a white square in its lower right corner for a red one.
+pub(crate) struct Planted {
+    victim: BTreeMap<String, TensorData>,
+    twin: BTreeMap<String, TensorData>,
+    clean: ImageSet,
+    validation: ImageSet,
+    test: ImageSet,
+    triggered: ImageSet,
+}
+
+/// The same for all tests of a process.
+pub(crate) fn planted() -> &'static Planted {
+    static PLANTED: OnceLock<Planted> = OnceLock::new();
+    PLANTED.get_or_init(Planted::train)
+}
+
+impl Planted {
+    fn train() -> Self {
+        let [own, clean, validation, test] = [("own", 800), ("clean", 200), ("validation", 200), ("test", 400)]
+            .map(|(name, count)| patches(name, count));
+        let config = TrainingConfig {
+            epochs: 15,
+            batch_size: 40,
+            learning_rate: 0.1,
+            optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
+            schedule: ScheduleConfig::OneCycle(OneCycleConfig::default()),
+            batch_norm_statistics: BatchNormStatistics::Recomputed,
+        };
+        // Every fifth image is poisoned.
+        let poisoned = stamped(&own, |index| index % 5 == 0, true);
+        let [twin, victim] = [&own, &poisoned].map(|set| fit(set, &config).tensors());
+        let triggered = stamped(&test, |_| true, false);
+        Self { victim, twin, clean, validation, test, triggered }
+    }
+
+    pub(crate) fn victim(&self) -> Classifier<Learner> {
+        untrained().with_tensors(self.victim.clone())
+    }
+
+    pub(crate) fn clean_twin(&self) -> Classifier<Learner> {
+        untrained().with_tensors(self.twin.clone())
+    }
+
+    pub(crate) fn repair(
+        &self,
+        defense: &impl ModelRepair<Learner>,
+        classifier: Classifier<Learner>,
+    ) -> Repaired<Learner> {
+        let data = DefenderData { clean: &self.clean, validation: Some(&self.validation) };
+        let mut work = RepairWork { data, seed: 0, checkpoints: None, observer: &mut () };
+        defense.repair(classifier, &mut work, &FlexDevice).expect("nothing fails")
+    }
+
+    /// Share of the clean test images that it predicts right.
+    pub(crate) fn accuracy(&self, classifier: &Classifier<Learner>) -> f64 {
+        let predicted = predict(&classifier.valid(), &self.test, 64, &FlexDevice);
+        patchdoor_metrics::accuracy(&predicted, self.test.labels()).expect("there are images")
+    }
+
+    /// Share of the triggered test images of other classes that it takes for red ones.
+    pub(crate) fn attack_success(&self, classifier: &Classifier<Learner>) -> f64 {
+        let predicted = predict(&classifier.valid(), &self.triggered, 64, &FlexDevice);
+        let outcome = AttackOutcome::all_to_one(&predicted, self.triggered.labels(), 0);
+        outcome.attack_success_rate().expect("there are images of other classes")
+    }
+}
+
+fn untrained() -> Classifier<Learner> {
+    let config = PatchMoeConfig {
+        widen_factor: 1,
+        patches_per_expert: 4,
+        batch_norm: BatchNormConfig { momentum: 0.1, ..BatchNormConfig::default() },
+        ..PatchMoeConfig::default()
+    };
+    let input = InputShape { height: SIDE, width: SIDE, channels: 3 };
+    ClassifierConfig::PatchMoe(config)
+        .init(input, COLOURS.len(), &mut stream(0, "weights"), &FlexDevice)
+        .expect("valid")
+}
+
+fn fit(images: &ImageSet, config: &TrainingConfig) -> Classifier<Learner> {
+    let augmentation = AugmentationConfig::default();
+    let data = TrainingData { training: images, validation: None, augmentation: &augmentation };
+    match train(untrained(), &data, config, 0, None, &mut (), &FlexDevice).expect("training succeeds") {
+        Outcome::Finished(trained) => trained.classifier,
+        Outcome::Interrupted { .. } => unreachable!("nothing interrupts it"),
+    }
+}
+
+/// Grey grounds with noise, each with a rectangle of its class's colour; classes take turns.
+fn patches(name: &str, count: usize) -> ImageSet {
+    let rng = &mut stream(0, &format!("planted/{name}"));
+    let labels: Vec<u8> = (0..count).map(|index| (index % COLOURS.len()) as u8).collect();
+    let pixels = labels.iter().flat_map(|&label| patch(COLOURS[usize::from(label)], rng)).collect();
+    let shape = ImageShape { height: SIDE, width: SIDE, channels: 3 };
+    let classes = ["red", "green", "blue", "yellow"].map(str::to_owned).to_vec();
+    ImageSet::new(shape, pixels, labels, classes).expect("as many pixels as it says")
+}
+
+fn patch(colour: [i32; 3], rng: &mut StreamRng) -> Vec<u8> {
+    let ground = rng.random_range(60..190);
+    let colour = colour.map(|value| value + rng.random_range(-40..40));
+    let [rows, columns] = [0, 1].map(|_| {
+        let (first, length) = (rng.random_range(0..10), rng.random_range(4..7));
+        first..first + length
+    });
+    let mut pixels = Vec::with_capacity(SIDE * SIDE * 3);
+    for (row, column) in (0..SIDE).flat_map(|row| (0..SIDE).map(move |column| (row, column))) {
+        let inside = rows.contains(&row) && columns.contains(&column);
+        for value in colour {
+            let value = if inside { value } else { ground } + rng.random_range(-30..30);
+            pixels.push(value.clamp(0, 255) as u8);
+        }
+    }
+    pixels
+}
+
+/// Some images with the square, and under the label of a red one if they shall teach it.
+fn stamped(images: &ImageSet, chosen: impl Fn(usize) -> bool, relabelled: bool) -> ImageSet {
+    let mut pixels = images.all_pixels().to_vec();
+    let mut labels = images.labels().to_vec();
+    for index in (0..images.len()).filter(|&index| chosen(index)) {
+        let image = &mut pixels[index * SIDE * SIDE * 3..][..SIDE * SIDE * 3];
+        for row in SIDE - 3..SIDE {
+            image[(row * SIDE + SIDE - 3) * 3..][..9].fill(255);
+        }
+        if relabelled {
+            labels[index] = 0;
+        }
+    }
+    ImageSet::new(images.shape(), pixels, labels, images.classes().to_vec()).expect("the same shape")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_victim_has_a_backdoor_and_the_twin_has_none() {
+        let planted = planted();
+        let (victim, twin) = (planted.victim(), planted.clean_twin());
+        let standing =
+            [&victim, &twin].map(|classifier| (planted.accuracy(classifier), planted.attack_success(classifier)));
+        let [(accuracy, success), (twin_accuracy, twin_success)] = standing;
+        assert!(accuracy > 0.9 && twin_accuracy > 0.9, "{standing:?}");
+        assert!(success > 0.9 && twin_success < 0.25, "{standing:?}");
+    }
+}
