@@ -6,7 +6,7 @@ use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
     ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning,
-    FinePruning, FineTuning, Need, PruningSeries, RouterRetraining, StepwiseFinePruning,
+    FinePruning, FineTuning, Need, PruningSeries, RouterRetraining, SharpnessAwareFineTuning, StepwiseFinePruning,
 };
 
 defenses! {
@@ -32,6 +32,8 @@ defenses! {
         ExpertFineTuning(ExpertFineTuning): Repair = "expert-fine-tuning",
         /// Switches off channels that answer much more strongly than others of their layer; needs no image.
         ChannelLipschitzPruning(ChannelLipschitzPruning): Repair = "channel-lipschitz-pruning",
+        /// Trains towards minima that stay low nearby.
+        SharpnessAwareFineTuning(SharpnessAwareFineTuning): Repair = "sharpness-aware-fine-tuning",
     }
 }
 

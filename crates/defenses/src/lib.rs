@@ -32,6 +32,7 @@ mod planted;
 mod pruning_series;
 mod registry;
 mod router_retraining;
+mod sharpness_aware_fine_tuning;
 mod spectrum;
 mod stepwise_fine_pruning;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use fine_tuning::FineTuning;
 pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use pruning_series::PruningSeries;
 pub use router_retraining::RouterRetraining;
+pub use sharpness_aware_fine_tuning::SharpnessAwareFineTuning;
 pub use stepwise_fine_pruning::StepwiseFinePruning;
 pub use traits::{DatasetFilter, InputDetector, ModelInspector, ModelRepair, Repaired, SeriesPoint};
 pub use view::{DefenderData, RepairWork};

@@ -77,6 +77,19 @@ impl Planted {
         defense.repair(classifier, &mut work, &FlexDevice).expect("nothing fails")
     }
 
+    /// Asserts that a defense takes the backdoor away and costs neither the victim nor its clean twin much accuracy.
+    pub(crate) fn assert_repairs(&self, defense: &impl ModelRepair<Learner>) {
+        let (victim, twin) = (self.victim(), self.clean_twin());
+        let repaired = self.repair(defense, victim.clone()).classifier;
+        let untouched = self.repair(defense, twin.clone()).classifier;
+        let success = self.attack_success(&repaired);
+        assert!(success < 0.25, "attack success {success} is left");
+        for (before, after) in [(&victim, &repaired), (&twin, &untouched)] {
+            let [before, after] = [before, after].map(|classifier| self.accuracy(classifier));
+            assert!(after > before - 0.08, "accuracy {before} before, {after} after");
+        }
+    }
+
     /// Share of the clean test images that it predicts right.
     pub(crate) fn accuracy(&self, classifier: &Classifier<Learner>) -> f64 {
         let predicted = predict(&classifier.valid(), &self.test, 64, &FlexDevice);

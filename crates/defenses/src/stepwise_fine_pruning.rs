@@ -2,12 +2,12 @@ use burn::module::AutodiffModule;
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::accuracy;
 use patchdoor_model::{Classifier, Pruning, Removal};
-use patchdoor_train::{CosineConfig, OptimizerConfig, ScheduleConfig, SgdConfig, Trainable, TrainingConfig, predict};
+use patchdoor_train::{Trainable, TrainingConfig, predict};
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
 use crate::filter_scores::{FilterScore, filter_scores, lowest_first, pruned_filters, scored_images};
-use crate::tuning::{tune, validate_training};
+use crate::tuning::{field_training, tune, validate_training};
 use crate::{
     DefendedClassifier, Defense, DefenseError, ModelRepair, Need, PruningStep, RepairDetails, RepairWork, Repaired,
 };
@@ -47,14 +47,7 @@ impl Default for StepwiseFinePruning {
             score: FilterScore::Activation,
             scored_images: 10_000,
             how: Removal::Channel,
-            training: TrainingConfig {
-                epochs: 100,
-                batch_size: 256,
-                learning_rate: 0.01,
-                optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: false, weight_decay: 5e-4 }),
-                schedule: ScheduleConfig::Cosine(CosineConfig { floor: 0.0 }),
-                ..TrainingConfig::default()
-            },
+            training: field_training(100),
         }
     }
 }
