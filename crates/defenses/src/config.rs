@@ -5,8 +5,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning,
-    FinePruning, FineTuning, Need, PruningSeries, RouterRetraining, SharpnessAwareFineTuning, StepwiseFinePruning,
+    AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError,
+    ExpertFineTuning, ExpertPruning, FinePruning, FineTuning, Need, PruningSeries, RouterRetraining,
+    SharpnessAwareFineTuning, StepwiseFinePruning,
 };
 
 defenses! {
@@ -34,6 +35,8 @@ defenses! {
         ChannelLipschitzPruning(ChannelLipschitzPruning): Repair = "channel-lipschitz-pruning",
         /// Trains towards minima that stay low nearby.
         SharpnessAwareFineTuning(SharpnessAwareFineTuning): Repair = "sharpness-aware-fine-tuning",
+        /// Pulls what is attended to towards a fine-tuned teacher.
+        AttentionDistillation(AttentionDistillation): Repair = "attention-distillation",
     }
 }
 

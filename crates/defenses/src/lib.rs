@@ -17,6 +17,7 @@
 //! assert!(DefenseConfig::FinePruning(defense).validate(&classifier).is_empty());
 //! ```
 
+mod attention_distillation;
 mod channel_lipschitz_pruning;
 mod config;
 mod defense;
@@ -41,6 +42,7 @@ mod traits;
 mod tuning;
 mod view;
 
+pub use attention_distillation::AttentionDistillation;
 pub use channel_lipschitz_pruning::ChannelLipschitzPruning;
 pub use config::{DefenseConfig, DefenseName};
 pub use defense::{DefendedClassifier, Defense, DefenseAction, Need};

@@ -1,7 +1,8 @@
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use patchdoor_data::ImageSet;
-use patchdoor_train::TrainingObserver;
+use patchdoor_train::{EpochRecord, TrainingObserver};
 
 /// Everything a defender has besides the model: clean images of its own, and a split to choose on.
 ///
@@ -25,4 +26,31 @@ pub struct RepairWork<'a> {
     pub checkpoints: Option<&'a Path>,
     /// Follows its training and may stop it.
     pub observer: &'a mut dyn TrainingObserver,
+}
+
+impl RepairWork<'_> {
+    /// Does a part of the work that is no part of the repair's history, such as training a teacher: what it keeps for an
+    /// interruption lies in a folder of its own, and its epochs show only in that they can be stopped.
+    pub(crate) fn aside<T>(&mut self, name: &str, part: impl FnOnce(&mut RepairWork<'_>) -> T) -> T {
+        let checkpoints = self.checkpoints.map(|folder| folder.join(name));
+        let observer = &mut Aside(self.observer);
+        part(&mut RepairWork { data: self.data, seed: self.seed, checkpoints: checkpoints.as_deref(), observer })
+    }
+}
+
+/// Passes on what has to be known: damage, and the wish to stop.
+struct Aside<'a>(&'a mut dyn TrainingObserver);
+
+impl TrainingObserver for Aside<'_> {
+    fn checkpoint_refused(&mut self, path: &Path, reason: &str) {
+        self.0.checkpoint_refused(path, reason);
+    }
+
+    fn epoch_done(&mut self, _record: &EpochRecord) -> ControlFlow<()> {
+        if self.0.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.is_stopped()
+    }
 }
