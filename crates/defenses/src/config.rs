@@ -6,8 +6,8 @@ use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
     AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError,
-    ExpertFineTuning, ExpertPruning, FinePruning, FineTuning, Need, PruningSeries, RouterRetraining,
-    SharpnessAwareFineTuning, StepwiseFinePruning,
+    ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning, Need, PruningSeries,
+    RouterRetraining, SharpnessAwareFineTuning, StepwiseFinePruning,
 };
 
 defenses! {
@@ -37,6 +37,8 @@ defenses! {
         SharpnessAwareFineTuning(SharpnessAwareFineTuning): Repair = "sharpness-aware-fine-tuning",
         /// Pulls what is attended to towards a fine-tuned teacher.
         AttentionDistillation(AttentionDistillation): Repair = "attention-distillation",
+        /// Draws the head anew and pushes it away from what it was.
+        FeatureShiftTuning(FeatureShiftTuning): Repair = "feature-shift-tuning",
     }
 }
 
