@@ -5,9 +5,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError,
-    ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning, Need, PruningSeries,
-    RouterRetraining, SharpnessAwareFineTuning, StepwiseFinePruning,
+    AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier, Defense,
+    DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning, Need,
+    PruningSeries, RouterRetraining, SharpnessAwareFineTuning, StepwiseFinePruning,
 };
 
 defenses! {
@@ -37,6 +37,8 @@ defenses! {
         SharpnessAwareFineTuning(SharpnessAwareFineTuning): Repair = "sharpness-aware-fine-tuning",
         /// Pulls what is attended to towards a fine-tuned teacher.
         AttentionDistillation(AttentionDistillation): Repair = "attention-distillation",
+        /// Prunes the channels that matter most under the worst disturbance of all.
+        AdversarialNeuronPruning(AdversarialNeuronPruning): Repair = "adversarial-neuron-pruning",
         /// Draws the head anew and pushes it away from what it was.
         FeatureShiftTuning(FeatureShiftTuning): Repair = "feature-shift-tuning",
     }

@@ -30,6 +30,12 @@ pub enum DefenseError {
         /// Name of the defense.
         defense: &'static str,
     },
+    /// The loss of a defense that trains something of its own is no longer a number.
+    #[error("loss is not finite in step {step}; the learning rate may be too high")]
+    NoLoss {
+        /// The step, counted from 0.
+        step: usize,
+    },
     /// The training inside a defense failed.
     #[error("fine-tuning failed")]
     Training(#[from] patchdoor_train::TrainError),

@@ -17,7 +17,9 @@
 //! assert!(DefenseConfig::FinePruning(defense).validate(&classifier).is_empty());
 //! ```
 
+mod adversarial_neuron_pruning;
 mod attention_distillation;
+mod batch_stream;
 mod channel_lipschitz_pruning;
 mod config;
 mod defense;
@@ -28,6 +30,7 @@ mod feature_shift_tuning;
 mod filter_scores;
 mod fine_pruning;
 mod fine_tuning;
+mod neuron_masks;
 mod norm_channels;
 #[cfg(test)]
 mod planted;
@@ -39,10 +42,12 @@ mod spectrum;
 mod stepwise_fine_pruning;
 #[cfg(test)]
 mod testing;
+mod threshold_pruning;
 mod traits;
 mod tuning;
 mod view;
 
+pub use adversarial_neuron_pruning::AdversarialNeuronPruning;
 pub use attention_distillation::AttentionDistillation;
 pub use channel_lipschitz_pruning::ChannelLipschitzPruning;
 pub use config::{DefenseConfig, DefenseName};
@@ -54,10 +59,12 @@ pub use feature_shift_tuning::FeatureShiftTuning;
 pub use filter_scores::FilterScore;
 pub use fine_pruning::FinePruning;
 pub use fine_tuning::FineTuning;
+pub use neuron_masks::MaskTrainingConfig;
 pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use pruning_series::PruningSeries;
 pub use router_retraining::RouterRetraining;
 pub use sharpness_aware_fine_tuning::SharpnessAwareFineTuning;
 pub use stepwise_fine_pruning::StepwiseFinePruning;
+pub use threshold_pruning::ThresholdConfig;
 pub use traits::{DatasetFilter, InputDetector, ModelInspector, ModelRepair, Repaired, SeriesPoint};
 pub use view::{DefenderData, RepairWork};

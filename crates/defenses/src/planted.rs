@@ -67,6 +67,10 @@ impl Planted {
         untrained().with_tensors(self.twin.clone())
     }
 
+    pub(crate) fn validation(&self) -> &ImageSet {
+        &self.validation
+    }
+
     pub(crate) fn repair(
         &self,
         defense: &impl ModelRepair<Learner>,
