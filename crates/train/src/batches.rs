@@ -3,8 +3,6 @@ use patchdoor_data::{AugmentationConfig, AugmentationDraw, ImageSet, StreamRng, 
 use patchdoor_kernels::{Kernels, pack_pixels, take_images};
 use rand::seq::SliceRandom;
 
-use crate::Batch;
-
 /// The order in which an epoch visits the images: a permutation that depends on seed and epoch alone.
 pub(crate) fn epoch_order(images: usize, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..images).collect();
@@ -18,6 +16,15 @@ pub(crate) fn epoch_order(images: usize, seed: u64, epoch: usize) -> Vec<usize> 
 pub struct BatchAssembler<'a, B: Backend> {
     set: &'a ImageSet,
     on_device: Option<Tensor<B, 1, Int>>,
+}
+
+/// One step's input.
+#[derive(Clone, Debug)]
+pub struct Batch<B: Backend> {
+    /// `[batch, height, width, channel]`, pixels in [0, 1].
+    pub images: Tensor<B, 4>,
+    /// `[batch]`
+    pub labels: Tensor<B, 1, Int>,
 }
 
 /// Random changes to images, in the order in which they are used.

@@ -44,13 +44,13 @@ mod training;
 #[cfg(test)]
 mod tests;
 
-pub use batches::{BatchAssembler, image_batches};
+pub use batches::{Batch, BatchAssembler, image_batches};
 pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
-pub use objective::{Batch, BatchPass, Objective, cross_entropy};
+pub use objective::{BatchPass, Objective, cross_entropy};
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{

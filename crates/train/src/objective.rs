@@ -5,16 +5,8 @@ use burn::tensor::{Int, Tensor};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 
+use crate::Batch;
 use crate::prediction::classes_of;
-
-/// One step's input.
-#[derive(Clone, Debug)]
-pub struct Batch<B: Backend> {
-    /// `[batch, height, width, channel]`, pixels in [0, 1].
-    pub images: Tensor<B, 4>,
-    /// `[batch]`
-    pub labels: Tensor<B, 1, Int>,
-}
 
 /// What a training descends on instead of the mean cross-entropy of its batches.
 ///
