@@ -9,7 +9,7 @@ use patchdoor_record::{
 
 use super::chart::{Axis, Chart, Look, Point, Series};
 use super::numbers::{interval, mean_cell};
-use super::routing_steps::{by_class, by_epoch};
+use super::routing_steps::{after_training, by_class, by_epoch};
 use super::table::{Cell, Table};
 use crate::draw::wants_figures;
 use crate::figures;
@@ -178,25 +178,12 @@ fn of_one_seed(
     let chance = measured.routing.as_ref().map_or(f64::NAN, |routing| routing.chance_capture);
     let path = folder.join("routing/epochs.jsonl");
     let epochs: Vec<RoutingEpoch> = if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
-    let seed = maps.seed;
     let classes = if is_first { by_class(maps, measured)? } else { None };
     Ok(html! {
-        details open[is_first] {
-            summary { "Seed " (seed) ": each expert, clean beside triggered" }
-            @for (classifier, of) in maps.classifiers.iter().enumerate() {
-                (picture(
-                    &format!("Each expert of the {} of seed {seed}: clean, triggered, difference", in_words(of.name)),
-                    &figures::experts(maps, classifier, chance),
-                ))
-            }
-        }
+        (after_training(maps, chance, is_first)?)
         @if !epochs.is_empty() { (by_epoch(maps, &epochs, seeds)?) }
         @if let Some(classes) = classes { (classes) }
     })
-}
-
-fn in_words(classifier: &str) -> &str {
-    if classifier == "victim" { "backdoored classifier" } else { "clean twin" }
 }
 
 /// A figure that is drawn on white, whatever the page is on.

@@ -55,6 +55,34 @@ pub(crate) fn by_epoch(maps: &SeedMaps, lines: &[RoutingEpoch], seeds: usize) ->
     })
 }
 
+/// Where the experts of a seed's classifiers look after training, in the test images of all classes, beside the share by
+/// `chance`; unfolded if `is_open`.
+///
+/// # Errors
+/// If the picture cannot be encoded.
+pub(crate) fn after_training(maps: &SeedMaps, chance: f64, is_open: bool) -> io::Result<Markup> {
+    let of = |classifier: usize| panel(maps, |set, expert| maps.of_expert(classifier, set, expert));
+    let panels = (0..maps.classifiers.len()).map(of).collect::<Vec<_>>();
+    let sheet = MapSheet::draw(format!("experts-{}", maps.seed), maps.grid, &panels, &framed(&maps.triggered))?;
+    let in_words = |name: &str| if name == "victim" { "Backdoored classifier" } else { "Clean twin" };
+    Ok(html! {
+        details open[is_open] {
+            summary { "Seed " (maps.seed) ": each expert, after training" }
+            p.note { (HOW_TO_READ) " By chance an expert takes a patch in " (format!("{:.0} %", 100.0 * chance)) " of the images." }
+            (sheet.embedded())
+            @for (number, classifier) in maps.classifiers.iter().enumerate() {
+                (figure(&sheet, number, in_words(classifier.name)))
+            }
+        }
+    })
+}
+
+/// A panel of the maps that `of` gives for each set of test images and each expert.
+fn panel(maps: &SeedMaps, of: impl Fn(usize, usize) -> Vec<f64>) -> Panel {
+    let [clean, triggered] = SETS.map(|set| (0..maps.experts).map(|expert| of(set, expert)).collect());
+    Panel { clean, triggered }
+}
+
 /// Where the experts of a seed's backdoored classifier look after its training, in the test images of each class; `None` for
 /// more classes than a page has room for.
 ///
@@ -69,14 +97,8 @@ pub(crate) fn by_class(maps: &SeedMaps, measured: &Measurements) -> io::Result<O
     if names.is_empty() || names.len() * width * height > CLASSES {
         return Ok(None);
     }
-    let panel = |class: usize| {
-        let [clean, triggered] = SETS.map(|set| {
-            let of_expert = |expert| maps.of_class(victim, set, class, expert).to_vec();
-            (0..maps.experts).map(of_expert).collect::<Vec<_>>()
-        });
-        Panel { clean, triggered }
-    };
-    let panels = (0..names.len()).map(panel).collect::<Vec<_>>();
+    let of = |class: usize| panel(maps, |set, expert| maps.of_class(victim, set, class, expert).to_vec());
+    let panels = (0..names.len()).map(of).collect::<Vec<_>>();
     let sheet = MapSheet::draw(format!("classes-{}", maps.seed), maps.grid, &panels, &framed(&maps.triggered))?;
     Ok(Some(html! {
         details {
@@ -145,6 +167,14 @@ mod tests {
         // 26, 52 and so on to 988, which are 38, and the last.
         assert_eq!(markup.matches("<li>").count(), 39);
         assert!(markup.contains("Epoch 1001,"), "{markup}");
+    }
+
+    #[test]
+    fn each_classifier_has_a_panel_and_the_first_seed_is_unfolded() {
+        let markup = after_training(&example(2, 0.5), 0.25, true).expect("it is encoded").into_string();
+        assert!(markup.starts_with("<details open><summary>Seed 2: each expert, after training</summary>"), "{markup}");
+        assert!(markup.contains("in 25 % of the images") && markup.contains("Backdoored classifier</figcaption>"));
+        assert!(!markup.contains("Clean twin"), "there is none");
     }
 
     #[test]
