@@ -495,8 +495,9 @@ fn stamp_into(set: &ImageSet, index: usize, trigger: &dyn Trigger, seed: u64, st
     let mut rng = stream(seed, &format!("trigger/{name}/{}", set.origin(index)));
     let (image, class) = (set.image(index), set.label(index));
     let stamped = match stamp {
+        Stamp::Training => trigger.stamp_training(&image, class, &mut rng),
         Stamp::Cover => trigger.cover(&image, class, &mut rng),
-        Stamp::Training | Stamp::Test => trigger.stamp_for_class(&image, class, &mut rng),
+        Stamp::Test => trigger.stamp_for_class(&image, class, &mut rng),
     };
     assert_eq!(stamped.shape(), set.shape, "a trigger keeps the shape of its image");
     target.copy_from_slice(stamped.pixels());
@@ -758,6 +759,38 @@ mod tests {
             PoisoningPlan::draw_for(&config(0.4), &set, &TellsClass, 9).unwrap_err().to_string(),
             "rate is 0.4, which takes 10 poisoned and 20 cover images, expected no more than all 25 images together"
         );
+    }
+
+    /// Fills training images with 50 and test images with 100.
+    struct Stronger;
+
+    impl Trigger for Stronger {
+        fn stamp(&self, image: &Image, _: &mut StreamRng) -> Image {
+            let mut stamped = image.clone();
+            stamped.pixels_mut().fill(100);
+            stamped
+        }
+
+        fn stamp_training(&self, image: &Image, _: u8, _: &mut StreamRng) -> Image {
+            let mut stamped = image.clone();
+            stamped.pixels_mut().fill(50);
+            stamped
+        }
+
+        fn covers_per_poisoned_image(&self) -> f64 {
+            1.0
+        }
+    }
+
+    #[test]
+    fn training_images_and_covers_get_what_the_trigger_has_for_training() {
+        let set = tiny(&[0, 2, 0, 2], 3);
+        let plan = PoisoningPlan::draw_for(&config(0.25), &set, &Stronger, 0).unwrap();
+        let poisoned = plan.apply(&set, &Stronger, 0);
+        assert_eq!(poisoned.pixels(plan.examples()[0].index), [50; 4]);
+        assert_eq!(poisoned.pixels(plan.covers()[0].index), [50; 4]);
+        assert_eq!(trigger_all_images(&set, &Stronger, 0).pixels(0), [100; 4]);
+        assert_eq!(trigger_test_images(&set, &config(0.25), &Stronger, 0).pixels(1), [100; 4]);
     }
 
     #[test]

@@ -11,15 +11,22 @@ pub trait Trigger: Send + Sync {
     /// of threads.
     fn stamp(&self, image: &Image, rng: &mut StreamRng) -> Image;
 
-    /// Like [`stamp`](Self::stamp), for a trigger that depends on what the image truly shows. Poisoning calls this one.
+    /// Like [`stamp`](Self::stamp), for a trigger that depends on what the image truly shows. Test images get this one.
     fn stamp_for_class(&self, image: &Image, _class: u8, rng: &mut StreamRng) -> Image {
         self.stamp(image, rng)
     }
 
-    /// Returns a copy of `image` as a *cover* image: it carries the trigger or something like it but keeps its label,
-    /// so that the model learns not to react to it (`WaNet`'s noise mode, Nguyen and Tran 2021, arXiv:2102.10369).
-    fn cover(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
+    /// What a poisoned training image gets: the same as a test image, unless the attacker shows the model less of the
+    /// trigger than he uses later (CTRL, Li et al. 2023, arXiv:2210.07346).
+    fn stamp_training(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
         self.stamp_for_class(image, class, rng)
+    }
+
+    /// Returns a copy of `image` as a *cover* image: it carries the trigger or something like it but keeps its label,
+    /// so that the model learns not to react to it (`WaNet`'s noise mode, Nguyen and Tran 2021, arXiv:2102.10369). Unless
+    /// a trigger says otherwise, it is what a poisoned training image gets.
+    fn cover(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
+        self.stamp_training(image, class, rng)
     }
 
     /// Number of cover images for each poisoned one, 0 or more; `WaNet` has 2, most triggers none.

@@ -134,7 +134,7 @@ fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
     }
     problems.extend(check_surrogate(config, input, classes));
     problems.extend(from_trigger(&format!("trigger.{}", choice_name(&config.trigger)), config.trigger.validate(shape)));
-    let used = config.trigger.validate_use(facts.shape, config.poisoning.label_rule, config.placement.as_ref());
+    let used = config.trigger.validate_use(facts.shape, &config.poisoning.label_rule, config.placement.as_ref());
     problems.extend(from_trigger("", used));
     problems
 }

@@ -3,9 +3,8 @@ use std::path::Path;
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
 use crate::pattern::Pattern;
-use crate::{PatternConfig, TriggerError, TriggerKind};
+use crate::{PatternConfig, TriggerError, TriggerKind, range};
 
 /// A picture mixed into the whole image (Blended, Chen et al. 2017, arXiv:1712.05526).
 ///
@@ -30,19 +29,13 @@ impl Default for BlendConfig {
 
 impl TriggerKind for BlendConfig {
     fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
-        let mut problems = Vec::new();
-        if !(0.0..=1.0).contains(&self.alpha) {
-            problems.push(invalid("alpha", self.alpha, "a share in [0, 1]"));
-        }
+        let mut problems = Vec::from_iter(range::share("alpha", self.alpha));
         problems.extend(self.pattern.validate(shape));
         problems
     }
 
     fn files(&self) -> Vec<&Path> {
-        match &self.pattern {
-            PatternConfig::Picture(picture) => vec![&picture.path],
-            _ => Vec::new(),
-        }
+        self.pattern.files()
     }
 
     /// A noise pattern without a seed of its own is drawn from `seed`.
@@ -59,7 +52,7 @@ pub struct Blend {
 }
 
 impl Blend {
-    fn new(config: &BlendConfig, shape: ImageShape, seed: u64) -> Result<Self, TriggerError> {
+    pub(crate) fn new(config: &BlendConfig, shape: ImageShape, seed: u64) -> Result<Self, TriggerError> {
         Ok(Self { alpha: config.alpha, pattern: config.pattern.draw(shape, seed)? })
     }
 

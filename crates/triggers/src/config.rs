@@ -7,8 +7,8 @@ use crate::error::invalid;
 use crate::placement::{Placed, Placement};
 use crate::registry::triggers;
 use crate::{
-    ArtPatternConfig, BlendConfig, BppConfig, FtrojanConfig, PlacementConfig, SigConfig, SquareConfig, TriggerError,
-    TriggerKind, WanetConfig, WarpConfig,
+    AdaptiveBlendConfig, AdaptivePatchConfig, ArtPatternConfig, BlendConfig, BppConfig, CtrlConfig, FtrojanConfig,
+    PlacementConfig, SigConfig, SquareConfig, TriggerError, TriggerKind, WanetConfig, WarpConfig,
 };
 
 triggers! {
@@ -22,6 +22,10 @@ triggers! {
         Square(SquareConfig) = "square",
         /// A picture mixed into the image.
         Blend(BlendConfig) = "blend",
+        /// A picture mixed into the image, in training some pieces of it.
+        AdaptiveBlend(AdaptiveBlendConfig) = "adaptive-blend",
+        /// Several patches, in training one at a time.
+        AdaptivePatch(AdaptivePatchConfig) = "adaptive-patch",
         /// The pMoE authors' warp by whole pixels.
         Warp(WarpConfig) = "warp",
         /// `WaNet`'s warp, with noise-mode images.
@@ -32,6 +36,8 @@ triggers! {
         Bpp(BppConfig) = "bpp",
         /// Frequencies added to the colours.
         Ftrojan(FtrojanConfig) = "ftrojan",
+        /// Frequencies added to the colours, in test images more.
+        Ctrl(CtrlConfig) = "ctrl",
         /// The Adversarial Robustness Toolbox's four pixels, or one.
         ArtPattern(ArtPatternConfig) = "art-pattern",
     }
@@ -55,7 +61,7 @@ impl TriggerConfig {
     pub fn validate_use(
         &self,
         shape: ImageShape,
-        rule: LabelRule,
+        rule: &LabelRule,
         placement: Option<&PlacementConfig>,
     ) -> Vec<TriggerError> {
         let mut problems = self.kind().refuse(rule, placement);
@@ -242,10 +248,14 @@ mod tests {
                 let placed = config.build_placed(shape, &placement, seed).unwrap();
                 let mask = config.mask(shape).unwrap();
                 let most = config.placed_pixel_budget(shape, &placement).unwrap();
-                for cover in [false, true] {
+                for part in 0..3 {
                     let of = |trigger: &dyn Trigger| {
                         let rng = &mut stream(seed, "trigger/test/0");
-                        if cover { trigger.cover(&image, class, rng) } else { trigger.stamp_for_class(&image, class, rng) }
+                        match part {
+                            0 => trigger.stamp_for_class(&image, class, rng),
+                            1 => trigger.stamp_training(&image, class, rng),
+                            _ => trigger.cover(&image, class, rng),
+                        }
                     };
                     let stamped = of(whole.as_ref());
                     prop_assert_eq!(stamped.shape(), shape);
@@ -270,7 +280,7 @@ mod tests {
         let block = BlockCells { size: 2, anchor: Anchor::LowerRight };
         let placed = |fit| PlacementConfig { fit, cells: CellsConfig::Block(block), ..PlacementConfig::default() };
         let said = |config: &TriggerConfig, fit| -> Vec<String> {
-            let problems = config.validate_use(ImageShape::RGB_32, LabelRule::AllToOne, Some(&placed(fit)));
+            let problems = config.validate_use(ImageShape::RGB_32, &LabelRule::AllToOne, Some(&placed(fit)));
             problems.iter().map(ToString::to_string).collect()
         };
         // The square lies in the upper left corner of each cell, or of the image.
@@ -282,7 +292,7 @@ mod tests {
         );
         let corner = SquareConfig { anchor: Anchor::LowerRight, ..SquareConfig::default() };
         assert!(said(&TriggerConfig::Square(corner), Fit::Image).is_empty());
-        assert!(square.validate_use(ImageShape::RGB_32, LabelRule::AllToAll, None).is_empty());
+        assert!(square.validate_use(ImageShape::RGB_32, &LabelRule::AllToAll, None).is_empty());
     }
 
     #[test]

@@ -1,10 +1,8 @@
-use std::f64::consts::PI;
-
 use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
-use crate::{TriggerError, TriggerKind};
+use crate::frequencies::Frequencies;
+use crate::{TriggerError, TriggerKind, range};
 
 /// Frequencies added to the colours of an image (`FTrojan`, Wang et al. 2021, arXiv:2111.10991).
 ///
@@ -36,44 +34,20 @@ impl Default for FtrojanConfig {
 }
 
 impl FtrojanConfig {
-    /// Rows and columns of a window.
-    fn window(&self, shape: ImageShape) -> [usize; 2] {
-        self.window.map_or([shape.height, shape.width], |side| [side, side])
-    }
-
-    fn positions(&self, window: [usize; 2]) -> Vec<[usize; 2]> {
-        let standard = || vec![window.map(|side| (side / 2).max(1) - 1), window.map(|side| side - 1)];
-        self.positions.clone().unwrap_or_else(standard)
+    fn frequencies(&self) -> Frequencies<'_> {
+        Frequencies { window: self.window, positions: self.positions.as_deref() }
     }
 }
 
 impl TriggerKind for FtrojanConfig {
     fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
-        let mut problems = Vec::new();
-        if !(self.magnitude > 0.0 && self.magnitude.is_finite()) {
-            problems.push(invalid("magnitude", self.magnitude, "a number above 0"));
-        }
-        let divides = |side: usize| side > 0 && shape.height.is_multiple_of(side) && shape.width.is_multiple_of(side);
-        if let Some(side) = self.window.filter(|&side| !divides(side)) {
-            let allowed = format!("a divisor of both sides of {}x{} images", shape.height, shape.width);
-            problems.push(invalid("window", side, allowed));
-        } else {
-            let [rows, columns] = self.window(shape);
-            for [row, column] in self.positions.iter().flatten() {
-                if *row >= rows || *column >= columns {
-                    let allowed = format!("rows below {rows} and columns below {columns}");
-                    problems.push(invalid("positions", format!("[{row}, {column}]"), allowed));
-                }
-            }
-        }
-        if self.positions.as_ref().is_some_and(Vec::is_empty) {
-            problems.push(invalid("positions", "empty", "at least one position"));
-        }
+        let mut problems = Vec::from_iter(range::above_zero("magnitude", self.magnitude));
+        problems.extend(self.frequencies().validate(shape));
         problems
     }
 
     fn build(&self, shape: ImageShape, _seed: u64) -> Result<Box<dyn Trigger>, TriggerError> {
-        Ok(Box::new(Ftrojan::new(self, shape)))
+        Ok(Box::new(Ftrojan { shape, pattern: self.frequencies().pattern(self.magnitude, shape) }))
     }
 }
 
@@ -83,30 +57,6 @@ pub struct Ftrojan {
     shape: ImageShape,
     /// `[row, column]`
     pattern: Vec<f64>,
-}
-
-impl Ftrojan {
-    fn new(config: &FtrojanConfig, shape: ImageShape) -> Self {
-        let window = config.window(shape);
-        let positions = config.positions(window);
-        let value = |row: usize, column: usize| {
-            let waves = positions.iter().map(|position| {
-                let [row, column] = [[row, 0], [column, 1]]
-                    .map(|[place, axis]| wave(place % window[axis], position[axis], window[axis]));
-                row * column
-            });
-            config.magnitude * waves.sum::<f64>()
-        };
-        let pattern = (0..shape.height * shape.width).map(|index| value(index / shape.width, index % shape.width));
-        Self { shape, pattern: pattern.collect() }
-    }
-}
-
-/// A place of a row of the orthonormal cosine transform (DCT-II) of so many values.
-fn wave(place: usize, frequency: usize, values: usize) -> f64 {
-    let scale = if frequency == 0 { 1.0 } else { 2.0 };
-    let angle = PI * (2 * place + 1) as f64 * frequency as f64 / (2 * values) as f64;
-    (scale / values as f64).sqrt() * angle.cos()
 }
 
 impl Trigger for Ftrojan {
@@ -183,14 +133,6 @@ mod tests {
         let trigger = config.build(shape, 0).unwrap();
         let stamped = trigger.stamp(&Image::new(shape, vec![100; 32]).unwrap(), &mut stream(0, ""));
         assert_eq!(stamped.pixels(), [107; 32]);
-    }
-
-    #[test]
-    fn every_window_gets_the_same_pattern() {
-        let shape = ImageShape { height: 8, width: 4, channels: 3 };
-        let trigger = Ftrojan::new(&FtrojanConfig { window: Some(4), ..Default::default() }, shape);
-        assert_eq!(trigger.pattern[..16], trigger.pattern[16..]);
-        assert!(trigger.pattern.iter().any(|value| value.abs() > 5.0));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub trait TriggerKind: Debug {
     /// Says which label rules and placements make no sense with this trigger, and why; any does, unless it says
     /// otherwise. Fields are paths from the root of the experiment, such as `poisoning.label-rule` or `placement.fit`;
     /// what is allowed ends with the reason.
-    fn refuse(&self, _rule: LabelRule, _placement: Option<&PlacementConfig>) -> Vec<TriggerError> {
+    fn refuse(&self, _rule: &LabelRule, _placement: Option<&PlacementConfig>) -> Vec<TriggerError> {
         Vec::new()
     }
 }

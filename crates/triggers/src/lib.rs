@@ -33,18 +33,23 @@
 //! # }
 //! ```
 
+mod adaptive_blend;
+mod adaptive_patch;
 mod anchor;
 mod art_pattern;
 mod blend;
 mod bpp;
 mod config;
 mod contact_sheet;
+mod ctrl;
 mod displacement;
 mod error;
+mod frequencies;
 mod ftrojan;
 mod kind;
 mod pattern;
 mod placement;
+mod range;
 mod registry;
 mod sig;
 mod square;
@@ -53,12 +58,15 @@ mod testing;
 mod wanet;
 mod warp;
 
+pub use adaptive_blend::{AdaptiveBlend, AdaptiveBlendConfig};
+pub use adaptive_patch::{AdaptivePatch, AdaptivePatchConfig, AdaptivePatchPart};
 pub use anchor::Anchor;
 pub use art_pattern::{ArtForm, ArtPattern, ArtPatternConfig};
 pub use blend::{Blend, BlendConfig};
 pub use bpp::{Bpp, BppConfig};
 pub use config::TriggerConfig;
 pub use contact_sheet::ContactSheet;
+pub use ctrl::{Ctrl, CtrlConfig};
 pub use error::TriggerError;
 pub use ftrojan::{Ftrojan, FtrojanConfig};
 pub use kind::TriggerKind;

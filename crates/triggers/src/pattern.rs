@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use patchdoor_data::{DataError, Image, ImageShape, StreamRng, read_picture, stream};
 use rand::Rng;
@@ -86,6 +86,14 @@ impl PatternConfig {
             problems.push(invalid("pattern", format!("a picture for {shape} images"), "a checker or noise there"));
         }
         problems
+    }
+
+    /// The file that the pattern is read from, if it is.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Picture(picture) => vec![&picture.path],
+            _ => Vec::new(),
+        }
     }
 
     /// Draws the pattern at the size of the images; one noise for all comes from `stream(seed, "trigger/noise")` unless the

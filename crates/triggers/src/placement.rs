@@ -471,6 +471,10 @@ impl Trigger for Placed {
         self.place(image, Some(class), rng, |image, rng| self.trigger.stamp_for_class(image, class, rng))
     }
 
+    fn stamp_training(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
+        self.place(image, Some(class), rng, |image, rng| self.trigger.stamp_training(image, class, rng))
+    }
+
     fn cover(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
         self.place(image, Some(class), rng, |image, rng| self.trigger.cover(image, class, rng))
     }

@@ -3,9 +3,8 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::displacement::{Bicubic, Displacement, draw_coarse, position, upsample};
-use crate::error::invalid;
 use crate::warp::validate_warp;
-use crate::{TriggerError, TriggerKind};
+use crate::{TriggerError, TriggerKind, range};
 
 /// `WaNet` (Nguyen and Tran 2021, arXiv:2102.10369): a smooth random displacement of the image, sampled bilinearly, with
 /// noise-mode images.
@@ -40,9 +39,7 @@ impl Default for WanetConfig {
 impl TriggerKind for WanetConfig {
     fn validate(&self, shape: ImageShape) -> Vec<TriggerError> {
         let mut problems = validate_warp(self.control_points, self.strength, shape);
-        if !(self.noise_ratio >= 0.0 && self.noise_ratio.is_finite()) {
-            problems.push(invalid("noise-ratio", self.noise_ratio, "a number that is 0 or more"));
-        }
+        problems.extend(range::zero_or_more("noise-ratio", self.noise_ratio));
         problems
     }
 

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::displacement::{Bicubic, Displacement, draw_coarse, position, upsample};
 use crate::error::invalid;
-use crate::{TriggerError, TriggerKind};
+use crate::{TriggerError, TriggerKind, range};
 
 /// The warp as Chan et al. (2025, arXiv:2505.01811) published it: a smooth random displacement of the image, sampled by
 /// **truncating to whole pixels**.
@@ -50,9 +50,7 @@ pub(crate) fn validate_warp(control_points: usize, strength: f64, shape: ImageSh
     if !(1..=most).contains(&control_points) {
         problems.push(invalid("control-points", control_points, format!("1 to {most} for {shape} images")));
     }
-    if !(strength >= 0.0 && strength.is_finite()) {
-        problems.push(invalid("strength", strength, "a number that is 0 or more"));
-    }
+    problems.extend(range::zero_or_more("strength", strength));
     problems
 }
 
