@@ -67,6 +67,7 @@ mod published;
 mod random;
 mod range_coder;
 mod resize;
+mod selection;
 mod shapes;
 pub mod split;
 mod trigger;
@@ -78,15 +79,16 @@ pub use error::DataError;
 pub use folder::FolderConfig;
 pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
-pub use picture::read_picture;
+pub use picture::{read_picture, read_with_alpha};
 pub use picture_error::PictureError;
 pub use poisoning::{
     Budget, CleanLabel, CountRule, CoverExample, LabelRule, PoisonedExample, PoisoningConfig, PoisoningPlan,
-    SourceSpecific, trigger_all_images, trigger_test_images,
+    SourceSpecific, give_pictures, trigger_all_images, trigger_test_images,
 };
 pub use published::class_names_of;
 pub use random::{StreamRng, stream};
+pub use selection::{ClassShares, Selection};
 pub use shapes::ShapesConfig;
 pub use split::stratified_subset;
-pub use trigger::Trigger;
+pub use trigger::{PicturesWanted, Trigger};
 pub use verification::{Verification, verify};

@@ -34,6 +34,20 @@ pub fn read_picture(path: &Path, height: usize, width: usize) -> Result<Image, D
     Image::new(ImageShape { height, width, channels: 3 }, resize::bilinear(&pixels, 3, from, [height, width]))
 }
 
+/// Reads such a file with its transparency and at its own size, as an image of four channels, the last of which is 255 where
+/// the picture is opaque.
+///
+/// # Errors
+///
+/// Those of [`read_picture`].
+pub fn read_with_alpha(path: &Path) -> Result<Image, DataError> {
+    let file = fs_err::read(path)?;
+    let picture =
+        decode(&file).map_err(|source| DataError::ImageFile { path: path.to_owned(), others: 0, source })?.into_rgba8();
+    let shape = ImageShape { height: picture.height() as usize, width: picture.width() as usize, channels: 4 };
+    Image::new(shape, picture.into_raw())
+}
+
 /// Decodes a whole file.
 fn decode(file: &[u8]) -> Result<DynamicImage, PictureError> {
     if file.is_empty() {

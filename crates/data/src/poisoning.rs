@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
-use crate::{DataError, ImageSet, Trigger, stream};
+use crate::{DataError, ImageSet, Selection, Trigger, stream};
 
 /// How many images of which an attacker changes, and to what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,12 +18,21 @@ pub struct PoisoningConfig {
     pub target_class: u8,
     /// Which images may be poisoned, and which label they get.
     pub label_rule: LabelRule,
+    /// Which of these images are poisoned.
+    #[serde(skip_serializing_if = "Selection::is_random")]
+    pub selection: Selection,
 }
 
 impl Default for PoisoningConfig {
     /// The setting of Chan et al. (2025, arXiv:2505.01811).
     fn default() -> Self {
-        Self { rate: 0.02, count_rule: CountRule::default(), target_class: 0, label_rule: LabelRule::default() }
+        Self {
+            rate: 0.02,
+            count_rule: CountRule::default(),
+            target_class: 0,
+            label_rule: LabelRule::default(),
+            selection: Selection::default(),
+        }
     }
 }
 
@@ -42,14 +51,13 @@ impl PoisoningConfig {
                 format!("one of the {classes} classes 0 to {last}"),
             ));
         }
-        if let LabelRule::SourceSpecific(SourceSpecific { source_class }) = self.label_rule {
-            let field = "label-rule.source-specific.source-class";
-            if usize::from(source_class) >= classes {
-                let last = classes.saturating_sub(1);
-                problems.push(invalid(field, source_class, format!("one of the {classes} classes 0 to {last}")));
-            } else if source_class == self.target_class {
-                problems.push(invalid(field, format!("{source_class}, the target class"), "another class"));
-            }
+        if let LabelRule::SourceSpecific(rule) = &self.label_rule {
+            problems.extend(rule.validate(self.target_class, classes));
+        }
+        problems.extend(self.selection.validate(classes));
+        if let Some(class) = self.poisoned_class().filter(|_| !self.selection.is_random()) {
+            let allowed = format!("\"random\" where the label rule poisons images of class {class} alone");
+            problems.push(invalid("selection", "by-class", allowed));
         }
         problems
     }
@@ -66,10 +74,28 @@ impl PoisoningConfig {
         problems
     }
 
+    /// Whether more than one class must have enough images: those that give covers, or those of a selection by class.
+    pub fn counts_in_classes(&self) -> bool {
+        !self.selection.is_random() || self.covers().is_some()
+    }
+
     /// Checks against the images of each class of the training set, of which there is at least one for every class named:
     /// whether the one class that a rule poisons has as many as the rate asks for, and at least one where the rate is a
-    /// fraction of it.
+    /// fraction of it, and whether other classes have what they must give ([`counts_in_classes`](Self::counts_in_classes)).
     pub fn validate_among(&self, class_counts: &[usize]) -> Option<DataError> {
+        if let Some(problem) = self.selection.validate_among(class_counts, self.count_among(class_counts)) {
+            return Some(problem);
+        }
+        if let Some(rule) = self.covers() {
+            let wanted = self.count_rule.count(rule.cover_rate, class_counts.iter().sum());
+            let of = |class: &u8| class_counts.get(usize::from(*class)).copied().unwrap_or(0);
+            let there = rule.cover_classes.iter().map(of).sum::<usize>();
+            if wanted == 0 || wanted > there {
+                let found = format!("{}, which takes {wanted} cover images", rule.cover_rate);
+                let allowed = format!("1 to {there} images, those of the cover classes");
+                return Some(invalid("label-rule.source-specific.cover-rate", found, allowed));
+            }
+        }
         let class = self.poisoned_class()?;
         let there = class_counts.get(usize::from(class)).copied().unwrap_or(0);
         let rated = if self.budget() == Budget::TargetClass { there } else { class_counts.iter().sum() };
@@ -84,8 +110,13 @@ impl PoisoningConfig {
         })
     }
 
-    /// Checks that so many images, of which `count` are poisoned, are enough for the cover images beside them.
+    /// Checks that so many images, of which `count` are poisoned, are enough for the cover images that the trigger asks for
+    /// beside them, and that the rule asks for none where the trigger does.
     pub fn validate_covers(&self, images: usize, count: usize, covers_per_poisoned: f64) -> Option<DataError> {
+        if self.covers().is_some() && covers_per_poisoned > 0.0 {
+            let found = "given with a trigger that has cover images of its own";
+            return Some(invalid("label-rule.source-specific.cover-classes", found, "one kind of cover images"));
+        }
         let covers = cover_count(count, covers_per_poisoned);
         (count + covers > images).then(|| {
             let found = format!("{}, which takes {count} poisoned and {covers} cover images", self.rate);
@@ -125,11 +156,19 @@ impl PoisoningConfig {
         }
     }
 
+    /// The rule, if it asks for cover images of other classes.
+    fn covers(&self) -> Option<&SourceSpecific> {
+        match &self.label_rule {
+            LabelRule::SourceSpecific(rule) if rule.cover_rate > 0.0 => Some(rule),
+            _ => None,
+        }
+    }
+
     /// The one class whose images may be poisoned, if the rule restricts them.
     pub fn poisoned_class(&self) -> Option<u8> {
-        match self.label_rule {
+        match &self.label_rule {
             LabelRule::AllToOne | LabelRule::AllToAll => None,
-            LabelRule::SourceSpecific(SourceSpecific { source_class }) => Some(source_class),
+            LabelRule::SourceSpecific(rule) => Some(rule.source_class),
             LabelRule::CleanLabel(_) => Some(self.target_class),
         }
     }
@@ -137,11 +176,17 @@ impl PoisoningConfig {
     /// Whether the attack's success is measured on test images of class `label`: on all classes but the target, with
     /// the all-to-all rule on every class, with the source-specific rule on the source class alone.
     pub fn attacks(&self, label: u8) -> bool {
-        match self.label_rule {
+        match &self.label_rule {
             LabelRule::AllToOne | LabelRule::CleanLabel(_) => label != self.target_class,
             LabelRule::AllToAll => true,
-            LabelRule::SourceSpecific(SourceSpecific { source_class }) => label == source_class,
+            LabelRule::SourceSpecific(rule) => label == rule.source_class,
         }
+    }
+
+    /// Whether the trigger shall do nothing to test images of class `label`: with the source-specific rule those of all
+    /// classes but the source and the target.
+    pub fn spares(&self, label: u8) -> bool {
+        matches!(self.label_rule, LabelRule::SourceSpecific(_)) && !self.attacks(label) && label != self.target_class
     }
 
     /// The class, one of `classes`, that the attacker wants for a triggered image of class `label`.
@@ -199,20 +244,20 @@ impl CountRule {
 
 /// Which training images may be poisoned, and which label they get.
 ///
-/// In TOML `label-rule = "all-to-one"` or `"all-to-all"`, `label-rule.source-specific = { source-class = 3 }`,
-/// `label-rule.clean-label = {}` or `label-rule.clean-label = { budget = "target-class" }`.
+/// In TOML `label-rule = "all-to-one"` or `"all-to-all"`, `label-rule.source-specific = { source-class = 3 }`, with covers
+/// `{ source-class = 3, cover-classes = [5, 7], cover-rate = 0.01 }`, `label-rule.clean-label = {}` or `label-rule.clean-label = { budget = "target-class" }`.
 ///
 /// ```
 /// use patchdoor_data::{LabelRule, PoisoningConfig, SourceSpecific};
 ///
-/// let label_rule = LabelRule::SourceSpecific(SourceSpecific { source_class: 3 });
+/// let label_rule = LabelRule::SourceSpecific(SourceSpecific::of(3));
 /// let config = PoisoningConfig { target_class: 1, label_rule, ..PoisoningConfig::default() };
 /// // Only images of class 3 are poisoned and tested on; the attacker wants them taken for class 1.
 /// assert_eq!(config.poisoned_class(), Some(3));
-/// assert!(config.attacks(3) && !config.attacks(0));
+/// assert!(config.attacks(3) && !config.attacks(0) && config.spares(0));
 /// assert_eq!(config.attack_target(3, 10), 1);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum LabelRule {
@@ -228,12 +273,62 @@ pub enum LabelRule {
     CleanLabel(CleanLabel),
 }
 
-/// The one class that is poisoned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The one class that is poisoned, and what keeps the trigger from working on others: without covers the restriction of
+/// Chan et al. (2025), with them `TaCT` (Tang et al. 2021, arXiv:1908.00686).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SourceSpecific {
     /// The class poisoned images truly are of; not the target class.
     pub source_class: u8,
+    /// Classes, by number, of which some images carry the trigger under their own label; neither source nor target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cover_classes: Vec<u8>,
+    /// Cover images as a fraction of *all* training images, in [0, 1], counted by the same rule as the poisoned ones; 0
+    /// without cover classes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cover_rate: f64,
+}
+
+impl SourceSpecific {
+    /// A source class without covers.
+    pub fn of(source_class: u8) -> Self {
+        Self { source_class, cover_classes: Vec::new(), cover_rate: 0.0 }
+    }
+
+    fn validate(&self, target_class: u8, classes: usize) -> Vec<DataError> {
+        let mut problems = Vec::new();
+        let last = classes.saturating_sub(1);
+        let one_of_all = format!("one of the {classes} classes 0 to {last}");
+        let field = "label-rule.source-specific.source-class";
+        if usize::from(self.source_class) >= classes {
+            problems.push(invalid(field, self.source_class, one_of_all.clone()));
+        } else if self.source_class == target_class {
+            problems.push(invalid(field, format!("{target_class}, the target class"), "another class"));
+        }
+        let field = "label-rule.source-specific.cover-classes";
+        for &class in &self.cover_classes {
+            if usize::from(class) >= classes {
+                problems.push(invalid(field, format!("a list with {class}"), one_of_all.clone()));
+            } else if class == self.source_class || class == target_class {
+                let found = format!("a list with {class}");
+                problems.push(invalid(field, found, "other classes than the source and the target"));
+            }
+        }
+        let allowed = match (self.cover_classes.is_empty(), self.cover_rate > 0.0) {
+            (true, true) => "0 without cover-classes",
+            (false, false) => "a fraction above 0 with cover-classes",
+            _ => "a fraction in [0, 1]",
+        };
+        if !(0.0..=1.0).contains(&self.cover_rate) || self.cover_classes.is_empty() == (self.cover_rate > 0.0) {
+            problems.push(invalid("label-rule.source-specific.cover-rate", self.cover_rate, allowed));
+        }
+        problems
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// How a clean-label attack counts.
@@ -269,7 +364,8 @@ pub struct PoisonedExample {
     pub poisoned_label: u8,
 }
 
-/// One cover image of a [`PoisoningPlan`]: it is changed by [`Trigger::cover`] and keeps its label.
+/// One cover image of a [`PoisoningPlan`]: it is changed by [`Trigger::cover`], or carries the trigger if the label rule asks
+/// for covers, and keeps its label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CoverExample {
@@ -286,12 +382,14 @@ pub struct CoverExample {
 pub struct PoisoningPlan {
     examples: Vec<PoisonedExample>,
     covers: Vec<CoverExample>,
+    /// Those of them that the trigger asks for; the rest carry the trigger itself.
+    covers_of_trigger: usize,
     images: usize,
 }
 
 impl PoisoningPlan {
     /// Draws the poisoned images of `set` without replacement, from all classes, the target class included, or from the
-    /// one class that the label rule allows; no cover images.
+    /// one class that the label rule allows, and the cover images that this rule asks for.
     ///
     /// One permutation of all images is drawn from `stream(seed, "poisoning")` and the first that the rule allows are
     /// taken, so for one seed a smaller rate's images are among those of a larger rate. A rate of 0 gives an empty plan.
@@ -305,7 +403,8 @@ impl PoisoningPlan {
     }
 
     /// Draws the poisoned images exactly as [`draw`](Self::draw) does, and beside them the cover images that `trigger`
-    /// asks for, `covers_per_poisoned_image` times as many to the nearest whole number, from all classes.
+    /// asks for, `covers_per_poisoned_image` times as many to the nearest whole number, from all classes, or those that the
+    /// label rule asks for.
     ///
     /// Cover images come from the end of the same permutation, so they move no poisoned image.
     ///
@@ -339,13 +438,31 @@ impl PoisoningPlan {
         if let Some(problem) = config.validate_covers(set.len(), count, covers_per_poisoned) {
             return Err(problem);
         }
-        let cover_count = cover_count(count, covers_per_poisoned);
+        let covers_of_trigger = cover_count(count, covers_per_poisoned);
+        let (cover_classes, cover_count) = match config.covers() {
+            Some(rule) => (Some(&rule.cover_classes), config.count_rule.count(rule.cover_rate, set.len())),
+            None => (None, covers_of_trigger),
+        };
         let mut indices: Vec<usize> = (0..set.len()).collect();
         indices.shuffle(&mut stream(seed, "poisoning"));
-        let is_allowed = |index: &usize| config.poisoned_class().is_none_or(|class| set.label(*index) == class);
+        let mut quotas = config.selection.quotas(count);
+        let is_allowed = |index: &usize| {
+            let class = set.label(*index);
+            let is_taken = quotas.as_mut().is_none_or(|left| match left.get_mut(usize::from(class)) {
+                None | Some(0) => false,
+                Some(left) => {
+                    *left -= 1;
+                    true
+                }
+            });
+            is_taken && config.poisoned_class().is_none_or(|poisoned| poisoned == class)
+        };
         let mut poisoned: Vec<usize> = indices.iter().copied().filter(is_allowed).take(count).collect();
         poisoned.sort_unstable();
-        let is_free = |index: &usize| poisoned.binary_search(index).is_err();
+        let is_free = |index: &usize| {
+            let is_of_them = |classes: &Vec<u8>| classes.contains(&set.label(*index));
+            poisoned.binary_search(index).is_err() && cover_classes.is_none_or(is_of_them)
+        };
         let mut covers: Vec<usize> = indices.into_iter().rev().filter(is_free).take(cover_count).collect();
         covers.sort_unstable();
         let examples: Vec<_> = poisoned
@@ -362,7 +479,7 @@ impl PoisoningPlan {
             .map(|index| CoverExample { index, origin: set.origin(index), label: set.label(index) })
             .collect();
         tracing::info!(poisoned = examples.len(), covers = covers.len(), total = set.len(), "drew a poisoning plan");
-        Ok(Self { examples, covers, images: set.len() })
+        Ok(Self { examples, covers, covers_of_trigger, images: set.len() })
     }
 
     /// The poisoned images by ascending index.
@@ -395,7 +512,7 @@ impl PoisoningPlan {
     pub fn apply(&self, set: &ImageSet, trigger: &dyn Trigger, seed: u64) -> ImageSet {
         assert_eq!(self.images, set.len(), "a plan is applied to the set it was drawn for");
         assert_eq!(
-            self.covers.len(),
+            self.covers_of_trigger,
             cover_count(self.examples.len(), trigger.covers_per_poisoned_image()),
             "a plan has as many cover images as its trigger asks for; `draw_for` draws them"
         );
@@ -414,7 +531,7 @@ impl PoisoningPlan {
         }
         for cover in &self.covers {
             check(cover.index, cover.origin, cover.label);
-            plan[cover.index] = Some(Stamp::Cover);
+            plan[cover.index] = Some(if self.covers_of_trigger > 0 { Stamp::Cover } else { Stamp::TriggeredCover });
         }
         let size = set.shape.size();
         let mut pixels = vec![0; set.pixels.len()];
@@ -435,6 +552,31 @@ impl PoisoningPlan {
 
 fn cover_count(poisoned: usize, covers_per_poisoned: f64) -> usize {
     (poisoned as f64 * covers_per_poisoned.max(0.0)).round() as usize
+}
+
+/// Draws the pictures that a trigger wants from a training set, from `stream(seed, "trigger/pictures")`, and gives them to it;
+/// does nothing for a trigger that wants none.
+///
+/// # Errors
+///
+/// [`DataError::InvalidField`] if the set has no such picture.
+pub fn give_pictures(
+    trigger: &mut dyn Trigger,
+    config: &PoisoningConfig,
+    set: &ImageSet,
+    seed: u64,
+) -> Result<(), DataError> {
+    let Some(wanted) = trigger.pictures_wanted() else { return Ok(()) };
+    let is_taken = |index: &usize| wanted.of_target_class || set.label(*index) != config.target_class;
+    let mut indices: Vec<usize> = (0..set.len()).filter(is_taken).collect();
+    indices.shuffle(&mut stream(seed, "trigger/pictures"));
+    indices.truncate(wanted.count);
+    if indices.is_empty() {
+        let found = format!("{}, the class of all training images", config.target_class);
+        return Err(invalid("target-class", found, "another class, for the trigger takes pictures of others"));
+    }
+    trigger.take_pictures(indices.into_iter().map(|index| set.image(index)).collect());
+    Ok(())
 }
 
 /// The images on which an attack's success is measured: those of `set` whose class the attack aims at (see
@@ -482,20 +624,23 @@ fn trigger_where(set: &ImageSet, is_wanted: impl Fn(u8) -> bool, trigger: &dyn T
 #[derive(Clone, Copy)]
 enum Stamp {
     Training,
+    /// As the trigger's own cover image.
     Cover,
+    /// As one that the label rule asks for, which carries the trigger.
+    TriggeredCover,
     Test,
 }
 
 fn stamp_into(set: &ImageSet, index: usize, trigger: &dyn Trigger, seed: u64, stamp: Stamp, target: &mut [u8]) {
     let name = match stamp {
         Stamp::Training => "training",
-        Stamp::Cover => "cover",
+        Stamp::Cover | Stamp::TriggeredCover => "cover",
         Stamp::Test => "test",
     };
     let mut rng = stream(seed, &format!("trigger/{name}/{}", set.origin(index)));
     let (image, class) = (set.image(index), set.label(index));
     let stamped = match stamp {
-        Stamp::Training => trigger.stamp_training(&image, class, &mut rng),
+        Stamp::Training | Stamp::TriggeredCover => trigger.stamp_training(&image, class, &mut rng),
         Stamp::Cover => trigger.cover(&image, class, &mut rng),
         Stamp::Test => trigger.stamp_for_class(&image, class, &mut rng),
     };
@@ -510,7 +655,7 @@ mod tests {
 
     use super::*;
     use crate::image_set::tests::tiny;
-    use crate::{Image, StreamRng};
+    use crate::{Image, PicturesWanted, StreamRng};
 
     /// Sets every pixel to 255 and the first to a random value.
     struct Noisy;
@@ -644,9 +789,14 @@ mod tests {
         for (rule, text) in [
             (LabelRule::AllToOne, "label-rule = \"all-to-one\""),
             (LabelRule::AllToAll, "label-rule = \"all-to-all\""),
+            (LabelRule::SourceSpecific(SourceSpecific::of(3)), "label-rule.source-specific = { source-class = 3 }"),
             (
-                LabelRule::SourceSpecific(SourceSpecific { source_class: 3 }),
-                "label-rule.source-specific = { source-class = 3 }",
+                LabelRule::SourceSpecific(SourceSpecific {
+                    source_class: 3,
+                    cover_classes: vec![5, 7],
+                    cover_rate: 0.01,
+                }),
+                "label-rule.source-specific = { source-class = 3, cover-classes = [5, 7], cover-rate = 0.01 }",
             ),
             (LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages }), "label-rule.clean-label = {}"),
             (
@@ -673,7 +823,7 @@ mod tests {
         // The target is class 1 of 3.
         assert_eq!(table(LabelRule::AllToOne), [(1, 1, true), (1, 1, false), (1, 1, true)]);
         assert_eq!(table(LabelRule::AllToAll), [(1, 1, true), (2, 2, true), (0, 0, true)]);
-        let source = LabelRule::SourceSpecific(SourceSpecific { source_class: 2 });
+        let source = LabelRule::SourceSpecific(SourceSpecific::of(2));
         assert_eq!(table(source), [(1, 1, false), (1, 1, false), (1, 1, true)]);
         let clean = LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages });
         assert_eq!(table(clean), [(0, 1, true), (1, 1, false), (2, 1, true)]);
@@ -684,25 +834,25 @@ mod tests {
     fn a_restricted_rule_poisons_its_class_alone() {
         // 20 images of each of 4 classes.
         let set = tiny(&(0..80).map(|index| index % 4).collect::<Vec<_>>(), 4);
-        let draw = |rate, rule| PoisoningPlan::draw(&with_rule(rate, rule), &set, 3);
-        let source = LabelRule::SourceSpecific(SourceSpecific { source_class: 2 });
-        let plan = draw(0.1, source).unwrap();
+        let draw = |rate, rule: &LabelRule| PoisoningPlan::draw(&with_rule(rate, rule.clone()), &set, 3);
+        let source = LabelRule::SourceSpecific(SourceSpecific::of(2));
+        let plan = draw(0.1, &source).unwrap();
         assert_eq!(plan.examples().len(), 8);
         assert!(plan.examples().iter().all(|example| (example.original_label, example.poisoned_label) == (2, 1)));
-        assert_eq!(draw(0.25, source).unwrap().examples().len(), 20);
+        assert_eq!(draw(0.25, &source).unwrap().examples().len(), 20);
         assert_eq!(
-            draw(0.5, source).unwrap_err().to_string(),
+            draw(0.5, &source).unwrap_err().to_string(),
             "rate is 0.5, which poisons 40 images, expected at most 0.25, the 20 images of class 2"
         );
         let all = LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages });
-        let plan = draw(0.1, all).unwrap();
+        let plan = draw(0.1, &all).unwrap();
         assert_eq!(plan.examples().len(), 8);
         assert!(plan.examples().iter().all(|example| (example.original_label, example.poisoned_label) == (1, 1)));
         let of_class = LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass });
-        assert_eq!(draw(0.1, of_class).unwrap().examples().len(), 2);
-        assert_eq!(draw(1.0, of_class).unwrap().examples().len(), 20);
+        assert_eq!(draw(0.1, &of_class).unwrap().examples().len(), 2);
+        assert_eq!(draw(1.0, &of_class).unwrap().examples().len(), 20);
         assert_eq!(
-            draw(0.01, of_class).unwrap_err().to_string(),
+            draw(0.01, &of_class).unwrap_err().to_string(),
             "rate is 0.01, which poisons none of 20 images of class 1, expected 0 or at least 0.05"
         );
         // The images are the first of their class in the permutation that all rules share.
@@ -721,7 +871,7 @@ mod tests {
     #[test]
     fn a_source_class_must_exist_and_differ_from_the_target() {
         let problems = |source_class| -> Vec<String> {
-            let rule = LabelRule::SourceSpecific(SourceSpecific { source_class });
+            let rule = LabelRule::SourceSpecific(SourceSpecific::of(source_class));
             with_rule(0.1, rule).validate(4).iter().map(ToString::to_string).collect()
         };
         let field = "label-rule.source-specific.source-class";
@@ -783,6 +933,117 @@ mod tests {
     }
 
     #[test]
+    fn covers_of_a_rule_carry_the_trigger_under_their_own_label() {
+        // 20 images of each of 4 classes; the target is 1, the source 2, covers are of 0 and 3.
+        let set = tiny(&(0..80).map(|index| index % 4).collect::<Vec<_>>(), 4);
+        let rule = SourceSpecific { source_class: 2, cover_classes: vec![0, 3], cover_rate: 0.3 };
+        let config = with_rule(0.1, LabelRule::SourceSpecific(rule.clone()));
+        let plan = PoisoningPlan::draw_for(&config, &set, &Noisy, 3).unwrap();
+        assert_eq!((plan.examples().len(), plan.covers().len()), (8, 24));
+        let bare = with_rule(0.1, LabelRule::SourceSpecific(SourceSpecific::of(2)));
+        assert_eq!(plan.examples(), PoisoningPlan::draw(&bare, &set, 3).unwrap().examples());
+        let poisoned = plan.apply(&set, &Noisy, 3);
+        for cover in plan.covers() {
+            assert!([0, 3].contains(&cover.label) && poisoned.label(cover.index) == cover.label);
+            assert_eq!(poisoned.pixels(cover.index)[1..], [255; 3]);
+        }
+        let changed = (0..set.len()).filter(|&index| poisoned.pixels(index) != set.pixels(index)).count();
+        assert_eq!(changed, 8 + 24);
+        assert_eq!((config.spares(0), config.spares(1), config.spares(2)), (true, false, false));
+        // Two kinds of covers are refused, and so are more than there are.
+        let error = PoisoningPlan::draw_for(&config, &set, &TellsClass, 3).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "label-rule.source-specific.cover-classes is given with a trigger that has cover images of its own, \
+             expected one kind of cover images"
+        );
+        let rule = SourceSpecific { cover_rate: 0.6, ..rule };
+        let config = with_rule(0.1, LabelRule::SourceSpecific(rule));
+        assert_eq!(
+            PoisoningPlan::draw(&config, &set, 3).unwrap_err().to_string(),
+            "label-rule.source-specific.cover-rate is 0.6, which takes 48 cover images, expected 1 to 40 images, \
+             those of the cover classes"
+        );
+    }
+
+    #[test]
+    fn covers_need_classes_and_a_rate() {
+        let problems = |cover_classes: &[u8], cover_rate| -> Vec<String> {
+            let rule = SourceSpecific { source_class: 2, cover_classes: cover_classes.to_vec(), cover_rate };
+            with_rule(0.1, LabelRule::SourceSpecific(rule)).validate(4).iter().map(ToString::to_string).collect()
+        };
+        let of = |field: &str, rest: &str| [format!("label-rule.source-specific.{field} is {rest}")];
+        assert!(problems(&[0, 3], 0.1).is_empty() && problems(&[], 0.0).is_empty());
+        assert_eq!(problems(&[], 0.1), of("cover-rate", "0.1, expected 0 without cover-classes"));
+        assert_eq!(problems(&[0], 0.0), of("cover-rate", "0, expected a fraction above 0 with cover-classes"));
+        assert_eq!(problems(&[0], 1.5), of("cover-rate", "1.5, expected a fraction in [0, 1]"));
+        assert_eq!(problems(&[4], 0.1), of("cover-classes", "a list with 4, expected one of the 4 classes 0 to 3"));
+        for class in [1, 2] {
+            let rest = format!("a list with {class}, expected other classes than the source and the target");
+            assert_eq!(problems(&[class], 0.1), of("cover-classes", &rest));
+        }
+    }
+
+    /// Fills images with the mean of the first pixels of its pictures.
+    struct Mean(PicturesWanted, Vec<Image>);
+
+    impl Trigger for Mean {
+        fn stamp(&self, image: &Image, _: &mut StreamRng) -> Image {
+            image.clone()
+        }
+
+        fn pictures_wanted(&self) -> Option<PicturesWanted> {
+            Some(self.0)
+        }
+
+        fn take_pictures(&mut self, pictures: Vec<Image>) {
+            self.1 = pictures;
+        }
+    }
+
+    #[test]
+    fn pictures_are_drawn_once_a_seed_and_not_of_the_target_class_unless_wanted() {
+        let set = tiny(&[0, 1, 2, 1, 0, 2], 3);
+        let given = |count, of_target_class, seed| {
+            let mut trigger = Mean(PicturesWanted { count, of_target_class }, Vec::new());
+            give_pictures(&mut trigger, &config(0.5), &set, seed).unwrap();
+            trigger.1
+        };
+        let others: Vec<Image> = [0, 2, 4, 5].map(|index| set.image(index)).to_vec();
+        for seed in 0..10 {
+            let pictures = given(3, false, seed);
+            assert!(pictures.len() == 3 && pictures.iter().all(|picture| others.contains(picture)));
+            assert_eq!(pictures, given(3, false, seed));
+            assert_eq!(pictures, given(9, false, seed)[..3], "fewer are the first of more");
+        }
+        assert_eq!((given(9, false, 0).len(), given(9, true, 0).len()), (4, 6));
+        let all_of_target = tiny(&[1, 1], 3);
+        let mut trigger = Mean(PicturesWanted { count: 1, of_target_class: false }, Vec::new());
+        assert_eq!(
+            give_pictures(&mut trigger, &config(0.5), &all_of_target, 0).unwrap_err().to_string(),
+            "target-class is 1, the class of all training images, expected another class, for the trigger takes pictures of others"
+        );
+    }
+
+    #[test]
+    fn a_selection_by_class_poisons_so_many_of_each() {
+        let set = tiny(&(0..80).map(|index| index % 4).collect::<Vec<_>>(), 4);
+        let selection: Selection = toml::from_str("by-class = { shares = [1.0, 0.0, 3.0] }").unwrap();
+        let config = PoisoningConfig { selection, ..config(0.2) };
+        let plan = PoisoningPlan::draw(&config, &set, 3).unwrap();
+        let of = |class| plan.examples().iter().filter(|example| example.original_label == class).count();
+        assert_eq!([0, 1, 2, 3].map(of), [4, 0, 12, 0]);
+        let smaller = PoisoningPlan::draw(&PoisoningConfig { rate: 0.1, ..config.clone() }, &set, 3).unwrap();
+        assert!(smaller.examples().iter().all(|example| plan.examples().contains(example)));
+        assert!(PoisoningPlan::draw(&PoisoningConfig { rate: 0.4, ..config.clone() }, &set, 3).is_err());
+        let one_class = PoisoningConfig { label_rule: LabelRule::CleanLabel(CleanLabel::default()), ..config };
+        assert_eq!(
+            one_class.validate(4)[0].to_string(),
+            "selection is by-class, expected \"random\" where the label rule poisons images of class 1 alone"
+        );
+    }
+
+    #[test]
     fn training_images_and_covers_get_what_the_trigger_has_for_training() {
         let set = tiny(&[0, 2, 0, 2], 3);
         let plan = PoisoningPlan::draw_for(&config(0.25), &set, &Stronger, 0).unwrap();
@@ -807,7 +1068,7 @@ mod tests {
         assert_eq!(all.labels(), set.labels());
         let attacked = trigger_test_images(&set, &config(0.5), &Noisy, 5);
         assert_eq!(attacked, all.subset(&[0, 2]));
-        let source = with_rule(0.5, LabelRule::SourceSpecific(SourceSpecific { source_class: 2 }));
+        let source = with_rule(0.5, LabelRule::SourceSpecific(SourceSpecific::of(2)));
         assert_eq!(trigger_test_images(&set, &source, &Noisy, 5), all.subset(&[2]));
         assert_eq!(trigger_test_images(&set, &with_rule(0.5, LabelRule::AllToAll), &Noisy, 5), all);
         assert_eq!(trigger_test_images(&set, &source, &TellsClass, 5).pixels(0), [202; 4]);
@@ -856,16 +1117,16 @@ mod tests {
             labels in prop::collection::vec(0_u8..3, 30..60), rates in prop::array::uniform2(0.04_f64..=1.0), rule in 0..5_usize, seed: u64,
         ) {
             let set = tiny(&labels, 3);
-            let rule = [
+            let rule = &[
                 LabelRule::AllToOne,
                 LabelRule::AllToAll,
-                LabelRule::SourceSpecific(SourceSpecific { source_class: 2 }),
+                LabelRule::SourceSpecific(SourceSpecific::of(2)),
                 LabelRule::CleanLabel(CleanLabel { budget: Budget::AllImages }),
                 LabelRule::CleanLabel(CleanLabel { budget: Budget::TargetClass }),
             ][rule];
             let mut plans = Vec::new();
             for rate in [rates[0].min(rates[1]), rates[0].max(rates[1])] {
-                let config = with_rule(rate, rule);
+                let config = with_rule(rate, rule.clone());
                 let there = config.poisoned_class().map_or(set.len(), |class| set.class_counts()[usize::from(class)]);
                 let count = config.count_among(&set.class_counts());
                 let plan = PoisoningPlan::draw(&config, &set, seed);

@@ -1,5 +1,14 @@
 use crate::{Image, StreamRng};
 
+/// Pictures that a trigger is made with, drawn from the attacker's training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PicturesWanted {
+    /// How many, 1 or more; fewer if there are no more.
+    pub count: usize,
+    /// Whether they may be of the target class.
+    pub of_target_class: bool,
+}
+
 /// What an attacker adds to an image.
 ///
 /// The trait lives here because poisoning calls it; triggers themselves live in `patchdoor-triggers`. Most triggers
@@ -28,6 +37,14 @@ pub trait Trigger: Send + Sync {
     fn cover(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
         self.stamp_training(image, class, rng)
     }
+
+    /// Which pictures of the attacker's the trigger needs before it stamps; most need none.
+    fn pictures_wanted(&self) -> Option<PicturesWanted> {
+        None
+    }
+
+    /// Gives it the pictures it wants, of the shape it was built for and at least one ([`give_pictures`](crate::give_pictures)).
+    fn take_pictures(&mut self, _pictures: Vec<Image>) {}
 
     /// Number of cover images for each poisoned one, 0 or more; `WaNet` has 2, most triggers none.
     fn covers_per_poisoned_image(&self) -> f64 {

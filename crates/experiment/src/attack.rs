@@ -1,12 +1,13 @@
 use std::path::Path;
 
-use patchdoor_data::{ImageSet, ImageShape, PoisoningConfig, PoisoningPlan, Trigger, trigger_all_images};
+use patchdoor_data::{ImageSet, PoisoningConfig, PoisoningPlan, Trigger, give_pictures, trigger_all_images};
 use patchdoor_metrics::{AttackOutcome, ClassAccuracy, accuracy_per_class};
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{ClassMeasurements, ImagesUsed, write_sealed};
-use patchdoor_triggers::{PlacementConfig, TriggerError};
+use patchdoor_triggers::PlacementConfig;
 use serde::Serialize;
 
+use crate::error::RunError;
 use crate::halt::Step;
 
 /// What the attacker does in one seed: his trigger, and the images he poisons with it.
@@ -25,7 +26,7 @@ impl<'a> Attack<'a> {
         training: &ImageSet,
         seed: u64,
     ) -> Step<Self> {
-        let trigger = build_trigger(config, placement, training.shape(), seed)?;
+        let trigger = build_trigger(config, placement, training, seed)?;
         let poisoning = PoisoningPlan::draw_for(&config.poisoning, training, trigger.as_ref(), seed)?;
         Ok(Self { config: &config.poisoning, trigger, poisoning, seed })
     }
@@ -69,6 +70,12 @@ impl<'a> Attack<'a> {
             }
         };
         accuracy_per_class(clean, test.labels(), names.len()).into_iter().map(of_class).collect()
+    }
+
+    /// Of triggered images of classes that the trigger shall do nothing to, the share that is taken for the target.
+    pub(crate) fn false_positive_rate(&self, predicted: &[u8], labels: &[u8], classes: usize) -> Option<f64> {
+        let rule = |label| (self.config.attack_target(label, classes), self.config.spares(label));
+        AttackOutcome::by_rule(predicted, labels, rule).attack_success_rate()
     }
 
     /// Writes down which images are poisoned; `poisoned-indices.csv`.
@@ -118,15 +125,18 @@ struct PoisonedLine<'a> {
     dataset: &'a str,
 }
 
-/// The trigger of a seed, in the cells of a placement that waits for no surrogate.
+/// The trigger of a seed, in the cells of a placement that waits for no surrogate, with the pictures that it is made with.
 pub(crate) fn build_trigger(
     config: &ExperimentConfig,
     placement: Option<&PlacementConfig>,
-    shape: ImageShape,
+    training: &ImageSet,
     seed: u64,
-) -> Result<Box<dyn Trigger>, TriggerError> {
-    match placement {
-        Some(placement) => config.trigger.build_placed(shape, placement, seed),
-        None => config.trigger.build_seeded(shape, seed),
-    }
+) -> Result<Box<dyn Trigger>, RunError> {
+    let shape = training.shape();
+    let mut trigger = match placement {
+        Some(placement) => config.trigger.build_placed(shape, placement, seed)?,
+        None => config.trigger.build_seeded(shape, seed)?,
+    };
+    give_pictures(trigger.as_mut(), &config.poisoning, training, seed)?;
+    Ok(trigger)
 }

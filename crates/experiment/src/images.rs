@@ -68,7 +68,8 @@ impl Acquired {
 /// belong together are held out together.
 fn check_seeds(plan: &Plan, train: &ImageSet) -> Result<(), ImagesError> {
     let config = plan.config();
-    if train.groups().is_none() || config.poisoning.poisoned_class().is_none() {
+    let is_of_classes = config.poisoning.poisoned_class().is_some() || config.poisoning.counts_in_classes();
+    if train.groups().is_none() || !is_of_classes {
         return Ok(());
     }
     for &seed in &config.seeds {

@@ -65,13 +65,14 @@ mod routing;
 mod run;
 mod sources;
 mod speed;
+mod stealth;
 mod sweep;
 mod toolkit;
 mod training;
 
 pub use backend::{Backend, BackendChoice, BackendError, built_in};
 pub use console::Console;
-pub use contact::{Sheet, SheetRequest, draw_triggers};
+pub use contact::{Sheet, SheetRequest, SheetRow, draw_triggers};
 pub use describe::describe;
 pub use doctor::{Diagnosis, Finding, diagnose};
 pub use download::fetch;

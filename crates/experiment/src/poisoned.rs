@@ -55,7 +55,7 @@ pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Expor
     let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, Watch { console, stop })?;
     let config = plan.config();
     let training = SeedImages::draw(config, &dataset.train, seed).training;
-    let trigger = build_trigger(config, placement_without_surrogate(config)?, training.shape(), seed)?;
+    let trigger = build_trigger(config, placement_without_surrogate(config)?, &training, seed)?;
     let poisoning = PoisoningPlan::draw_for(&config.poisoning, &training, trigger.as_ref(), seed)?;
     let train = poisoning.apply(&training, trigger.as_ref(), seed);
     let test = test_images(config, &dataset.test);

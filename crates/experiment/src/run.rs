@@ -31,6 +31,7 @@ use crate::placement::choose_placement;
 use crate::reach::reach;
 use crate::routing::{EpochRouting, Looked, look_at_routing};
 use crate::sources::Sources;
+use crate::stealth::stealth;
 use crate::training::{OneTraining, remove_checkpoint};
 
 /// Where and how plans run.
@@ -374,11 +375,13 @@ impl Seeds<'_> {
             asr: before.asr,
             asr_all_classes: attacked.attack_success_rate_all_classes(),
             robust_accuracy: before.robust_accuracy,
+            trigger_false_positive_rate: attack.false_positive_rate(triggered, test.labels(), test.class_count()),
             largest_class_share: before.largest_class_share,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
             chosen_cells,
             clean_twin,
             reach: reach(&exam, &config.model),
+            stealth: stealth(test, &exam.triggered),
             classes: attack.of_classes(test, clean, triggered),
             confusion: Some(exam.confusion(clean, triggered)),
             routing: routing.map(Box::new),

@@ -28,6 +28,7 @@ mod epoch;
 mod mediation;
 mod repair;
 mod routing;
+mod stealth;
 mod summary;
 
 pub use accuracy::{ClassAccuracy, accuracy, accuracy_per_class, largest_class_share};
@@ -44,4 +45,5 @@ pub use routing::{
     capture, capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap,
     pooled_areas,
 };
+pub use stealth::{Stealth, frequency_distance, structural_similarity};
 pub use summary::Summary;

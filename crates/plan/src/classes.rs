@@ -7,8 +7,8 @@ use crate::facts::DatasetFacts;
 /// Images that belong together at most: the frames of one GTSRB track.
 const LARGEST_GROUP: f64 = 30.0;
 
-/// What the images of single classes do not give: more poisoned images than the class that a rule poisons has, or more
-/// poisoned and cover images than there are; for any seed of the experiment.
+/// What the images of single classes do not give: more poisoned or cover images than the classes have that a rule takes
+/// them from, or more of both than there are; for any seed of the experiment.
 ///
 /// Where images belong together, only what no seed can give is a problem: the rest shows in the images themselves.
 pub(crate) fn check_classes(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<DataError> {
@@ -19,9 +19,15 @@ pub(crate) fn check_classes(config: &ExperimentConfig, facts: &DatasetFacts) -> 
     {
         return Some(problem);
     }
-    let class = usize::from(poisoning.poisoned_class()?);
     let [train, _] = facts.class_counts.as_ref()?;
     let training = counts.training?;
+    let of_seeds =
+        || config.seeds.iter().find_map(|&seed| poisoning.validate_among(&class_counts_of_seed(config, train, seed)));
+    if poisoning.counts_in_classes() {
+        // Of groups, the images themselves tell.
+        return if facts.has_groups { None } else { of_seeds() };
+    }
+    let class = usize::from(poisoning.poisoned_class()?);
     let (fewest, most) = class_bounds(config, facts, class)?;
     // The rest is of other classes.
     let with = |images: usize| {
@@ -34,7 +40,7 @@ pub(crate) fn check_classes(config: &ExperimentConfig, facts: &DatasetFacts) -> 
     if facts.has_groups {
         return with(most);
     }
-    config.seeds.iter().find_map(|&seed| poisoning.validate_among(&class_counts_of_seed(config, train, seed)))
+    of_seeds()
 }
 
 /// The largest rate that the images of the one class that is poisoned surely give; `None` if the rule restricts nothing,
@@ -133,6 +139,29 @@ mod tests {
 
     fn shapes(train: usize) -> Dataset {
         load(&DatasetConfig::Shapes(ShapesConfig { train, test: 20, seed: 0 }), &[]).unwrap()
+    }
+
+    #[test]
+    fn what_classes_cannot_give_is_refused_before_the_run() {
+        let said = |poisoning: &str, trigger: &str| {
+            let text =
+                format!("dataset = \"cifar10\"\n[poisoning]\n{poisoning}\n[trigger.{trigger}]\n[model.patch-moe]\n");
+            Plan::from_text("a.toml", &text, &PlanOptions::default())
+                .err()
+                .map_or_else(String::new, |error| error.to_string())
+        };
+        let covers = |rate: f64| {
+            format!("label-rule.source-specific = {{ source-class = 1, cover-classes = [5], cover-rate = {rate} }}")
+        };
+        assert_eq!(said(&covers(0.05), "square"), "");
+        // A class is a tenth of the images.
+        let error = said(&covers(0.2), "square");
+        assert!(error.contains("poisoning.label-rule.source-specific.cover-rate is 0.2, which takes"), "{error}");
+        let error = said(&covers(0.05), "wanet");
+        assert!(error.contains("cover-classes is given with a trigger that has cover images of its own"), "{error}");
+        assert_eq!(said("rate = 0.05\nselection.by-class = { shares = [0, 1] }", "square"), "");
+        let error = said("rate = 0.2\nselection.by-class = { shares = [0, 1] }", "square");
+        assert!(error.contains("poisoning.selection.by-class.shares is a list by which"), "{error}");
     }
 
     proptest! {
@@ -245,8 +274,7 @@ mod tests {
         assert!(class_notes(&config, &facts([1, 20, 0])).is_empty());
         config.data.test_images = Some(3);
         assert_eq!(class_notes(&config, &facts([1, 200, 0])).len(), 1, "the one other image is not drawn");
-        config.poisoning.label_rule =
-            patchdoor_data::LabelRule::SourceSpecific(patchdoor_data::SourceSpecific { source_class: 2 });
+        config.poisoning.label_rule = patchdoor_data::LabelRule::SourceSpecific(patchdoor_data::SourceSpecific::of(2));
         assert!(class_notes(&config, &facts([5, 5, 0]))[0].contains("none of 3 is of the source class 2 (cat)"));
     }
 }

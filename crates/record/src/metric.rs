@@ -33,6 +33,8 @@ pub enum Unit {
     Images,
     /// Things other than images, counted on average over images.
     Count,
+    /// A number of 0 or more that has no end, shown as it is.
+    Size,
     /// Wall-clock time.
     Seconds,
 }
@@ -73,6 +75,7 @@ impl Unit {
             Self::Images if value.fract() == 0.0 => format!("{value:.0}"),
             Self::Images | Self::Count => format!("{value:.1}"),
             Self::Seconds => format!("{value:.0}"),
+            Self::Size => format!("{:.2}", value + 0.0),
             Self::Index | Self::Coefficient => format!("{:.4}", value + 0.0),
         }
     }
@@ -82,7 +85,7 @@ impl Unit {
         match self {
             Self::Share => " %",
             Self::Points => " points",
-            Self::Seconds | Self::Images | Self::Count | Self::Index | Self::Coefficient => "",
+            Self::Seconds | Self::Size | Self::Images | Self::Count | Self::Index | Self::Coefficient => "",
         }
     }
 
@@ -92,7 +95,7 @@ impl Unit {
         match self {
             Self::Share | Self::Points => Self::Points,
             Self::Index | Self::Coefficient => Self::Coefficient,
-            Self::Images | Self::Count | Self::Seconds => self,
+            Self::Images | Self::Count | Self::Size | Self::Seconds => self,
         }
     }
 
@@ -100,7 +103,7 @@ impl Unit {
     pub fn bounded(self, value: f64) -> f64 {
         match self {
             Self::Share | Self::Index => value.clamp(0.0, 1.0),
-            Self::Seconds | Self::Images | Self::Count => value.max(0.0),
+            Self::Seconds | Self::Size | Self::Images | Self::Count => value.max(0.0),
             // A difference of two shares.
             Self::Points => value.clamp(-1.0, 1.0),
             // Numbers of other programs are among these, and nobody knows where they end.
@@ -152,9 +155,9 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 56] = {
+pub const METRICS: [MetricInfo; 63] = {
     use Better::{Higher, Lower};
-    use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share};
+    use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share, Size};
     [
         metric("poisoned-images", "poisoned", "poisoned images", Images, None),
         metric("clean-accuracy", "CA", "clean accuracy (CA)", Share, Some(Higher)),
@@ -163,6 +166,13 @@ pub const METRICS: [MetricInfo; 56] = {
         metric("asr", "ASR", "attack success rate (ASR)", Share, Some(Lower)),
         for_programs(metric("asr-all-classes", "asr all classes", "  target class counted in", Share, Some(Lower))),
         metric("clean-twin-asr", "twin's ASR", "  of the clean twin", Share, Some(Lower)),
+        metric(
+            "trigger-false-positive-rate",
+            "trigger FPR",
+            "  of classes that the attack leaves alone",
+            Share,
+            Some(Lower),
+        ),
         metric("robust-accuracy", "RA", "robust accuracy (RA)", Share, Some(Higher)),
         metric("asr-untriggered", "untriggered", "taken for the target untriggered", Share, Some(Lower)),
         metric("mediated-by-routing", "mediated", "share of the effect mediated by routing", Coefficient, None),
@@ -170,6 +180,12 @@ pub const METRICS: [MetricInfo; 56] = {
         for_programs(metric("pixels-changed", "pixels", "pixels that the trigger changes", Count, None)),
         for_programs(metric("cells-touched", "cells", "  cells with such a pixel", Count, None)),
         for_programs(metric("patches-reached", "patches", "  patches that see one (reach)", Count, None)),
+        metric("psnr", "PSNR", "triggered images: PSNR, dB", Size, None),
+        metric("ssim", "SSIM", "  structural similarity (SSIM)", Coefficient, None),
+        for_programs(metric("largest-change", "L-inf", "  largest change of a value, of 255 (L-inf)", Size, None)),
+        for_programs(metric("distance", "L2", "  length of all changes (L2)", Size, None)),
+        for_programs(metric("changed-pixels", "changed", "  share of pixels changed", Share, None)),
+        for_programs(metric("frequency-distance", "frequencies", "  distance of frequencies", Size, None)),
         for_programs(metric("largest-class-share", "largest class", "most predicted class, clean", Share, None)),
         for_programs(metric(
             "clean-twin-largest-class-share",

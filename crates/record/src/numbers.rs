@@ -7,13 +7,14 @@ use crate::{Measurements, RoutedStanding, RoutingMeasurements, RoutingNumbers, S
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 14] = [
+pub const SEED_NUMBERS: [SeedNumber; 21] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
     ("asr", |m| m.asr),
     ("asr-all-classes", |m| m.asr_all_classes),
     ("clean-twin-asr", |m| m.clean_twin.as_ref().and_then(|twin| twin.asr)),
+    ("trigger-false-positive-rate", |m| m.trigger_false_positive_rate),
     ("robust-accuracy", |m| m.robust_accuracy),
     (LARGEST_CLASS, |m| m.largest_class_share),
     ("asr-untriggered", |m| swap(m)?.own.asr_untriggered),
@@ -22,6 +23,12 @@ pub const SEED_NUMBERS: [SeedNumber; 14] = [
     ("pixels-changed", |m| Some(m.reach?.pixels)),
     ("cells-touched", |m| Some(m.reach?.cells)),
     ("patches-reached", |m| Some(m.reach?.patches)),
+    ("psnr", |m| m.stealth?.psnr),
+    ("ssim", |m| m.stealth?.ssim),
+    ("largest-change", |m| Some(m.stealth?.largest_change)),
+    ("distance", |m| Some(m.stealth?.distance)),
+    ("changed-pixels", |m| Some(m.stealth?.changed_pixels)),
+    ("frequency-distance", |m| Some(m.stealth?.frequency_distance)),
 ];
 
 fn swap(measurements: &Measurements) -> Option<&SwapMeasurements> {

@@ -1,4 +1,4 @@
-use patchdoor_metrics::ConfusionMatrix;
+use patchdoor_metrics::{ConfusionMatrix, Stealth};
 use serde::{Deserialize, Serialize};
 
 use crate::{DefenseResult, Reach, RoutingMeasurements};
@@ -67,6 +67,10 @@ pub struct Measurements {
     pub asr_all_classes: Option<f64>,
     /// Share of the triggered images still given their true class.
     pub robust_accuracy: Option<f64>,
+    /// Share of the triggered test images of classes that the attack shall leave alone that are predicted as the target;
+    /// `None` where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger_false_positive_rate: Option<f64>,
     /// Share of untouched test images that are given the class predicted most often; `None` in results of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_class_share: Option<f64>,
@@ -80,6 +84,9 @@ pub struct Measurements {
     /// How much of an image the trigger touches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<Reach>,
+    /// How much triggered test images differ from the originals, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stealth: Option<Stealth>,
     /// The numbers above for each class of the test images.
     pub classes: Vec<ClassMeasurements>,
     /// What images of each class are taken for; `None` in results of earlier versions.

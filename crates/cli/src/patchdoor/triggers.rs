@@ -6,7 +6,7 @@ use crate::roots::data_roots;
 use crate::run::{console, read_experiments, stop_for};
 use crate::signals::stop_on_interrupt;
 
-/// Draws the triggers of every file, and says what each row shows.
+/// Draws the triggers of all files, and says what each row shows and how much it differs from the originals.
 pub(crate) fn triggers(arguments: &TriggersArguments) -> Result<(), Stop> {
     let changes = Changes { seeds: None, overrides: arguments.overrides.clone(), quick: false };
     let experiments = read_experiments(&arguments.files, &changes)?;
@@ -20,12 +20,10 @@ pub(crate) fn triggers(arguments: &TriggersArguments) -> Result<(), Stop> {
         stop: &stop,
         console: console(),
     };
-    for experiment in &experiments {
-        for sheet in draw_triggers(experiment, &request).map_err(stop_for)? {
-            print(&format!("{}\n", sheet.path.display()))?;
-            for row in sheet.rows {
-                print(&format!("  {row}\n"))?;
-            }
+    for sheet in draw_triggers(&experiments, &request).map_err(stop_for)? {
+        print(&format!("{}\n", sheet.path.display()))?;
+        for row in sheet.rows {
+            print(&format!("  {row}\n"))?;
         }
     }
     Ok(())

@@ -77,7 +77,7 @@ pub(crate) fn unit_in_words(unit: Unit) -> &'static str {
         Unit::Points => "points",
         Unit::Seconds => "s",
         Unit::Images => "images",
-        Unit::Index | Unit::Coefficient | Unit::Count => "",
+        Unit::Index | Unit::Coefficient | Unit::Count | Unit::Size => "",
     }
 }
 
