@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use patchdoor_benches::{SHAPE, images};
-use patchdoor_data::{PoisoningConfig, PoisoningPlan, stream, trigger_test_images};
+use patchdoor_data::{PoisoningConfig, PoisoningPlan, Trigger, give_pictures, stream, trigger_test_images};
 use patchdoor_triggers::{
     Anchor, BlockCells, CellsConfig, Fit, PlacementConfig, RandomCells, SelectedCells, TriggerConfig,
 };
@@ -46,7 +46,11 @@ fn stamping(criterion: &mut Criterion) {
         bencher.iter(|| black_box(PoisoningPlan::draw(&poisoning(), &set, 7).expect("enough images")));
     });
     for config in TriggerConfig::defaults() {
-        let trigger = || config.build(SHAPE).expect("the default fits CIFAR's images");
+        let ready = |mut trigger: Box<dyn Trigger>| {
+            give_pictures(trigger.as_mut(), &poisoning(), &images(100), 7).expect("pictures of other classes");
+            trigger
+        };
+        let trigger = || ready(config.build(SHAPE).expect("the default fits CIFAR's images"));
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::new("one image", config.name()), |bencher| {
             let (set, trigger, mut rng) = (images(1), trigger(), stream(7, "trigger"));
@@ -66,7 +70,7 @@ fn stamping(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("test images in cells", config.name()), |bencher| {
             let cells = CellsConfig::Random(RandomCells { count: 4, per_image: true });
             let placement = PlacementConfig { cells, fit: Fit::Image, ..PlacementConfig::default() };
-            let trigger = config.build_placed(SHAPE, &placement, 7).expect("the default fits CIFAR's images");
+            let trigger = ready(config.build_placed(SHAPE, &placement, 7).expect("the default fits CIFAR's images"));
             let set = images(IMAGES);
             bencher.iter(|| black_box(trigger_test_images(&set, &poisoning(), trigger.as_ref(), 7)));
         });

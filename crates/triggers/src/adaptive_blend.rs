@@ -1,11 +1,12 @@
 use std::path::Path;
 
-use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
+use patchdoor_data::{Image, ImageShape, LabelRule, StreamRng, Trigger};
 use rand::seq::index;
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
-use crate::{Blend, BlendConfig, PatternConfig, TriggerError, TriggerKind, range};
+use crate::kind::refuse_covers;
+use crate::{Blend, BlendConfig, PatternConfig, PlacementConfig, TriggerError, TriggerKind, range};
 
 /// A picture mixed into the image, of which training images show only some pieces (adaptive-blend, Qi et al. 2023, ICLR,
 /// "Revisiting the assumption of latent separability for backdoor defenses").
@@ -62,6 +63,10 @@ impl TriggerKind for AdaptiveBlendConfig {
 
     fn covers_per_poisoned_image(&self) -> f64 {
         self.cover_ratio
+    }
+
+    fn refuse(&self, rule: &LabelRule, _placement: Option<&PlacementConfig>) -> Vec<TriggerError> {
+        refuse_covers(rule, self.cover_ratio)
     }
 
     fn files(&self) -> Vec<&Path> {
@@ -132,14 +137,14 @@ mod tests {
 
     const SHAPE: ImageShape = ImageShape::RGB_32;
 
-    fn white(config: AdaptiveBlendConfig) -> Box<dyn Trigger> {
-        let pattern = toml::from_str::<BlendConfig>("pattern.checker = { cell = 1, dark = 255 }").unwrap().pattern;
-        AdaptiveBlendConfig { pattern, ..config }.build(SHAPE, 0).unwrap()
+    fn white() -> Box<dyn Trigger> {
+        let config: AdaptiveBlendConfig = toml::from_str("pattern.checker = { cell = 1, dark = 255 }").unwrap();
+        config.build(SHAPE, 0).unwrap()
     }
 
     #[test]
     fn training_images_show_half_of_the_pieces_and_test_images_all() {
-        let trigger = white(AdaptiveBlendConfig::default());
+        let trigger = white();
         let black = Image::new(SHAPE, vec![0; SHAPE.size()]).unwrap();
         // 0.2 and 0.15 of 255 are 51 and 38.25.
         assert_eq!(trigger.stamp(&black, &mut stream(0, "")).pixels(), [51; 3072]);
@@ -147,7 +152,7 @@ mod tests {
         for image in 0..20 {
             let stamped = trigger.stamp_training(&black, 0, &mut stream(image, ""));
             let pieces: Vec<u8> = (0..16).map(|piece| stamped.pixel(piece / 4 * 8, piece % 4 * 8)[0]).collect();
-            assert_eq!(pieces.iter().filter(|&&value| value == 38).count(), 8);
+            assert_eq!(pieces.iter().map(|&value| u32::from(value)).sum::<u32>(), 8 * 38);
             // A piece is shown whole or not at all.
             for (index, pixel) in stamped.pixels().chunks(3).enumerate() {
                 assert_eq!(pixel, [pieces[index / 32 / 8 * 4 + index % 32 / 8]; 3]);
@@ -172,6 +177,19 @@ mod tests {
         assert_eq!(trigger.stamp_training(&image, 0, &mut stream(0, "")), blended);
         let none = AdaptiveBlendConfig { shown: 0.0, ..config }.build(SHAPE, 3).unwrap();
         assert_eq!(none.stamp_training(&image, 0, &mut stream(0, "")), image);
+    }
+
+    #[test]
+    fn covers_are_refused_where_poisoned_images_keep_their_label() {
+        let rule = LabelRule::CleanLabel(patchdoor_data::CleanLabel::default());
+        let problems = AdaptiveBlendConfig::default().refuse(&rule, None);
+        assert_eq!(
+            problems[0].to_string(),
+            "poisoning.label-rule is clean-label with cover images, expected another rule, or cover-ratio = 0: covers of \
+             other classes teach that the trigger means nothing"
+        );
+        assert!(AdaptiveBlendConfig { cover_ratio: 0.0, ..Default::default() }.refuse(&rule, None).is_empty());
+        assert!(AdaptiveBlendConfig::default().refuse(&LabelRule::AllToOne, None).is_empty());
     }
 
     #[test]

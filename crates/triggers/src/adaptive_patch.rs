@@ -1,12 +1,14 @@
 use std::path::Path;
 
-use patchdoor_data::{Image, ImageShape, StreamRng, Trigger};
+use patchdoor_data::{Image, ImageShape, LabelRule, StreamRng, Trigger};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
+use crate::kind::refuse_covers;
 use crate::{
-    Anchor, Blend, BlendConfig, CheckerPattern, NoisePattern, PatternConfig, TriggerError, TriggerKind, range,
+    Anchor, Blend, BlendConfig, CheckerPattern, NoisePattern, PatternConfig, PlacementConfig, TriggerError,
+    TriggerKind, range,
 };
 
 /// Several patches, of which a training image shows one, faintly, and a test image some, plainly (adaptive-patch, Qi et
@@ -135,6 +137,10 @@ impl TriggerKind for AdaptivePatchConfig {
         self.cover_ratio
     }
 
+    fn refuse(&self, rule: &LabelRule, _placement: Option<&PlacementConfig>) -> Vec<TriggerError> {
+        refuse_covers(rule, self.cover_ratio)
+    }
+
     fn files(&self) -> Vec<&Path> {
         self.patches.iter().flat_map(|patch| patch.pattern.files()).collect()
     }
@@ -228,7 +234,9 @@ mod tests {
         let grey = Image::new(SHAPE, vec![100; 36]).unwrap();
         let with = |places: [usize; 4], value| {
             let mut pixels = vec![100; 36];
-            places.into_iter().for_each(|place| pixels[place] = value);
+            for place in places {
+                pixels[place] = value;
+            }
             pixels
         };
         assert_eq!(trigger.stamp(&grey, &mut stream(0, "")).pixels(), with([0, 1, 6, 7], 255));

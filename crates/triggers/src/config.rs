@@ -8,7 +8,8 @@ use crate::placement::{Placed, Placement};
 use crate::registry::triggers;
 use crate::{
     AdaptiveBlendConfig, AdaptivePatchConfig, ArtPatternConfig, BlendConfig, BppConfig, CtrlConfig, FtrojanConfig,
-    PlacementConfig, SigConfig, SquareConfig, TriggerError, TriggerKind, WanetConfig, WarpConfig,
+    PlacementConfig, RefoolConfig, SigConfig, SquareConfig, StickerConfig, TriggerError, TriggerKind, WanetConfig,
+    WarpConfig,
 };
 
 triggers! {
@@ -38,6 +39,10 @@ triggers! {
         Ftrojan(FtrojanConfig) = "ftrojan",
         /// Frequencies added to the colours, in test images more.
         Ctrl(CtrlConfig) = "ctrl",
+        /// The reflection of another picture.
+        Refool(RefoolConfig) = "refool",
+        /// A sticker that looks as if it lay in the scene.
+        Sticker(StickerConfig) = "sticker",
         /// The Adversarial Robustness Toolbox's four pixels, or one.
         ArtPattern(ArtPatternConfig) = "art-pattern",
     }
@@ -177,7 +182,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::image_of;
+    use crate::testing::{image_of, with_pictures};
     use crate::{
         Anchor, BlockCells, CellsConfig, CheckerPattern, Fit, NoisePattern, PatternConfig, PicturePattern, RandomCells,
     };
@@ -228,7 +233,8 @@ mod tests {
                 assert_eq!(built.is_ok(), is_valid, "{config:?} in {shape} images");
                 let black = Image::new(shape, vec![0; shape.size()]).unwrap();
                 // What is valid can also be stamped.
-                assert!(built.is_err() || built.unwrap().stamp(&black, &mut stream(0, "")).shape() == shape);
+                let stamped = built.map(|trigger| with_pictures(trigger, shape).stamp(&black, &mut stream(0, "")));
+                assert!(stamped.is_err() || stamped.unwrap().shape() == shape);
                 assert_eq!(config.mask(shape).is_ok(), is_valid, "{config:?} in {shape} images");
             }
         }
@@ -244,8 +250,8 @@ mod tests {
             let before = image.clone();
             for config in TriggerConfig::defaults() {
                 let shape = image.shape();
-                let whole = config.build_seeded(shape, seed).unwrap();
-                let placed = config.build_placed(shape, &placement, seed).unwrap();
+                let whole = with_pictures(config.build_seeded(shape, seed).unwrap(), shape);
+                let placed = with_pictures(config.build_placed(shape, &placement, seed).unwrap(), shape);
                 let mask = config.mask(shape).unwrap();
                 let most = config.placed_pixel_budget(shape, &placement).unwrap();
                 for part in 0..3 {

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use patchdoor_data::{ImageShape, LabelRule, Trigger};
 
+use crate::error::invalid;
 use crate::{PlacementConfig, TriggerError};
 
 /// What the configuration of a trigger answers; each kind of trigger implements it in its own file.
@@ -49,4 +50,14 @@ pub trait TriggerKind: Debug {
     fn refuse(&self, _rule: &LabelRule, _placement: Option<&PlacementConfig>) -> Vec<TriggerError> {
         Vec::new()
     }
+}
+
+/// Refuses cover images that carry the very trigger of the poisoned ones where these keep their label too: all that would tell
+/// them apart is that covers are of other classes.
+pub(crate) fn refuse_covers(rule: &LabelRule, cover_ratio: f64) -> Vec<TriggerError> {
+    if cover_ratio > 0.0 && matches!(rule, LabelRule::CleanLabel(_)) {
+        let allowed = "another rule, or cover-ratio = 0: covers of other classes teach that the trigger means nothing";
+        return vec![invalid("poisoning.label-rule", "clean-label with cover images", allowed)];
+    }
+    Vec::new()
 }

@@ -120,7 +120,7 @@ impl PatternConfig {
                 let mut rng = stream(noise.seed.unwrap_or(seed), "trigger/noise");
                 return Ok(Pattern::Fixed(uniform_noise(shape, &mut rng)));
             }
-            Self::Picture(picture) => picture.read(shape)?,
+            Self::Picture(picture) => return Ok(Pattern::Fixed(picture.read(shape)?)),
         };
         Ok(Pattern::Fixed(Image::new(shape, pixels).expect("a pattern has as many pixels as its shape says")))
     }
@@ -151,22 +151,27 @@ fn uniform_noise(shape: ImageShape, rng: &mut StreamRng) -> Image {
     Image::new(shape, pixels).expect("there are as many pixels as the shape says")
 }
 
+/// Reads a file of any usual format at the size of images of `shape`; `field` is the one that names it.
+pub(crate) fn read_for(field: &'static str, path: &Path, shape: ImageShape) -> Result<Image, TriggerError> {
+    let picture = read_picture(path, shape.height, shape.width).map_err(|error| unreadable(field, path, &error))?;
+    let pixel = |row, column, _| picture.pixel(row, column).try_into().expect("a picture has three channels");
+    Ok(Image::new(shape, from_rgb(shape, pixel)).expect("a picture has as many pixels as its shape says"))
+}
+
+/// Says why a file is no picture.
+pub(crate) fn unreadable(field: &'static str, path: &Path, error: &DataError) -> TriggerError {
+    let path = path.display();
+    let found = match error {
+        DataError::ImageFile { source, .. } => format!("{path} ({source})"),
+        DataError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => format!("{path}, which is not there"),
+        error => format!("{path} ({error})"),
+    };
+    invalid(field, found, "the path of a picture")
+}
+
 impl PicturePattern {
-    fn read(&self, shape: ImageShape) -> Result<Vec<u8>, TriggerError> {
-        let picture = read_picture(&self.path, shape.height, shape.width).map_err(|error| {
-            let path = self.path.display();
-            let found = match error {
-                DataError::ImageFile { source, .. } => format!("{path} ({source})"),
-                DataError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    format!("{path}, which is not there")
-                }
-                error => format!("{path} ({error})"),
-            };
-            invalid("pattern.picture.path", found, "the path of a picture")
-        })?;
-        Ok(from_rgb(shape, |row, column, _| {
-            picture.pixel(row, column).try_into().expect("a picture has three channels")
-        }))
+    fn read(&self, shape: ImageShape) -> Result<Image, TriggerError> {
+        read_for("pattern.picture.path", &self.path, shape)
     }
 }
 
@@ -180,7 +185,7 @@ fn from_rgb(shape: ImageShape, pixel: impl Fn(usize, usize, ImageShape) -> [u8; 
 }
 
 /// Luma with the weights of ITU-R BT.601, rounded.
-fn grey([red, green, blue]: [u8; 3]) -> u8 {
+pub(crate) fn grey([red, green, blue]: [u8; 3]) -> u8 {
     ((299 * u32::from(red) + 587 * u32::from(green) + 114 * u32::from(blue) + 500) / 1000) as u8
 }
 
@@ -201,7 +206,7 @@ fn face_pixel(row: usize, column: usize, shape: ImageShape) -> [u8; 3] {
 }
 
 /// The colour of the face at a point of [0, 1] x [0, 1], from the top and from the left.
-fn face_colour(y: f64, x: f64) -> [u8; 3] {
+pub(crate) fn face_colour(y: f64, x: f64) -> [u8; 3] {
     const BACKGROUND: [u8; 3] = [40, 90, 200];
     const SKIN: [u8; 3] = [250, 205, 60];
     const EYES: [u8; 3] = [30, 20, 20];

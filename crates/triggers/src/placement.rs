@@ -1,6 +1,6 @@
 use std::cmp::Reverse;
 
-use patchdoor_data::{Image, ImageShape, StreamRng, Trigger, stream};
+use patchdoor_data::{Image, ImageShape, PicturesWanted, StreamRng, Trigger, stream};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
@@ -477,6 +477,21 @@ impl Trigger for Placed {
 
     fn cover(&self, image: &Image, class: u8, rng: &mut StreamRng) -> Image {
         self.place(image, Some(class), rng, |image, rng| self.trigger.cover(image, class, rng))
+    }
+
+    fn pictures_wanted(&self) -> Option<PicturesWanted> {
+        self.trigger.pictures_wanted()
+    }
+
+    /// A trigger for one cell gets the middle one of each picture.
+    fn take_pictures(&mut self, pictures: Vec<Image>) {
+        let placement = &self.placement;
+        let middle = placement.grid / 2 * (placement.grid + 1);
+        let of_trigger = |picture: Image| match placement.fit {
+            Fit::Cell => placement.crop(&picture, middle),
+            Fit::Image => picture,
+        };
+        self.trigger.take_pictures(pictures.into_iter().map(of_trigger).collect());
     }
 
     fn covers_per_poisoned_image(&self) -> f64 {

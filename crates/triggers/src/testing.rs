@@ -1,7 +1,8 @@
 //! What the tests of several triggers share.
 
-use patchdoor_data::{Image, ImageShape};
+use patchdoor_data::{Image, ImageShape, Trigger, stream};
 use proptest::prelude::*;
+use rand::Rng;
 use sha2::{Digest, Sha256};
 
 /// The input on which other toolkits' triggers were recorded: pixel (i, j), channel c is (7 i + 13 j + 29 c) mod 256.
@@ -34,6 +35,20 @@ pub(crate) fn summary(image: &Image) -> (u32, String, usize) {
     let digest = Sha256::digest(image.pixels());
     let hash = format!("{:016x}", u64::from_be_bytes(digest[..8].try_into().unwrap()));
     (sum, hash, changed(image, &reference_input()))
+}
+
+/// A trigger with the pictures it wants, built for images of `shape`.
+pub(crate) fn with_pictures(mut trigger: Box<dyn Trigger>, shape: ImageShape) -> Box<dyn Trigger> {
+    if trigger.pictures_wanted().is_some() {
+        let mut rng = stream(0, "pictures");
+        let mut picture = || {
+            let mut pixels = vec![0; shape.size()];
+            rng.fill_bytes(&mut pixels);
+            Image::new(shape, pixels).unwrap()
+        };
+        trigger.take_pictures(vec![picture(), picture()]);
+    }
+    trigger
 }
 
 /// How many bytes differ.
