@@ -63,6 +63,7 @@ impl Unit {
             Self::Coefficient => "coefficient",
             Self::Images => "images",
             Self::Count => "count",
+            Self::Size => "size",
             Self::Seconds => "seconds",
         }
     }
