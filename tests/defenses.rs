@@ -117,6 +117,79 @@ fn without_validation_images_only_a_defense_that_chooses_on_them_is_refused() {
     assert!(refused.err().contains("defenses.1.stepwise-fine-pruning chooses"), "{}", refused.err());
 }
 
+#[test]
+fn a_detector_is_measured_on_victim_and_twin_at_thresholds_from_validation_images() {
+    let bench = Bench::new();
+    let detectors = "[[defenses]]\ntwin = true\nscale-up = { factors = [2.0, 3.0] }\n[[defenses]]\nclean-images = 20\n\
+                     strip = { overlays = 2 }\n";
+    bench.file("detected.toml", &format!("{SMALL}{detectors}"));
+    let finished = bench.run(&["run", "detected.toml"]).expect(0);
+    assert!(finished.out().contains("detectors of triggered inputs, in percent"), "{}", finished.out());
+    assert!(!finished.out().contains("defenses, in percent"), "there is no repair:\n{}", finished.out());
+    assert!(finished.err().contains("scale-up: AUC "), "{}", finished.err());
+
+    let seed = bench.run_directory().join("seed-0");
+    let measured = &json(&seed.join("result.json"))["outcome"]["finished"];
+    for (index, name) in ["scale-up", "strip"].into_iter().enumerate() {
+        let folder = seed.join(format!("defenses/{index}-{name}"));
+        let result = json(&folder.join("result.json"));
+        assert_eq!(&measured["defenses"][index], &result);
+        let detected = &result["outcome"]["detected"];
+        let share = |value: &Value| value["value"].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share));
+        assert!(share(&detected["auc"]) && share(&detected["own-threshold"]["true-positive-rate"]), "{detected}");
+        let rates = detected["at-rates"].as_array().expect("three rates");
+        assert_eq!(rates.len(), 3);
+        assert!(rates.iter().all(|rate| share(&rate["false-positive-rate"])), "{detected}");
+        assert_eq!(detected.get("clean-twin").is_some(), index == 0, "only where it is asked for");
+        // One line for each test image, and a heading.
+        let scores = std::fs::read_to_string(folder.join("scores.csv")).expect("scores are kept");
+        assert_eq!(scores.lines().count() as u64, measured["test-images"].as_u64().expect("a count") + 1);
+        assert!(!folder.join("weights.safetensors").exists(), "nothing was changed");
+    }
+
+    bench.file("refused.toml", &format!("{SMALL}[data]\nvalidation-fraction = 0.0\n{detectors}"));
+    let refused = bench.run(&["run", "refused.toml"]).expect(2);
+    assert!(refused.err().contains("defenses.0.scale-up"), "{}", refused.err());
+}
+
+#[test]
+fn a_filter_and_an_inspector_are_measured_against_what_was_poisoned() {
+    let bench = Bench::new();
+    let looks = "[[defenses]]\ntwin = true\nspectral-signatures = { retrain = true }\n[[defenses]]\nactivation-clustering = {}\n\
+                 [[defenses]]\ntwin = true\nmm-bd = { starts = 1, steps = 2 }\n";
+    bench.file("looked.toml", &format!("{SMALL}{looks}"));
+    let finished = bench.run(&["run", "looked.toml"]).expect(0);
+    for heading in ["filters of training sets, in percent", "inspectors of classifiers, in percent"] {
+        assert!(finished.out().contains(heading), "{}", finished.out());
+    }
+    assert!(finished.err().contains("spectral-signatures: drops "), "{}", finished.err());
+    assert!(finished.err().contains("mm-bd: flags "), "{}", finished.err());
+
+    let seed = bench.run_directory().join("seed-0");
+    let measured = &json(&seed.join("result.json"))["outcome"]["finished"];
+    let filtered = &measured["defenses"][0]["outcome"]["filtered"];
+    let count = |standing: &Value, field: &str| standing["outcome"][field].as_u64().expect("a count");
+    // 216 training images, 21 of them poisoned.
+    assert_eq!(count(filtered, "true-positives") + count(filtered, "false-negatives"), 21);
+    assert_eq!(count(filtered, "false-positives") + count(filtered, "true-negatives"), 195);
+    let twin = &filtered["clean-twin"];
+    assert_eq!(count(twin, "false-positives") + count(twin, "true-negatives"), 216, "nothing is poisoned");
+    for field in ["clean-accuracy", "asr"] {
+        assert_eq!(filtered["retrained"]["before"][field], measured[field], "{field}");
+        assert!(filtered["retrained"]["after"][field].is_number(), "{filtered}");
+    }
+    let folder = seed.join("defenses/0-spectral-signatures");
+    assert!(folder.join("retrained/weights.safetensors").exists() && !folder.join("retrained/checkpoint").exists());
+    let judged = std::fs::read_to_string(folder.join("scores.csv")).expect("judgements are kept");
+    assert_eq!((judged.lines().count(), judged.matches(",true\n").count()), (217, 21));
+    assert!(measured["defenses"][1]["outcome"]["filtered"].get("retrained").is_none(), "only where it is asked for");
+
+    let inspected = &measured["defenses"][2]["outcome"]["inspected"];
+    assert_eq!(inspected["scores"].as_array().map(Vec::len), Some(10));
+    assert_eq!(inspected["clean-twin"]["scores"].as_array().map(Vec::len), Some(10));
+    assert_eq!(inspected["targets"].as_array().map(Vec::len), Some(1));
+}
+
 /// Two defenses, the second long enough to be stopped in its middle.
 const LONG: &str = r"
 [[defenses]]

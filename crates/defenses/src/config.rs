@@ -5,9 +5,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier, Defense,
-    DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning, Need,
-    PruningSeries, RouterRetraining, SharpnessAwareFineTuning, StepwiseFinePruning,
+    ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier,
+    Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
+    MmBd, Need, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, SharpnessAwareFineTuning,
+    SpectralSignatures, StepwiseFinePruning, Strip,
 };
 
 defenses! {
@@ -41,6 +42,18 @@ defenses! {
         AdversarialNeuronPruning(AdversarialNeuronPruning): Repair = "adversarial-neuron-pruning",
         /// Draws the head anew and pushes it away from what it was.
         FeatureShiftTuning(FeatureShiftTuning): Repair = "feature-shift-tuning",
+        /// Superimposes clean images on an input and looks at the entropy of the predictions.
+        Strip(Strip): Detect = "strip",
+        /// Multiplies an input's pixels and looks at whether the predicted class stays.
+        ScaleUp(ScaleUp): Detect = "scale-up",
+        /// Compares an input's routing with that of clean images of its predicted class.
+        RoutingDistance(RoutingDistance): Detect = "routing-distance",
+        /// Splits the features of each class in two and drops a small cluster.
+        ActivationClustering(ActivationClustering): Filter = "activation-clustering",
+        /// Drops the examples of each class that lie farthest out along its first singular direction.
+        SpectralSignatures(SpectralSignatures): Filter = "spectral-signatures",
+        /// Looks for the class whose logit can be driven farthest above all others.
+        MmBd(MmBd): Inspect = "mm-bd",
     }
 }
 
@@ -84,6 +97,9 @@ impl DefenseConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use burn::module::AutodiffModule;
     use burn_flex::FlexDevice;
     use patchdoor_data::{ImageSet, stream};
     use patchdoor_model::{Classifier, ClassifierConfig, InputShape, WideResNetConfig};
@@ -91,7 +107,10 @@ mod tests {
 
     use super::*;
     use crate::testing::{Learner, ascending_filters, bits, shapes};
-    use crate::{DefenderData, RepairWork, Repaired};
+    use crate::{
+        Calibrated, DefenderData, DetectionThreshold, Filtering, Inputs, Inspection, InspectionWork, RepairDetails,
+        RepairWork,
+    };
 
     const EXPERTS: DefendedClassifier<'_> =
         DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
@@ -168,21 +187,42 @@ mod tests {
         assert!(matches!(&stepwise, DefenseConfig::StepwiseFinePruning(quick) if quick.step_fraction >= 0.2));
     }
 
+    /// What a defense came to, to compare by.
+    #[derive(PartialEq)]
+    enum Acted {
+        Repaired { weights: BTreeMap<String, Vec<u32>>, details: RepairDetails, epochs: usize },
+        Detected { scores: Vec<f64>, threshold: f64 },
+        Filtered(Filtering),
+        Inspected(Inspection),
+    }
+
     /// What a defense makes of a classifier of four experts or none, given validation images or not.
     fn act(
         defense: &DefenseConfig,
         classifier: Classifier<Learner>,
         validation: Option<&ImageSet>,
-    ) -> Result<Repaired<Learner>, DefenseError> {
+    ) -> Result<Acted, DefenseError> {
         let clean = shapes(40);
-        let mut work = RepairWork {
-            data: DefenderData { clean: &clean, validation },
-            seed: 0,
-            checkpoints: None,
-            observer: &mut (),
-        };
+        let data = DefenderData { clean: &clean, validation };
         match defense.action::<Learner>() {
-            DefenseAction::Repair(repair) => repair.repair(classifier, &mut work, &FlexDevice),
+            DefenseAction::Repair(repair) => {
+                let mut work = RepairWork { data, seed: 0, checkpoints: None, observer: &mut () };
+                let repaired = repair.repair(classifier, &mut work, &FlexDevice)?;
+                let epochs = repaired.history.len();
+                Ok(Acted::Repaired { weights: bits(&repaired.classifier), details: repaired.details, epochs })
+            }
+            DefenseAction::Detect(detector) => {
+                let detector = Calibrated::new(detector, defense.name(), &classifier, &data, 0, &FlexDevice)?;
+                let threshold = detector.threshold(DetectionThreshold::FalsePositiveRate(0.1));
+                Ok(Acted::Detected { scores: detector.scores(Inputs::of(&shapes(30))), threshold })
+            }
+            DefenseAction::Filter(filter) => {
+                filter.filter(&shapes(60), classifier.valid(), &FlexDevice).map(Acted::Filtered)
+            }
+            DefenseAction::Inspect(inspector) => {
+                let work = InspectionWork { data, seed: 0, is_stopped: &|| false };
+                inspector.inspect(classifier, &work, &FlexDevice).map(Acted::Inspected)
+            }
         }
     }
 
@@ -191,13 +231,48 @@ mod tests {
         let validation = shapes(20);
         for mut defense in DefenseConfig::defaults() {
             defense.make_quick();
-            let [first, second] = [0, 1].map(|_| {
-                let repaired = act(&defense, ascending_filters(), Some(&validation)).unwrap();
-                assert_eq!(repaired.history.len(), defense.epochs(), "{}", defense.name());
-                (bits(&repaired.classifier), repaired.details)
-            });
-            assert!(first == second, "{}", defense.name());
-            assert!(first.0.values().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{}", defense.name());
+            let name = defense.name();
+            let [first, second] = [0, 1].map(|_| act(&defense, ascending_filters(), Some(&validation)).unwrap());
+            assert!(first == second, "{name}");
+            match first {
+                Acted::Repaired { weights, epochs, .. } => {
+                    assert_eq!(epochs, defense.epochs(), "{name}");
+                    assert!(weights.values().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
+                }
+                Acted::Detected { scores, .. } => assert!(scores.iter().all(|score| score.is_finite()), "{name}"),
+                Acted::Inspected(Inspection { scores, is_flagged }) => {
+                    assert_eq!((scores.len(), is_flagged.len()), (10, 10), "{name}");
+                    assert!(scores.iter().all(|score| score.is_finite()), "{name}");
+                }
+                Acted::Filtered(Filtering { scores, is_suspect }) => {
+                    assert_eq!((scores.len(), is_suspect.len()), (60, 60), "{name}");
+                    assert!(scores.iter().all(|score| score.is_finite()), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_detector_says_of_an_image_depends_on_that_image_alone() {
+        let (images, clean, validation) = (shapes(30), shapes(40), shapes(20));
+        let data = DefenderData { clean: &clean, validation: Some(&validation) };
+        let turned = images.subset(&(0..30).rev().collect::<Vec<_>>());
+        let without_labels =
+            ImageSet::new(images.shape(), images.all_pixels().to_vec(), vec![0; 30], images.classes().to_vec());
+        for mut defense in DefenseConfig::defaults() {
+            defense.make_quick();
+            let DefenseAction::Detect(detector) = defense.action::<Learner>() else { continue };
+            let detector =
+                Calibrated::new(detector, defense.name(), &ascending_filters(), &data, 0, &FlexDevice).unwrap();
+            let scores = detector.scores(Inputs::of(&images));
+            assert_eq!(scores.len(), 30, "{}", defense.name());
+            let mut again = detector.scores(Inputs::of(&turned));
+            again.reverse();
+            assert!(scores == again, "{} sees the others", defense.name());
+            let alone = detector.scores(Inputs::of(&images.subset(&[7])));
+            assert!(scores[7..8] == alone[..], "{} sees the others", defense.name());
+            let unlabelled = detector.scores(Inputs::of(without_labels.as_ref().unwrap()));
+            assert!(scores == unlabelled, "{} sees labels", defense.name());
         }
     }
 

@@ -3,7 +3,7 @@ use std::fmt::{self, Debug};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_train::TrainingConfig;
 
-use crate::{DefenseError, ModelRepair};
+use crate::{DatasetFilter, DefenseError, InputDetector, ModelInspector, ModelRepair};
 
 /// What the configuration of a defense answers before anything runs; each defense implements it in its own file.
 ///
@@ -84,12 +84,13 @@ pub struct DefendedClassifier<'a> {
 }
 
 /// A defense ready to act on classifiers of one backend, by what it acts on.
-///
-/// Defenses of the three other kinds of this crate, [`DatasetFilter`](crate::DatasetFilter),
-/// [`ModelInspector`](crate::ModelInspector) and [`InputDetector`](crate::InputDetector), get a variant here with the
-/// first of them, named in the defense's line of [`DefenseConfig`](crate::DefenseConfig); whoever runs defenses then has
-/// to say, or does not compile, how what they return is measured.
 pub enum DefenseAction<'a, B: TrainingBackend> {
     /// Changes a classifier.
     Repair(&'a dyn ModelRepair<B>),
+    /// Scores inputs.
+    Detect(&'a dyn InputDetector<B>),
+    /// Drops training examples.
+    Filter(&'a dyn DatasetFilter<B>),
+    /// Looks at a classifier.
+    Inspect(&'a dyn ModelInspector<B>),
 }

@@ -51,3 +51,8 @@ pub enum DefenseError {
 pub(crate) fn invalid(field: &str, found: impl ToString, allowed: &str) -> DefenseError {
     DefenseError::InvalidField { field: field.into(), found: found.to_string(), allowed: allowed.into() }
 }
+
+/// The problem of a share of validation images that may be flagged, if it is one.
+pub(crate) fn check_rate(field: &str, rate: f64) -> Option<DefenseError> {
+    (!(rate > 0.0 && rate < 1.0)).then(|| invalid(field, rate, "a fraction in (0, 1)"))
+}

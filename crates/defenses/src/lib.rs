@@ -17,12 +17,17 @@
 //! assert!(DefenseConfig::FinePruning(defense).validate(&classifier).is_empty());
 //! ```
 
+mod activation_clustering;
 mod adversarial_neuron_pruning;
 mod attention_distillation;
 mod batch_stream;
+mod calibration;
 mod channel_lipschitz_pruning;
+mod class_features;
 mod config;
 mod defense;
+#[cfg(test)]
+mod detectable;
 mod error;
 mod expert_fine_tuning;
 mod expert_pruning;
@@ -30,16 +35,22 @@ mod feature_shift_tuning;
 mod filter_scores;
 mod fine_pruning;
 mod fine_tuning;
+mod mm_bd;
 mod neuron_masks;
 mod norm_channels;
 #[cfg(test)]
 mod planted;
+mod principal;
 mod pruning_series;
 mod registry;
 mod router_retraining;
+mod routing_distance;
+mod scale_up;
 mod sharpness_aware_fine_tuning;
+mod spectral_signatures;
 mod spectrum;
 mod stepwise_fine_pruning;
+mod strip;
 #[cfg(test)]
 mod testing;
 mod threshold_pruning;
@@ -47,8 +58,10 @@ mod traits;
 mod tuning;
 mod view;
 
+pub use activation_clustering::ActivationClustering;
 pub use adversarial_neuron_pruning::AdversarialNeuronPruning;
 pub use attention_distillation::AttentionDistillation;
+pub use calibration::Calibrated;
 pub use channel_lipschitz_pruning::ChannelLipschitzPruning;
 pub use config::{DefenseConfig, DefenseName};
 pub use defense::{DefendedClassifier, Defense, DefenseAction, Need};
@@ -59,12 +72,20 @@ pub use feature_shift_tuning::FeatureShiftTuning;
 pub use filter_scores::FilterScore;
 pub use fine_pruning::FinePruning;
 pub use fine_tuning::FineTuning;
+pub use mm_bd::MmBd;
 pub use neuron_masks::MaskTrainingConfig;
 pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use pruning_series::PruningSeries;
 pub use router_retraining::RouterRetraining;
+pub use routing_distance::{RoutingDistance, RoutingSpace};
+pub use scale_up::ScaleUp;
 pub use sharpness_aware_fine_tuning::SharpnessAwareFineTuning;
+pub use spectral_signatures::SpectralSignatures;
 pub use stepwise_fine_pruning::StepwiseFinePruning;
+pub use strip::{Strip, Superimposition};
 pub use threshold_pruning::ThresholdConfig;
-pub use traits::{DatasetFilter, InputDetector, ModelInspector, ModelRepair, Repaired, SeriesPoint};
-pub use view::{DefenderData, RepairWork};
+pub use traits::{
+    DatasetFilter, DetectionThreshold, Filtering, InputDetector, Inspection, ModelInspector, ModelRepair, Repaired,
+    Scorer, SeriesPoint,
+};
+pub use view::{DefenderData, Inputs, InspectionWork, RepairWork};

@@ -4,34 +4,63 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use patchdoor_train::EpochRecord;
 
-use crate::{DefenderData, DefenseError, RepairDetails, RepairWork};
+use crate::{DefenseError, Inputs, InspectionWork, RepairDetails, RepairWork};
 
 /// Acts on a training set: which of its examples to drop.
 pub trait DatasetFilter<B: TrainingBackend> {
-    /// Returns one decision per example, true where it should be dropped.
+    /// Judges every example of a set, images and labels as they are trained on; nothing says which are poisoned. The
+    /// classifier was trained on that set.
     ///
     /// # Errors
     /// If the filter cannot run on this set or model.
-    fn suspects(
+    fn filter(
         &self,
         set: &ImageSet,
-        classifier: &Classifier<B>,
+        classifier: Classifier<B::InnerBackend>,
         device: &B::Device,
-    ) -> Result<Vec<bool>, DefenseError>;
+    ) -> Result<Filtering, DefenseError>;
+
+    /// Whether a classifier is trained anew on what is left.
+    fn retrains(&self) -> bool;
+}
+
+/// What a filter makes of every example of a training set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Filtering {
+    /// Higher where an example is more likely poisoned.
+    pub scores: Vec<f64>,
+    /// Whether it should be dropped.
+    pub is_suspect: Vec<bool>,
+}
+
+impl Filtering {
+    /// Drops none of so many examples.
+    pub(crate) fn of_none(examples: usize) -> Self {
+        Self { scores: vec![0.0; examples], is_suspect: vec![false; examples] }
+    }
 }
 
 /// Looks at a model: whether it carries a backdoor.
 pub trait ModelInspector<B: TrainingBackend> {
-    /// Returns one score per class, higher where the class is more likely to be a backdoor's target.
+    /// Scores every class and flags those that it takes for targets.
     ///
     /// # Errors
-    /// If the inspection cannot run on this model.
+    /// If the inspection cannot run on this model, or is stopped.
     fn inspect(
         &self,
-        classifier: &Classifier<B>,
-        data: &DefenderData<'_>,
+        classifier: Classifier<B>,
+        work: &InspectionWork<'_>,
         device: &B::Device,
-    ) -> Result<Vec<f64>, DefenseError>;
+    ) -> Result<Inspection, DefenseError>;
+}
+
+/// What an inspector says of every class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspection {
+    /// Higher where a class is more likely a backdoor's target.
+    pub scores: Vec<f64>,
+    /// Whether it is taken for one.
+    pub is_flagged: Vec<bool>,
 }
 
 /// Changes a model so that the backdoor goes and the accuracy stays.
@@ -50,17 +79,33 @@ pub trait ModelRepair<B: TrainingBackend> {
 
 /// Looks at inputs when the model is in use: whether an image carries a trigger.
 pub trait InputDetector<B: TrainingBackend> {
-    /// Returns one score per image, higher where a trigger is more likely.
+    /// Where it flags images if nothing else is said.
+    fn threshold(&self) -> DetectionThreshold;
+
+    /// Learns what it needs from the defender's clean images, and returns what scores others. Validation images are left
+    /// alone: thresholds come from their scores ([`Calibrated`](crate::Calibrated)).
     ///
     /// # Errors
-    /// If the detector cannot run on these images or this model.
-    fn scores(
+    /// If it cannot work on this classifier, or lacks something it needs.
+    fn prepare<'a>(
         &self,
-        images: &ImageSet,
-        classifier: &Classifier<B>,
-        data: &DefenderData<'_>,
-        device: &B::Device,
-    ) -> Result<Vec<f64>, DefenseError>;
+        classifier: Classifier<B::InnerBackend>,
+        clean: &ImageSet,
+        seed: u64,
+        device: &'a B::Device,
+    ) -> Result<Scorer<'a>, DefenseError>;
+}
+
+/// Gives one score for each image, higher where a trigger is more likely. An image's score depends on that image alone.
+pub type Scorer<'a> = Box<dyn Fn(Inputs<'_>) -> Vec<f64> + 'a>;
+
+/// Where a detector flags images.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum DetectionThreshold {
+    /// Above what this share of the validation images scores more than, in [0, 1].
+    FalsePositiveRate(f64),
+    /// Above this score.
+    Score(f64),
 }
 
 /// A model after a repair.

@@ -1,8 +1,10 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use patchdoor_data::ImageSet;
-use patchdoor_train::{EpochRecord, TrainingObserver};
+use burn::tensor::Tensor;
+use patchdoor_data::{ImageSet, ImageShape};
+use patchdoor_kernels::Kernels;
+use patchdoor_train::{EpochRecord, TrainingObserver, image_batches};
 
 /// Everything a defender has besides the model: clean images of its own, and a split to choose on.
 ///
@@ -14,6 +16,54 @@ pub struct DefenderData<'a> {
     pub clean: &'a ImageSet,
     /// Images with true labels for choosing thresholds and stopping, if there are any.
     pub validation: Option<&'a ImageSet>,
+}
+
+/// Images that a detector judges: pixels without labels, and without a word on where they come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a>(&'a ImageSet);
+
+impl<'a> Inputs<'a> {
+    /// The images of a set without its labels.
+    pub fn of(images: &'a ImageSet) -> Self {
+        Self(images)
+    }
+
+    /// Number of images.
+    pub fn len(self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Height, width and channels of every image.
+    pub fn shape(self) -> ImageShape {
+        self.0.shape()
+    }
+
+    /// The images batch by batch in their order.
+    ///
+    /// # Shapes
+    /// - each batch: `[batch, height, width, channel]`, pixels in [0, 1]; the last may be smaller
+    pub fn batches<B: Kernels>(
+        self,
+        batch_size: usize,
+        device: &'a B::Device,
+    ) -> impl Iterator<Item = Tensor<B, 4>> + 'a {
+        image_batches(self.0, batch_size, device)
+    }
+}
+
+/// What an inspector works with, and who may stop it.
+pub struct InspectionWork<'a> {
+    /// What the defender has.
+    pub data: DefenderData<'a>,
+    /// Feeds every random choice.
+    pub seed: u64,
+    /// Asked now and then whether to stop.
+    pub is_stopped: &'a dyn Fn() -> bool,
 }
 
 /// What a repair works with, and who follows it.

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use patchdoor_data::{ImageSet, PoisoningConfig, PoisoningPlan, Trigger, give_pictures, trigger_all_images};
@@ -39,6 +40,19 @@ impl<'a> Attack<'a> {
     /// All of these images with the trigger, under their true labels.
     pub(crate) fn trigger_all(&self, images: &ImageSet) -> ImageSet {
         trigger_all_images(images, self.trigger.as_ref(), self.seed)
+    }
+
+    /// Whether the attack on an image of that true class succeeds with that prediction; `None` if it is not attacked.
+    pub(crate) fn succeeds(&self, predicted: u8, label: u8, classes: usize) -> Option<bool> {
+        self.config.attacks(label).then(|| predicted == self.config.attack_target(label, classes))
+    }
+
+    /// The classes that the attacker wants images to be taken for, in rising order.
+    pub(crate) fn targets(&self, classes: usize) -> Vec<usize> {
+        let labels = (0..classes).filter_map(|label| u8::try_from(label).ok());
+        let attacked = labels.filter(|&label| self.config.attacks(label));
+        let targets = attacked.map(|label| usize::from(self.config.attack_target(label, classes)));
+        targets.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// What the attack came to on triggered images, by its own label rule.

@@ -1,26 +1,34 @@
+use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, stratified_subset, stream};
-use patchdoor_defenses::{DefenderData, DefenseAction, DefenseError, RepairWork, Repaired};
+use patchdoor_defenses::{
+    DatasetFilter, DefenderData, DefenseAction, DefenseError, InputDetector, InspectionWork, ModelInspector,
+    ModelRepair, RepairWork, Repaired,
+};
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_metrics::Estimate;
 use patchdoor_plan::{DefenderConfig, DefenderSet, ExperimentConfig};
 use patchdoor_record::{
-    COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, ImagesUsed, Ratings, SCHEMA,
-    SeriesRow, defense_folder, is_sealed, read_sealed_json, write_sealed_json,
+    COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, DetectionMeasurements,
+    FilterStanding, FilteringMeasurements, ImagesUsed, InspectionMeasurements, InspectorFindings, Ratings, Retrained,
+    SCHEMA, SeriesRow, defense_folder, is_sealed, read_sealed_json, write_sealed, write_sealed_json,
 };
 
 use crate::attack::Attack;
 use crate::console::{Watch, duration};
+use crate::detection::{Detection, detect};
 use crate::error::RunError;
 use crate::exam::Exam;
+use crate::filtering::{filter as filter_set, poisoned, write_judgements};
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
 use crate::images::SeedImages;
 use crate::progress::TrainingProgress;
-use crate::training::{load, remove_checkpoint, save};
+use crate::training::{OneTraining, load, remove_checkpoint, save};
 
 /// A backdoored classifier whose weights lie in a folder, and the images that its defenders may have some of.
 pub(crate) struct Victim<'a> {
@@ -79,23 +87,20 @@ impl Victim<'_> {
         device: &B::Device,
     ) -> Step<DefenseResult> {
         let (clean, contaminated_images) = self.defenders_images(defender, exam.attack);
-        let victim = self.repair::<B>(defender, &clean, (self.folder, folder), label, watch, device);
-        // The twin before anything is written, so that an interruption leaves nothing half done.
-        let both = victim
-            .and_then(|victim| Ok((victim, self.repair_twin::<B>(defender, &clean, folder, label, watch, device)?)));
-        let outcome = match both {
-            Ok(((repaired, seconds), twin)) => {
-                let mut measured = self.measure(&repaired, exam, seconds, folder, watch, device)?;
-                if let Some(twin) = &twin {
-                    measured.clean_twin = Some(exam.standing(&twin.classifier.valid(), device));
-                    for (row, point) in measured.series.iter_mut().zip(&twin.series) {
-                        row.clean_twin = Some(exam.standing(&point.classifier.valid(), device));
-                    }
-                }
-                DefenseOutcome::Finished(Box::new(measured))
+        let outcome = match defender.defense.action::<B>() {
+            DefenseAction::Repair(repair) => {
+                let attempt = Attempt { defender, repair, clean: &clean, label };
+                self.try_repair(&attempt, exam, folder, watch, device)
             }
+            DefenseAction::Detect(detector) => {
+                self.try_detector((defender, detector), &clean, exam, folder, watch, device)
+            }
+            DefenseAction::Inspect(inspector) => self.try_inspector((defender, inspector), &clean, exam, watch, device),
+            DefenseAction::Filter(filter) => self.try_filter((defender, filter), exam, (folder, label), watch, device),
+        };
+        let outcome = match outcome {
             Err(Halt::Failed(reason)) => DefenseOutcome::Failed { reason },
-            Err(halt) => return Err(halt),
+            outcome => outcome?,
         };
         Ok(DefenseResult {
             schema: SCHEMA,
@@ -107,6 +112,132 @@ impl Victim<'_> {
             validation_images: self.images.validation.as_ref().map_or(0, ImageSet::len),
             outcome,
         })
+    }
+
+    /// Repairs the classifier, and its clean twin where that is asked for.
+    fn try_repair<B: TrainingBackend>(
+        &self,
+        attempt: &Attempt<'_, B>,
+        exam: &Exam<'_>,
+        folder: &Path,
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<DefenseOutcome> {
+        let (repaired, seconds) = self.repair(attempt, (self.folder, folder), watch, device)?;
+        // The twin before anything is written, so that an interruption leaves nothing half done.
+        let twin = self.repair_twin(attempt, folder, watch, device)?;
+        let mut measured = self.measure(&repaired, exam, seconds, folder, watch, device)?;
+        if let Some(twin) = &twin {
+            measured.clean_twin = Some(exam.standing(&twin.classifier.valid(), device));
+            for (row, point) in measured.series.iter_mut().zip(&twin.series) {
+                row.clean_twin = Some(exam.standing(&point.classifier.valid(), device));
+            }
+        }
+        Ok(DefenseOutcome::Finished(Box::new(measured)))
+    }
+
+    /// Lets a detector judge the test images with the classifier, and with its clean twin where that is asked for.
+    fn try_detector<B: TrainingBackend>(
+        &self,
+        (defender, detector): (&DefenderConfig, &dyn InputDetector<B>),
+        clean: &ImageSet,
+        exam: &Exam<'_>,
+        folder: &Path,
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<DefenseOutcome> {
+        let data = DefenderData { clean, validation: self.images.validation.as_ref() };
+        let with = |from: &Path| {
+            let classifier = load::<B>(&self.config.model, clean, self.seed, from, device)?;
+            let detector = (detector, defender.defense.name());
+            detect(detector, &classifier, (&data, self.seed), exam, watch, device)
+        };
+        let found = with(self.folder)?;
+        let twin = self.twin.filter(|_| defender.twin);
+        let twin = twin.map(with).transpose().map_err(|halt| halt.of("clean twin"))?;
+        write_scores(&folder.join("scores.csv"), &found)?;
+        let judged = data.validation.map_or(0, ImageSet::len) + found.untouched.len() + found.triggered.len();
+        Ok(DefenseOutcome::Detected(Box::new(DetectionMeasurements {
+            victim: found.standing,
+            clean_twin: twin.map(|twin| twin.standing),
+            judged_images: judged,
+            seconds: found.seconds,
+        })))
+    }
+
+    /// Lets an inspector look at the classifier, and at its clean twin where that is asked for.
+    fn try_inspector<B: TrainingBackend>(
+        &self,
+        (defender, inspector): (&DefenderConfig, &dyn ModelInspector<B>),
+        clean: &ImageSet,
+        exam: &Exam<'_>,
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<DefenseOutcome> {
+        let data = DefenderData { clean, validation: self.images.validation.as_ref() };
+        let work = InspectionWork { data, seed: self.seed, is_stopped: &|| watch.is_stopped() };
+        let with = |from: &Path| {
+            let classifier = load::<B>(&self.config.model, clean, self.seed, from, device)?;
+            let found = inspector.inspect(classifier, &work, device).map_err(halt_of)?;
+            Ok::<_, Halt>(InspectorFindings::of(found.scores, &found.is_flagged))
+        };
+        let start = Instant::now();
+        let found = with(self.folder)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let twin = self.twin.filter(|_| defender.twin);
+        let twin = twin.map(with).transpose().map_err(|halt| halt.of("clean twin"))?;
+        let targets = exam.attack.targets(exam.test.class_count());
+        Ok(DefenseOutcome::Inspected(Box::new(InspectionMeasurements {
+            targets,
+            victim: found,
+            clean_twin: twin,
+            seconds,
+        })))
+    }
+
+    /// Lets a filter judge the poisoned training set, and the set without poison with the clean twin where that is asked for;
+    /// then trains on what is left, if the filter asks for that.
+    fn try_filter<B: TrainingBackend>(
+        &self,
+        (defender, filter): (&DefenderConfig, &dyn DatasetFilter<B>),
+        exam: &Exam<'_>,
+        (folder, label): (&Path, &str),
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<DefenseOutcome> {
+        let training = &self.images.training;
+        let poisoned_set = exam.attack.poison(training);
+        let is_poisoned = poisoned(exam.attack, training.len());
+        let with = |from: &Path, set: &ImageSet, is_poisoned: &[bool]| {
+            let classifier = load::<B>(&self.config.model, training, self.seed, from, device)?;
+            filter_set(filter, &classifier, (set, is_poisoned), device)
+        };
+        let found = with(self.folder, &poisoned_set, &is_poisoned)?;
+        let twin = self.twin.filter(|_| defender.twin);
+        let twin = twin.map(|twin| with(twin, training, &vec![false; training.len()]));
+        let twin = twin.transpose().map_err(|halt| halt.of("clean twin"))?;
+        write_judgements(&folder.join("scores.csv"), &found.filtering, &is_poisoned)?;
+        let kept = (0..training.len()).filter(|&index| !found.filtering.is_suspect[index]).collect::<Vec<_>>();
+        let retrained = if filter.retrains() {
+            let folder = folder.join("retrained");
+            fs::create_dir_all(&folder)?;
+            let kept = poisoned_set.subset(&kept);
+            let label = format!("{label}, trained on what is left");
+            let trained = OneTraining::of(self.config, self.seed, (self.images, &kept), self.used, &folder, label)
+                .run::<B>(watch, None, device)?;
+            remove_checkpoint(&folder)?;
+            let after = exam.standing(&trained.classifier, device);
+            let ratings = Ratings::of(self.before, after);
+            Some(Retrained { before: self.before, after, ratings, epochs: trained.history.len() })
+        } else {
+            None
+        };
+        Ok(DefenseOutcome::Filtered(Box::new(FilteringMeasurements {
+            victim: found.standing,
+            clean_twin: twin.map(|twin| twin.standing),
+            retrained,
+            seconds: found.seconds,
+        })))
     }
 
     /// Judges what a defense made, and each strength of a series.
@@ -177,18 +308,18 @@ impl Victim<'_> {
     /// Does the same to the clean twin, where the experiment asks for it: what the defense does to a network without a backdoor.
     fn repair_twin<B: TrainingBackend>(
         &self,
-        defender: &DefenderConfig,
-        clean: &ImageSet,
+        attempt: &Attempt<'_, B>,
         folder: &Path,
-        label: &str,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<Option<Repaired<B>>> {
-        let Some(twin) = self.twin.filter(|_| defender.twin) else { return Ok(None) };
+        let Some(twin) = self.twin.filter(|_| attempt.defender.twin) else { return Ok(None) };
         let folder = folder.join("clean-twin");
         fs::create_dir_all(&folder)?;
-        let label = format!("{label}, clean twin");
-        let repaired = self.repair::<B>(defender, clean, (twin, &folder), &label, watch, device);
+        let label = format!("{}, clean twin", attempt.label);
+        let &Attempt { defender, repair, clean, .. } = attempt;
+        let of_twin = Attempt { defender, repair, clean, label: &label };
+        let repaired = self.repair(&of_twin, (twin, &folder), watch, device);
         let (repaired, _) = repaired.map_err(|halt| halt.of("clean twin"))?;
         self.history(&folder).write(&repaired.history)?;
         Ok(Some(repaired))
@@ -198,36 +329,29 @@ impl Victim<'_> {
     /// long it took, interrupted epochs apart.
     fn repair<B: TrainingBackend>(
         &self,
-        defender: &DefenderConfig,
-        clean: &ImageSet,
+        attempt: &Attempt<'_, B>,
         (from, folder): (&Path, &Path),
-        label: &str,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<(Repaired<B>, Duration)> {
-        let classifier = load::<B>(&self.config.model, clean, self.seed, from, device)?;
+        let classifier = load::<B>(&self.config.model, attempt.clean, self.seed, from, device)?;
         let log = self.history(folder);
-        let mut progress = TrainingProgress::new(watch, label.to_owned(), &log, defender.defense.epochs());
+        let epochs = attempt.defender.defense.epochs();
+        let mut progress = TrainingProgress::new(watch, attempt.label.to_owned(), &log, epochs);
         let checkpoint = folder.join("checkpoint");
         let mut work = RepairWork {
-            data: DefenderData { clean, validation: self.images.validation.as_ref() },
+            data: DefenderData { clean: attempt.clean, validation: self.images.validation.as_ref() },
             seed: self.seed,
             checkpoints: Some(&checkpoint),
             observer: &mut progress,
         };
         let start = Instant::now();
-        let DefenseAction::Repair(defense) = defender.defense.action::<B>();
-        let outcome = defense.repair(classifier, &mut work, device);
+        let outcome = attempt.repair.repair(classifier, &mut work, device);
         let seconds = start.elapsed() + Duration::from_secs_f64(progress.seconds_before);
         if let Some(error) = progress.log_error.take() {
             return Err(error.into());
         }
-        match outcome {
-            Ok(repaired) => Ok((repaired, seconds)),
-            Err(DefenseError::Interrupted { .. }) => Err(Halt::Interrupted),
-            Err(DefenseError::Training(error)) => Err(error.into()),
-            Err(error) => Err(RunError::from(error).into()),
-        }
+        outcome.map(|repaired| (repaired, seconds)).map_err(halt_of)
     }
 
     fn history(&self, folder: &Path) -> HistoryFile<'_> {
@@ -235,13 +359,51 @@ impl Victim<'_> {
     }
 }
 
+/// Why a defense that did not come to its end ends the seed, or the run.
+fn halt_of(error: DefenseError) -> Halt {
+    match error {
+        DefenseError::Interrupted { .. } => Halt::Interrupted,
+        DefenseError::Training(error) => error.into(),
+        error => RunError::from(error).into(),
+    }
+}
+
+/// A repair to try, with what its defender has.
+struct Attempt<'a, B: TrainingBackend> {
+    defender: &'a DefenderConfig,
+    repair: &'a dyn ModelRepair<B>,
+    clean: &'a ImageSet,
+    /// What its progress is shown as.
+    label: &'a str,
+}
+
+/// Writes a detector's score of every test image, untouched and triggered; `scores.csv`.
+fn write_scores(path: &Path, found: &Detection) -> Step<()> {
+    let mut text = "index,untouched,triggered\n".to_owned();
+    for (index, (untouched, triggered)) in found.untouched.iter().zip(&found.triggered).enumerate() {
+        let _ = writeln!(text, "{index},{untouched},{triggered}");
+    }
+    Ok(write_sealed(path, text.as_bytes())?)
+}
+
 /// One line about a finished defense.
 fn in_words(result: &DefenseResult) -> String {
-    let measured = match &result.outcome {
+    let said = match &result.outcome {
         DefenseOutcome::Failed { reason } => return format!("failed: {reason}"),
-        DefenseOutcome::Finished(measured) => measured,
+        DefenseOutcome::Finished(measured) => repair_in_words(measured),
+        DefenseOutcome::Detected(measured) => detection_in_words(measured),
+        DefenseOutcome::Filtered(measured) => filtering_in_words(measured),
+        DefenseOutcome::Inspected(measured) => inspection_in_words(measured),
     };
-    let percent = |share: Option<f64>| share.map_or_else(|| "-".into(), |share| format!("{:.1} %", 100.0 * share));
+    let seconds = duration(Duration::from_secs_f64(result.seconds().unwrap_or(0.0)));
+    format!("{said}, on {} {} images, {seconds}", result.clean_images, result.data)
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".into(), |share| format!("{:.1} %", 100.0 * share))
+}
+
+fn repair_in_words(measured: &DefenseMeasurements) -> String {
     let (before, after) = (&measured.before, &measured.after);
     let pruned =
         measured.pruned_filters().map_or_else(String::new, |(pruned, of)| format!(", {pruned} of {of} filters"));
@@ -253,13 +415,58 @@ fn in_words(result: &DefenseResult) -> String {
         format!(", clean twin {} and {}", percent(Some(twin.clean_accuracy)), percent(twin.asr))
     });
     format!(
-        "clean accuracy {} (was {}), attack success {} (was {}){pruned}{collapsed}{twin}, on {} {} images, {}",
+        "clean accuracy {} (was {}), attack success {} (was {}){pruned}{collapsed}{twin}",
         percent(Some(after.clean_accuracy)),
         percent(Some(before.clean_accuracy)),
         percent(after.asr),
         percent(before.asr),
-        result.clean_images,
-        result.data,
-        duration(Duration::from_secs_f64(measured.seconds)),
     )
+}
+
+fn detection_in_words(measured: &DetectionMeasurements) -> String {
+    let area = |area: Option<Estimate>| area.map_or_else(|| "-".into(), |area| format!("{:.3}", area.value));
+    let rate = |rate: Option<Estimate>| percent(rate.map(|rate| rate.value));
+    let own = &measured.victim.own_threshold;
+    let twin = measured.clean_twin.as_ref();
+    let twin = twin.map_or_else(String::new, |twin| format!(" (clean twin {})", area(twin.auc)));
+    format!(
+        "AUC {}{twin}, flags {} of triggered and {} of untouched images",
+        area(measured.victim.auc),
+        rate(own.true_positive_rate),
+        rate(own.false_positive_rate),
+    )
+}
+
+fn filtering_in_words(measured: &FilteringMeasurements) -> String {
+    let FilterStanding { outcome, false_positive_rate, .. } = &measured.victim;
+    let poisoned = outcome.true_positives + outcome.false_negatives;
+    let twin = measured.clean_twin.as_ref().and_then(|twin| twin.false_positive_rate);
+    let twin = twin.map_or_else(String::new, |rate| format!(" (clean twin {})", percent(Some(rate.value))));
+    let retrained = measured.retrained.as_ref().map_or_else(String::new, |retrained| {
+        let (before, after) = (&retrained.before, &retrained.after);
+        format!(
+            ", trained on what is left clean accuracy {} (was {}), attack success {} (was {})",
+            percent(Some(after.clean_accuracy)),
+            percent(Some(before.clean_accuracy)),
+            percent(after.asr),
+            percent(before.asr),
+        )
+    });
+    format!(
+        "drops {} of {poisoned} poisoned images and {} of the others{twin}{retrained}",
+        outcome.true_positives,
+        percent(false_positive_rate.map(|rate| rate.value)),
+    )
+}
+
+fn inspection_in_words(measured: &InspectionMeasurements) -> String {
+    let classes = |findings: &InspectorFindings| match findings.flagged.as_slice() {
+        [] => "no class".to_owned(),
+        [class] => format!("class {class}"),
+        flagged => format!("classes {}", flagged.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    };
+    let twin =
+        measured.clean_twin.as_ref().map_or_else(String::new, |twin| format!(", of the clean twin {}", classes(twin)));
+    let targets = measured.targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!("flags {}{twin}; the attack's target is {targets}", classes(&measured.victim))
 }

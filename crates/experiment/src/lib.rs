@@ -42,6 +42,7 @@ mod contact;
 mod curves;
 mod defense;
 mod describe;
+mod detection;
 mod doctor;
 mod download;
 mod epoch_lines;
@@ -49,6 +50,7 @@ mod epochs;
 mod error;
 mod exam;
 mod examples;
+mod filtering;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod halt;

@@ -1,5 +1,8 @@
-use patchdoor_metrics::{RepairDetails, Standing, defense_effectiveness_rating, robust_improvement_rating};
+use patchdoor_metrics::RepairDetails;
 use serde::{Deserialize, Serialize};
+
+use crate::standing::{DefenseStanding, Ratings};
+use crate::{DetectionMeasurements, FilteringMeasurements, InspectionMeasurements};
 
 /// What one defense of one seed came to; `seed-N/defenses/INDEX-NAME/result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +32,12 @@ pub struct DefenseResult {
 pub enum DefenseOutcome {
     /// With a repaired classifier.
     Finished(Box<DefenseMeasurements>),
+    /// With scores of images.
+    Detected(Box<DetectionMeasurements>),
+    /// With judgements of training examples.
+    Filtered(Box<FilteringMeasurements>),
+    /// With what it says of the classifier.
+    Inspected(Box<InspectionMeasurements>),
     /// Its training could not go on.
     Failed {
         /// Why.
@@ -59,36 +68,6 @@ pub struct DefenseMeasurements {
     /// What was measured at each strength of a series.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<SeriesRow>,
-}
-
-/// Where a classifier stands; shares of test images in [0, 1], as in [`Measurements`](crate::Measurements).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct DefenseStanding {
-    /// Share of untouched test images predicted right.
-    pub clean_accuracy: f64,
-    /// Attack success rate, by the attack's own label rule.
-    pub asr: Option<f64>,
-    /// Share of the triggered images still given their true class.
-    pub robust_accuracy: Option<f64>,
-    /// Share of untouched test images that are given the class predicted most often; above [`COLLAPSE`], the classifier has
-    /// collapsed to one class. `None` in results of earlier versions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub largest_class_share: Option<f64>,
-}
-
-/// Share of untouched test images in one predicted class above which a classifier counts as collapsed to it: tables then say so
-/// and give no mean, because where such a classifier stands depends on whether the class is the attack's target.
-pub const COLLAPSE: f64 = 0.5;
-
-/// How much a defense helped, in [0, 1]; 0.5 means that nothing happened. `None` where nothing is attacked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Ratings {
-    /// Defense effectiveness rating (DER).
-    pub defense_effectiveness: Option<f64>,
-    /// Robust improvement rating (RIR).
-    pub robust_improvement: Option<f64>,
 }
 
 /// One strength of a series of prunings.
@@ -123,7 +102,7 @@ pub(crate) struct Defended {
 impl Defended {
     /// Whether the classifier has collapsed to one class.
     pub(crate) fn is_collapsed(&self) -> bool {
-        self.after.largest_class_share.is_some_and(|share| share > COLLAPSE)
+        self.after.is_collapsed()
     }
 }
 
@@ -154,28 +133,101 @@ impl DefenseMeasurements {
     }
 }
 
-impl Ratings {
-    /// Of a classifier before and after.
-    pub fn of(before: DefenseStanding, after: DefenseStanding) -> Self {
-        let standing = |standing: DefenseStanding| {
-            Some(Standing {
-                clean_accuracy: standing.clean_accuracy,
-                attack_success_rate: standing.asr?,
-                robust_accuracy: standing.robust_accuracy?,
-            })
-        };
-        standing(before).zip(standing(after)).map_or_else(Self::default, |(before, after)| Self {
-            defense_effectiveness: Some(defense_effectiveness_rating(&before, &after)),
-            robust_improvement: Some(robust_improvement_rating(&before, &after)),
-        })
+/// What a defense acts on, and so what it is measured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DefenseKind {
+    /// It changes the classifier.
+    #[default]
+    Repair,
+    /// It scores inputs.
+    Detector,
+    /// It drops training examples.
+    Filter,
+    /// It looks at a classifier.
+    Inspector,
+}
+
+impl DefenseKind {
+    /// All kinds, in the order of tables.
+    pub const ALL: [Self; 4] = [Self::Repair, Self::Detector, Self::Filter, Self::Inspector];
+
+    /// Whether it is a repair.
+    pub fn is_repair(&self) -> bool {
+        *self == Self::Repair
+    }
+
+    /// What its defenses are called together.
+    pub fn heading(self) -> &'static str {
+        match self {
+            Self::Repair => "defenses",
+            Self::Detector => "detectors of triggered inputs",
+            Self::Filter => "filters of training sets",
+            Self::Inspector => "inspectors of classifiers",
+        }
+    }
+
+    /// The numbers that its tables show, by their names in [`METRICS`](crate::METRICS).
+    pub fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Repair => {
+                &["clean-accuracy", "asr", "robust-accuracy", "defense-effectiveness", "robust-improvement", "seconds"]
+            }
+            Self::Detector => &[
+                "detection-auc",
+                "clean-twin-detection-auc",
+                "tpr-at-1",
+                "tpr-at-5",
+                "tpr-at-10",
+                "fpr-at-5",
+                "true-positive-rate",
+                "false-positive-rate",
+                "seconds",
+            ],
+            Self::Filter => &[
+                "detection-auc",
+                "true-positive-rate",
+                "false-positive-rate",
+                "clean-twin-false-positive-rate",
+                "clean-accuracy",
+                "asr",
+                "seconds",
+            ],
+            Self::Inspector => &["targets-flagged", "target-rank", "wrongly-flagged", "clean-twin-flagged", "seconds"],
+        }
     }
 }
 
 impl DefenseResult {
-    /// What was measured, if the defense finished.
+    /// What was measured, if a repair finished.
     pub fn measurements(&self) -> Option<&DefenseMeasurements> {
         match &self.outcome {
             DefenseOutcome::Finished(measurements) => Some(measurements),
+            DefenseOutcome::Detected(_)
+            | DefenseOutcome::Filtered(_)
+            | DefenseOutcome::Inspected(_)
+            | DefenseOutcome::Failed { .. } => None,
+        }
+    }
+
+    /// What it acts on; `None` of one that failed, of which nobody needs to know.
+    pub fn kind(&self) -> Option<DefenseKind> {
+        match &self.outcome {
+            DefenseOutcome::Finished(_) => Some(DefenseKind::Repair),
+            DefenseOutcome::Detected(_) => Some(DefenseKind::Detector),
+            DefenseOutcome::Filtered(_) => Some(DefenseKind::Filter),
+            DefenseOutcome::Inspected(_) => Some(DefenseKind::Inspector),
+            DefenseOutcome::Failed { .. } => None,
+        }
+    }
+
+    /// Seconds it took, if it finished.
+    pub fn seconds(&self) -> Option<f64> {
+        match &self.outcome {
+            DefenseOutcome::Finished(measured) => Some(measured.seconds),
+            DefenseOutcome::Detected(measured) => Some(measured.seconds),
+            DefenseOutcome::Filtered(measured) => Some(measured.seconds),
+            DefenseOutcome::Inspected(measured) => Some(measured.seconds),
             DefenseOutcome::Failed { .. } => None,
         }
     }
@@ -183,8 +235,11 @@ impl DefenseResult {
     /// Why nothing was measured, if the defense failed.
     pub fn failure(&self) -> Option<&str> {
         match &self.outcome {
-            DefenseOutcome::Finished(_) => None,
             DefenseOutcome::Failed { reason } => Some(reason),
+            DefenseOutcome::Finished(_)
+            | DefenseOutcome::Detected(_)
+            | DefenseOutcome::Filtered(_)
+            | DefenseOutcome::Inspected(_) => None,
         }
     }
 }

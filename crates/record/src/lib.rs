@@ -27,10 +27,13 @@
 
 mod curve;
 mod defense;
+mod detection;
 mod environment;
 mod error;
 mod example;
 mod files;
+mod filtering;
+mod inspection;
 mod intervention;
 mod inventory;
 mod metric;
@@ -41,15 +44,19 @@ mod routing;
 mod run_directory;
 mod seal;
 mod seed;
+mod standing;
 mod summary;
 mod table;
 
 pub use curve::{CURVES, CurvePoint};
-pub use defense::{COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, Ratings, SeriesRow};
+pub use defense::{DefenseKind, DefenseMeasurements, DefenseOutcome, DefenseResult, SeriesRow};
+pub use detection::{DetectionMeasurements, DetectorStanding, RatedPoint, VALIDATION_RATES};
 pub use environment::{Build, Environment};
 pub use error::RecordError;
 pub use example::{EXAMPLES, EXAMPLES_SHEET, Example, Examples};
 pub use files::{move_aside, set_aside, write_whole};
+pub use filtering::{FilterStanding, FilteringMeasurements, Retrained};
+pub use inspection::{InspectionMeasurements, InspectorFindings};
 pub use intervention::{AuditMeasurements, RoutedStanding, StandingBand, SwapMeasurements};
 pub use inventory::{Content, Listed, RunState};
 pub use metric::{Better, METRICS, MetricInfo, Unit, group_of, in_group};
@@ -66,6 +73,7 @@ pub use seed::{
     ChosenCells, ClassMeasurements, Confusion, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult,
     TwinMeasurements,
 };
+pub use standing::{COLLAPSE, DefenseStanding, Ratings};
 pub use summary::{DefenseSummary, InterventionSummary, RoutingSummary, RunSummary, read_summary};
 pub use table::{
     PointRuns, ResultTable, TABLE_SCHEMA, TableHead, UncleanBuild, commit_in_words, published_path, run_builds,

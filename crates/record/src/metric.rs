@@ -156,7 +156,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 63] = {
+pub const METRICS: [MetricInfo; 79] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share, Size};
     [
@@ -197,6 +197,28 @@ pub const METRICS: [MetricInfo; 63] = {
         )),
         metric("defense-effectiveness", "DER", "defense effectiveness rating (DER)", Index, Some(Higher)),
         metric("robust-improvement", "RIR", "robust improvement rating (RIR)", Index, Some(Higher)),
+        metric("detection-auc", "AUC", "AUC of detection", Index, Some(Higher)),
+        for_programs(metric(
+            "detection-auc-successful",
+            "AUC of successes",
+            "  of attacks that succeed",
+            Index,
+            Some(Higher),
+        )),
+        metric("clean-twin-detection-auc", "twin's AUC", "  of the clean twin", Index, None),
+        metric("tpr-at-1", "TPR at 1", "triggered, flagged at 1 % of validation", Share, Some(Higher)),
+        for_programs(metric("fpr-at-1", "FPR at 1", "  untouched, flagged", Share, Some(Lower))),
+        metric("tpr-at-5", "TPR at 5", "triggered, flagged at 5 % of validation", Share, Some(Higher)),
+        metric("fpr-at-5", "FPR at 5", "  untouched, flagged", Share, Some(Lower)),
+        metric("tpr-at-10", "TPR at 10", "triggered, flagged at 10 % of validation", Share, Some(Higher)),
+        for_programs(metric("fpr-at-10", "FPR at 10", "  untouched, flagged", Share, Some(Lower))),
+        metric("true-positive-rate", "TPR", "poisoned, flagged at the own threshold", Share, Some(Higher)),
+        metric("false-positive-rate", "FPR", "  clean, flagged", Share, Some(Lower)),
+        metric("clean-twin-false-positive-rate", "twin's FPR", "  of the clean twin", Share, Some(Lower)),
+        metric("targets-flagged", "targets flagged", "target classes flagged", Share, Some(Higher)),
+        metric("target-rank", "target's rank", "  place of the first target by score", Count, None),
+        metric("wrongly-flagged", "others flagged", "  other classes flagged", Count, Some(Lower)),
+        metric("clean-twin-flagged", "twin's flagged", "  classes of the clean twin flagged", Count, Some(Lower)),
         metric("seconds", "seconds", "seconds", Seconds, Some(Lower)),
         metric("trigger-capture", "trigger capture", "trigger capture", Index, None),
         metric("trigger-capture-untouched", "trigger capture untouched", "  the same patches, untouched", Index, None),

@@ -1,7 +1,10 @@
 use patchdoor_metrics::{Departure, Estimate};
 
 use crate::defense::Defended;
-use crate::{Measurements, RoutedStanding, RoutingMeasurements, RoutingNumbers, SwapMeasurements};
+use crate::{
+    DefenseOutcome, DefenseResult, DetectionMeasurements, FilteringMeasurements, InspectionMeasurements, Measurements,
+    RoutedStanding, RoutingMeasurements, RoutingNumbers, SwapMeasurements, in_group,
+};
 
 /// A number of a seed: its name in [`METRICS`](crate::METRICS), and where it stands in what was measured.
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
@@ -53,7 +56,7 @@ pub(crate) const LARGEST_CLASS: &str = "largest-class-share";
 type DefenseNumber = (&'static str, fn(&Defended) -> Option<f64>);
 
 /// The numbers of a defense, besides its time.
-pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 9] = [
+const DEFENSE_NUMBERS: [DefenseNumber; 9] = [
     ("clean-accuracy", |d| Some(d.after.clean_accuracy)),
     ("clean-twin-accuracy", |d| d.clean_twin.map(|twin| twin.clean_accuracy)),
     ("asr", |d| d.after.asr),
@@ -65,8 +68,53 @@ pub(crate) const DEFENSE_NUMBERS: [DefenseNumber; 9] = [
     ("robust-improvement", |d| d.ratings.robust_improvement),
 ];
 
+/// A number that detectors are judged by: its name, and where it stands in what was measured.
+type DetectionNumber = (&'static str, fn(&DetectionMeasurements) -> Option<f64>);
+
+/// The numbers of a detector, besides its time.
+const DETECTION_NUMBERS: [DetectionNumber; 11] = [
+    ("detection-auc", |d| value(d.victim.auc)),
+    ("detection-auc-successful", |d| value(d.victim.auc_successful)),
+    ("clean-twin-detection-auc", |d| value(d.clean_twin.as_ref()?.auc)),
+    ("tpr-at-1", |d| value(d.victim.at_rate(0.01)?.true_positive_rate)),
+    ("fpr-at-1", |d| value(d.victim.at_rate(0.01)?.false_positive_rate)),
+    ("tpr-at-5", |d| value(d.victim.at_rate(0.05)?.true_positive_rate)),
+    ("fpr-at-5", |d| value(d.victim.at_rate(0.05)?.false_positive_rate)),
+    ("tpr-at-10", |d| value(d.victim.at_rate(0.1)?.true_positive_rate)),
+    ("fpr-at-10", |d| value(d.victim.at_rate(0.1)?.false_positive_rate)),
+    ("true-positive-rate", |d| value(d.victim.own_threshold.true_positive_rate)),
+    ("false-positive-rate", |d| value(d.victim.own_threshold.false_positive_rate)),
+];
+
+/// A number that filters are judged by: its name, and where it stands in what was measured.
+type FilteringNumber = (&'static str, fn(&FilteringMeasurements) -> Option<f64>);
+
+/// The numbers of a filter, besides its time; accuracy and rates are those of a classifier trained on what is left.
+const FILTERING_NUMBERS: [FilteringNumber; 9] = [
+    ("detection-auc", |f| value(f.victim.auc)),
+    ("true-positive-rate", |f| value(f.victim.true_positive_rate)),
+    ("false-positive-rate", |f| value(f.victim.false_positive_rate)),
+    ("clean-twin-false-positive-rate", |f| value(f.clean_twin?.false_positive_rate)),
+    ("clean-accuracy", |f| Some(f.retrained?.after.clean_accuracy)),
+    ("asr", |f| f.retrained?.after.asr),
+    ("robust-accuracy", |f| f.retrained?.after.robust_accuracy),
+    ("defense-effectiveness", |f| f.retrained?.ratings.defense_effectiveness),
+    ("robust-improvement", |f| f.retrained?.ratings.robust_improvement),
+];
+
+/// A number that inspectors are judged by: its name, and where it stands in what was measured.
+type InspectionNumber = (&'static str, fn(&InspectionMeasurements) -> Option<f64>);
+
+/// The numbers of an inspector, besides its time.
+const INSPECTION_NUMBERS: [InspectionNumber; 4] = [
+    ("targets-flagged", InspectionMeasurements::targets_flagged),
+    ("target-rank", |i| i.target_rank().map(|rank| rank as f64)),
+    ("wrongly-flagged", |i| Some(i.wrongly_flagged() as f64)),
+    ("clean-twin-flagged", |i| i.clean_twin.as_ref().map(|twin| twin.flagged.len() as f64)),
+];
+
 /// The time of a defense.
-pub(crate) const SECONDS: &str = "seconds";
+const SECONDS: &str = "seconds";
 
 /// A number of what routers select: its name, where it stands, and what it would be without any relation.
 pub type RoutingNumber = (&'static str, fn(&RoutingNumbers) -> Option<f64>, fn(&RoutingMeasurements) -> Option<f64>);
@@ -156,11 +204,10 @@ pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     let own = SEED_NUMBERS.iter().filter_map(|(name, of)| Some(((*name).to_owned(), of(measurements)?)));
     let mut numbers = own.collect::<Vec<_>>();
     for (title, defense) in measurements.titled_defenses() {
-        let Some(measured) = defense.measurements() else { continue };
-        numbers.extend(of_defense(&title, &measured.defended()));
-        numbers.push((format!("{title}/{SECONDS}"), measured.seconds));
-        for row in &measured.series {
-            numbers.extend(of_defense(&format!("{title}, {}", row.pruned_in_words()), &row.defended()));
+        numbers.extend(of_result(defense).into_iter().map(|(name, value)| (in_group(&title, name), value)));
+        for row in defense.measurements().iter().flat_map(|measured| &measured.series) {
+            let group = format!("{title}, {}", row.pruned_in_words());
+            numbers.extend(of_repair(&row.defended()).into_iter().map(|(name, value)| (in_group(&group, name), value)));
         }
     }
     numbers.extend(measurements.routing.iter().flat_map(|routing| of_routing(routing)));
@@ -172,9 +219,28 @@ pub fn named_numbers(measurements: &Measurements) -> Vec<(String, f64)> {
     numbers
 }
 
-fn of_defense(title: &str, defended: &Defended) -> Vec<(String, f64)> {
-    let numbers = DEFENSE_NUMBERS.iter();
-    numbers.filter_map(|(name, of)| Some((format!("{title}/{name}"), of(defended)?))).collect()
+/// Every number of a defense as a whole, its time last.
+pub(crate) fn of_result(result: &DefenseResult) -> Vec<(&'static str, f64)> {
+    let mut numbers = match &result.outcome {
+        DefenseOutcome::Finished(measured) => of_repair(&measured.defended()),
+        DefenseOutcome::Detected(measured) => {
+            DETECTION_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(measured)?))).collect()
+        }
+        DefenseOutcome::Filtered(measured) => {
+            FILTERING_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(measured)?))).collect()
+        }
+        DefenseOutcome::Inspected(measured) => {
+            INSPECTION_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(measured)?))).collect()
+        }
+        DefenseOutcome::Failed { .. } => Vec::new(),
+    };
+    numbers.extend(result.seconds().map(|seconds| (SECONDS, seconds)));
+    numbers
+}
+
+/// Every number of a repair, or of one strength of a series.
+pub(crate) fn of_repair(defended: &Defended) -> Vec<(&'static str, f64)> {
+    DEFENSE_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(defended)?))).collect()
 }
 
 fn of_routing(measured: &RoutingMeasurements) -> Vec<(String, f64)> {
@@ -198,12 +264,28 @@ fn of_routing(measured: &RoutingMeasurements) -> Vec<(String, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::METRICS;
+    use crate::{DefenseKind, METRICS};
+
+    #[test]
+    fn the_columns_of_every_kind_of_defense_are_numbers_of_it() {
+        let names = |kind| match kind {
+            DefenseKind::Repair => DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect::<Vec<_>>(),
+            DefenseKind::Detector => DETECTION_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect(),
+            DefenseKind::Filter => FILTERING_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect(),
+            DefenseKind::Inspector => INSPECTION_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect(),
+        };
+        for kind in DefenseKind::ALL {
+            assert!(kind.columns().iter().all(|column| names(kind).contains(column)), "{kind:?}");
+        }
+    }
 
     #[test]
     fn every_number_that_is_taken_is_in_the_table_of_metrics_and_no_other() {
         let seed = SEED_NUMBERS.iter().map(|(name, _)| *name);
         let defense = DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]);
+        let defense = defense.chain(DETECTION_NUMBERS.iter().map(|(name, _)| *name));
+        let defense = defense.chain(FILTERING_NUMBERS.iter().map(|(name, _)| *name));
+        let defense = defense.chain(INSPECTION_NUMBERS.iter().map(|(name, _)| *name));
         let routing = ROUTING_NUMBERS.iter().map(|(name, _, _)| *name);
         let experts = EXPERT_NUMBERS.iter().map(|(name, _)| *name);
         let taken =

@@ -4,11 +4,10 @@ use std::path::Path;
 use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
 
-use crate::defense::Defended;
-use crate::numbers::{DEFENSE_NUMBERS, INTERVENTION_NUMBERS, ROUTING_NUMBERS, SECONDS, SEED_NUMBERS};
+use crate::numbers::{INTERVENTION_NUMBERS, ROUTING_NUMBERS, SEED_NUMBERS, of_repair, of_result};
 use crate::{
-    DefenseMeasurements, DefenseResult, ImagesUsed, Measurements, RecordError, SCHEMA, SeedResult, SeriesRow,
-    read_sealed,
+    DefenseKind, DefenseMeasurements, DefenseResult, ImagesUsed, Measurements, RecordError, SCHEMA, SeedResult,
+    SeriesRow, read_sealed,
 };
 
 /// What a whole run gave; `summary.json`.
@@ -167,6 +166,9 @@ pub struct DefenseSummary {
     pub name: String,
     /// What the report calls it.
     pub title: String,
+    /// What it acts on.
+    #[serde(default, skip_serializing_if = "DefenseKind::is_repair")]
+    pub kind: DefenseKind,
     /// Which images the defender had, `clean` or `contaminated`.
     pub data: String,
     /// The strength, if this is one of a series.
@@ -195,35 +197,43 @@ impl DefenseSummary {
                 all.iter().filter_map(|defenses| defenses.get(index)).collect();
             let measured: Vec<&DefenseMeasurements> =
                 results.iter().filter_map(|(_, result)| result.measurements()).collect();
-            let after = measured.iter().map(|m| m.defended()).collect::<Vec<_>>();
-            let mut whole = Self::row(results[0], None, &after);
+            let numbers = results.iter().map(|(_, result)| of_result(result)).collect::<Vec<_>>();
+            let mut whole = Self::row(results[0], &numbers);
+            whole.kind = results.iter().find_map(|(_, result)| result.kind()).unwrap_or_default();
             whole.pruned = pruned_in_words(measured.iter().filter_map(|m| m.pruned_filters()));
-            let seconds = Summary::of(&measured.iter().map(|m| m.seconds).collect::<Vec<_>>());
-            whole.metrics.extend(seconds.map(|seconds| (SECONDS.to_owned(), seconds)));
+            whole.collapsed = measured.iter().filter(|m| m.defended().is_collapsed()).count();
             summaries.push(whole);
             let strengths = measured.iter().map(|m| m.series.len()).max().unwrap_or(0);
             for strength in 0..strengths {
                 let rows: Vec<&SeriesRow> = measured.iter().filter_map(|m| m.series.get(strength)).collect();
                 let after = rows.iter().map(|row| row.defended()).collect::<Vec<_>>();
-                let row = Self::row(results[0], Some(rows[0].pruned_fraction), &after);
-                summaries.push(Self { pruned: Some(rows[0].pruned_in_words()), ..row });
+                let numbers = after.iter().map(of_repair).collect::<Vec<_>>();
+                summaries.push(Self {
+                    pruned_fraction: Some(rows[0].pruned_fraction),
+                    pruned: Some(rows[0].pruned_in_words()),
+                    collapsed: after.iter().filter(|defended| defended.is_collapsed()).count(),
+                    ..Self::row(results[0], &numbers)
+                });
             }
         }
         summaries
     }
 
-    fn row((title, result): &(String, &DefenseResult), pruned_fraction: Option<f64>, after: &[Defended]) -> Self {
-        let metrics = DEFENSE_NUMBERS.iter().filter_map(|(name, of)| {
-            let values = after.iter().filter_map(of).collect::<Vec<_>>();
-            Some(((*name).to_owned(), Summary::of(&values)?))
-        });
+    /// Of one result and the numbers of all seeds.
+    fn row((title, result): &(String, &DefenseResult), numbers: &[Vec<(&'static str, f64)>]) -> Self {
+        let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for &(name, value) in numbers.iter().flatten() {
+            values.entry(name).or_default().push(value);
+        }
+        let metrics = values.into_iter().filter_map(|(name, values)| Some((name.to_owned(), Summary::of(&values)?)));
         Self {
             name: result.name.clone(),
             title: title.clone(),
+            kind: DefenseKind::default(),
             data: result.data.clone(),
-            pruned_fraction,
+            pruned_fraction: None,
             pruned: None,
-            collapsed: after.iter().filter(|defended| defended.is_collapsed()).count(),
+            collapsed: 0,
             metrics: metrics.collect(),
         }
     }

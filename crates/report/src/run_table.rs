@@ -3,7 +3,7 @@ use std::fmt::Write;
 
 use patchdoor_metrics::Summary;
 use patchdoor_record::{
-    COLLAPSE, INTERVENTION_NUMBERS, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit,
+    COLLAPSE, DefenseKind, INTERVENTION_NUMBERS, Measurements, MetricInfo, RunSummary, SEED_NUMBERS, SeedOutcome, Unit,
 };
 
 use crate::routing_table::routing_table;
@@ -11,10 +11,6 @@ use crate::text::{Row, align};
 
 /// Seeds beyond this number have no column of their own.
 const SEED_COLUMNS: usize = 5;
-
-/// The numbers that the table of defenses shows.
-const DEFENSE_COLUMNS: [&str; 6] =
-    ["clean-accuracy", "asr", "robust-accuracy", "defense-effectiveness", "robust-improvement", "seconds"];
 
 /// The results of several runs as one aligned table, in percent, beside the numbers they expect.
 ///
@@ -62,9 +58,11 @@ pub fn run_table(runs: &[RunSummary], width: usize) -> String {
         }
     }
     let mut text = align(&header, &rows, width);
-    if runs.iter().any(|run| !run.defenses.is_empty()) {
-        text.push('\n');
-        text.push_str(&defense_table(runs, width));
+    for kind in DefenseKind::ALL {
+        if runs.iter().any(|run| run.defenses.iter().any(|defense| defense.kind == kind)) {
+            text.push('\n');
+            text.push_str(&defense_table(runs, kind, width));
+        }
     }
     if runs.iter().any(|run| !run.interventions.is_empty()) {
         text.push('\n');
@@ -94,13 +92,14 @@ fn intervention_table(runs: &[RunSummary], width: usize) -> String {
     align(&header, &rows, width)
 }
 
-/// What the defenses of several runs came to, as one aligned table; rates in percent, ratings as they are.
-fn defense_table(runs: &[RunSummary], width: usize) -> String {
-    let numbers = DEFENSE_COLUMNS.map(|name| MetricInfo::of(name).expect("the columns are known numbers"));
-    let header = ["defenses, in percent", "n"].into_iter().chain(numbers.iter().map(|number| number.heading));
-    let header = header.map(str::to_owned).collect::<Vec<_>>();
+/// What the defenses of one kind came to in several runs, as one aligned table; rates in percent, ratings and areas as they are.
+fn defense_table(runs: &[RunSummary], kind: DefenseKind, width: usize) -> String {
+    let numbers = kind.columns().iter().map(|name| MetricInfo::of(name).expect("the columns are known numbers"));
+    let numbers = numbers.collect::<Vec<_>>();
+    let header = [format!("{}, in percent", kind.heading()), "n".to_owned()].into_iter();
+    let header = header.chain(numbers.iter().map(|number| number.heading.to_owned())).collect::<Vec<_>>();
     let mut rows = Vec::new();
-    let defended = runs.iter().filter(|run| !run.defenses.is_empty());
+    let defended = runs.iter().filter(|run| run.defenses.iter().any(|defense| defense.kind == kind));
     for (number, run) in defended.enumerate() {
         let gap = if number == 0 { "" } else { "\n" };
         rows.push(Row::Title(format!("{gap}{}", run.run)));
@@ -114,8 +113,10 @@ fn defense_table(runs: &[RunSummary], width: usize) -> String {
             });
             Row::Cells([name, count.to_string()].into_iter().chain(cells).collect())
         };
-        rows.push(cells("none".to_owned(), &run.metrics, 0));
-        for defense in &run.defenses {
+        if kind.is_repair() {
+            rows.push(cells("none".to_owned(), &run.metrics, 0));
+        }
+        for defense in run.defenses.iter().filter(|defense| defense.kind == kind) {
             let name = match (&defense.pruned, defense.pruned_fraction) {
                 (Some(pruned), Some(_)) => format!("  {pruned}"),
                 (None, Some(share)) => format!("  {} pruned", Unit::Share.text(share)),
@@ -124,8 +125,9 @@ fn defense_table(runs: &[RunSummary], width: usize) -> String {
             };
             rows.push(cells(name, &defense.metrics, defense.collapsed));
         }
+        let is_here = |title: &str| run.defenses.iter().any(|defense| defense.kind == kind && defense.title == title);
         for seed in &run.seeds {
-            for (title, reason) in seed.failures().into_iter().filter(|(title, _)| !title.is_empty()) {
+            for (title, reason) in seed.failures().into_iter().filter(|(title, _)| is_here(title)) {
                 rows.push(Row::Title(format!("{title} of seed {} failed: {reason}", seed.seed)));
             }
         }

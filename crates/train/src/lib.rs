@@ -54,8 +54,8 @@ pub use objective::{BatchPass, Objective, cross_entropy};
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{
-    PREDICTION_BATCH, RoutedPrediction, Selections, input_shape, predict, predict_features, predict_given_routing,
-    predict_with_routing,
+    PREDICTION_BATCH, RoutedPrediction, Selections, classes_of, input_shape, predict, predict_features,
+    predict_given_routing, predict_with_routing,
 };
 pub use schedule::Schedule;
 pub use trainable::Trainable;

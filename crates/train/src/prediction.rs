@@ -176,7 +176,10 @@ pub fn predict_features<B: Kernels>(
 }
 
 /// The class with the largest logit of each row; ties go to the lower class.
-pub(crate) fn classes_of<B: Backend>(logits: Tensor<B, 2>) -> Vec<u8> {
+///
+/// # Panics
+/// Never: logits are floating-point numbers.
+pub fn classes_of<B: Backend>(logits: Tensor<B, 2>) -> Vec<u8> {
     let [_, classes] = logits.dims();
     let data = logits.into_data().convert::<f32>();
     let values = data.as_slice::<f32>().expect("converted to f32");

@@ -66,16 +66,15 @@ pub(crate) fn collapse(run: &RunSummary) -> Option<String> {
     })
 }
 
-/// Which defense leaves the least of the attack; nothing where none was tried.
+/// Which repair leaves the least of the attack; nothing where none was tried.
 fn help(run: &RunSummary, asr: f64) -> String {
-    if run.defenses.is_empty() {
+    let repairs = || run.defenses.iter().filter(|defense| defense.kind.is_repair());
+    let tried = repairs().filter(|defense| defense.pruned_fraction.is_none()).count();
+    if tried == 0 {
         return String::new();
     }
-    let tried = run.defenses.iter().filter(|defense| defense.pruned_fraction.is_none()).count();
     let judged = |defense: &&DefenseSummary| defense.collapsed == 0;
-    let least = run
-        .defenses
-        .iter()
+    let least = repairs()
         .filter(judged)
         .filter_map(|defense| Some((defense, mean_of(&defense.metrics, "asr")?)))
         .min_by(|(_, a), (_, b)| a.total_cmp(b));
@@ -109,13 +108,22 @@ mod tests {
     use super::*;
     use crate::run_table::tests::{run, seed};
     use patchdoor_metrics::Summary;
-    use patchdoor_record::SeedOutcome;
+    use patchdoor_record::{DefenseKind, SeedOutcome};
 
     fn defended(title: &str, asr: f64, collapsed: usize) -> DefenseSummary {
         let of = |value: f64| Summary::of(&[value]).expect("one value");
         let metrics = [("asr".to_owned(), of(asr)), ("clean-accuracy".to_owned(), of(0.65))].into();
         let (name, title, data) = ("fine-tuning".into(), title.into(), "clean".into());
-        DefenseSummary { name, title, data, pruned_fraction: None, pruned: None, collapsed, metrics }
+        DefenseSummary {
+            name,
+            title,
+            kind: DefenseKind::Repair,
+            data,
+            pruned_fraction: None,
+            pruned: None,
+            collapsed,
+            metrics,
+        }
     }
 
     #[test]

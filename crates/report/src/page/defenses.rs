@@ -2,34 +2,67 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 use patchdoor_metrics::Summary;
-use patchdoor_record::{DefenseSummary, MetricInfo, RunSummary, Unit};
+use patchdoor_record::{DefenseKind, DefenseSummary, MetricInfo, RunSummary, Unit};
 
 use super::answer::label;
 use super::chart::{Axis, Chart, Look, Point, Series};
 use super::numbers::{interval, mean_cell, mean_of};
 use super::table::{Cell, Table};
 
-/// The numbers that defenses are judged by.
-const COLUMNS: [&str; 6] =
-    ["clean-accuracy", "asr", "robust-accuracy", "defense-effectiveness", "robust-improvement", "seconds"];
-
-/// Every defense before and after; `None` where none was tried.
+/// Every defense, kind by kind; `None` where none was tried.
 pub(crate) fn defenses(run: &RunSummary) -> Option<Markup> {
+    let has = |kind: DefenseKind| run.defenses.iter().any(|defense| defense.kind == kind);
     if run.defenses.is_empty() {
         return None;
     }
     Some(html! {
-        div.charts { (chart(run).markup()) }
-        (table(run).markup())
-        p.note {
-            "DER and RIR lie in [0, 1]; 0.5 means that nothing happened. A classifier that gives one class to more than half of "
-            "the untouched test images has collapsed: where it stands depends on whether that class is the target."
+        @if has(DefenseKind::Repair) {
+            div.charts { (chart(run).markup()) }
+        }
+        @for kind in DefenseKind::ALL.into_iter().filter(|kind| has(*kind)) {
+            (table(run, kind).markup())
+            p.note { (note(kind)) }
         }
     })
 }
 
-fn table(run: &RunSummary) -> Table {
-    let numbers = COLUMNS.iter().filter_map(|name| MetricInfo::of(name)).collect::<Vec<_>>();
+/// What is to be known to read the table of a kind.
+fn note(kind: DefenseKind) -> &'static str {
+    match kind {
+        DefenseKind::Repair => {
+            "DER and RIR lie in [0, 1]; 0.5 means that nothing happened. A classifier that gives one class to more than half of \
+             the untouched test images has collapsed: where it stands depends on whether that class is the target."
+        }
+        DefenseKind::Detector => {
+            "AUC is the chance that a triggered image scores above an untouched one; 0.5 is chance, and the twin's AUC is that of \
+             the same detector on a classifier without a backdoor. TPR at 5 is the share of triggered images above the threshold \
+             that 5 % of the validation images lie above, FPR at 5 that of untouched test images; TPR and FPR are those at the \
+             detector's own threshold."
+        }
+        DefenseKind::Filter => {
+            "TPR is the share of the poisoned training images that are dropped, FPR that of the others; the twin's FPR is the share \
+             dropped of a training set without poison. CA and ASR are those of a classifier trained on what is left, where one was."
+        }
+        DefenseKind::Inspector => {
+            "Flagged are the classes that the inspector takes for a backdoor's target; of the clean twin all are false alarms. The \
+             target's rank is its place among all classes by their scores, 1 being the most suspicious."
+        }
+    }
+}
+
+fn caption(kind: DefenseKind) -> &'static str {
+    match kind {
+        DefenseKind::Repair => {
+            "After each defense, mean ± standard deviation over seeds; the mark is its number in the chart"
+        }
+        DefenseKind::Detector => "Detectors of triggered inputs, mean ± standard deviation over seeds",
+        DefenseKind::Filter => "Filters of training sets, mean ± standard deviation over seeds",
+        DefenseKind::Inspector => "Inspectors of classifiers, mean ± standard deviation over seeds",
+    }
+}
+
+fn table(run: &RunSummary, kind: DefenseKind) -> Table {
+    let numbers = kind.columns().iter().filter_map(|name| MetricInfo::of(name)).collect::<Vec<_>>();
     let heading = |number: &&MetricInfo| match number.unit {
         Unit::Share => format!("{}, %", number.heading),
         _ => number.heading.to_owned(),
@@ -37,7 +70,7 @@ fn table(run: &RunSummary) -> Table {
     let mut header = ["defense", "mark", "its images", "n"].map(str::to_owned).to_vec();
     header.extend(numbers.iter().map(heading));
     let count = |metrics: &BTreeMap<String, Summary>| {
-        COLUMNS.iter().filter_map(|name| metrics.get(*name)).map(|summary| summary.count).max().unwrap_or(0)
+        kind.columns().iter().filter_map(|name| metrics.get(*name)).map(|summary| summary.count).max().unwrap_or(0)
     };
     let front = |name: String, mark: usize, data: &str, count: usize| {
         vec![
@@ -47,11 +80,14 @@ fn table(run: &RunSummary) -> Table {
             Cell::number(count.to_string(), count as f64),
         ]
     };
-    let before = count(&run.metrics);
-    let mut none = front("none".into(), 0, "", before);
-    none.extend(numbers.iter().map(|number| mean_cell(run.metrics.get(number.name), number.unit, before)));
-    let mut rows = vec![none];
-    for (index, defense) in run.defenses.iter().enumerate() {
+    let mut rows = Vec::new();
+    if kind.is_repair() {
+        let before = count(&run.metrics);
+        let mut none = front("none".into(), 0, "", before);
+        none.extend(numbers.iter().map(|number| mean_cell(run.metrics.get(number.name), number.unit, before)));
+        rows.push(none);
+    }
+    for (index, defense) in run.defenses.iter().enumerate().filter(|(_, defense)| defense.kind == kind) {
         let seeds = count(&defense.metrics);
         let mut row = front(label(defense), index + 1, &defense.data, seeds);
         row.extend(numbers.iter().map(|number| match number.name {
@@ -62,9 +98,7 @@ fn table(run: &RunSummary) -> Table {
         }));
         rows.push(row);
     }
-    let caption =
-        "After each defense, mean ± standard deviation over seeds; the mark is its number in the chart".into();
-    Table { caption, header, rows }
+    Table { caption: caption(kind).into(), header, rows }
 }
 
 fn chart(run: &RunSummary) -> Chart {
@@ -74,7 +108,7 @@ fn chart(run: &RunSummary) -> Chart {
         Some(Point { interval: interval(asr, Unit::Share), ..Point::new(x, asr.mean) })
     };
     let of = |choose: &dyn Fn(&DefenseSummary) -> bool| {
-        let chosen = run.defenses.iter().enumerate().filter(|(_, defense)| choose(defense));
+        let chosen = run.defenses.iter().enumerate().filter(|(_, defense)| defense.kind.is_repair() && choose(defense));
         // A spread over collapsed classifiers says nothing.
         let interval = |point: Point, defense: &DefenseSummary| point.interval.filter(|_| defense.collapsed == 0);
         let marked = chosen.filter_map(|(index, defense)| {

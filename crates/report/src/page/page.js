@@ -28,7 +28,6 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
-<<<<<<< HEAD
 // Tables whose columns have kinds are filtered by words and by kinds.
 for (const table of document.querySelectorAll("table")) {
   const rows = [...table.tBodies[0].rows];
@@ -68,7 +67,7 @@ for (const table of document.querySelectorAll("table")) {
   form.addEventListener("input", filter);
   filter();
   table.closest(".scroll").before(form);
-=======
+}
 // Of pictures of single epochs one is shown, and a slider chooses it. Without this script all of them are in a folded list.
 for (const part of document.querySelectorAll("details.steps")) {
   const list = part.querySelector("ol");
@@ -92,7 +91,6 @@ for (const part of document.querySelectorAll("details.steps")) {
   list.before(label);
   part.open = true;
   show();
->>>>>>> a2bad9f (Choose the epoch of routing maps by a slider, and show them by class)
 }
 // What is folded on the screen is printed too.
 window.addEventListener("beforeprint", () => {

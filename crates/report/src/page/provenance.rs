@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use maud::{Markup, html};
-use patchdoor_record::{Environment, RunSummary, published_path};
+use patchdoor_record::{DefenseResult, Environment, RunSummary, published_path};
 
 use super::table::{Cell, Table};
 
@@ -61,8 +61,7 @@ fn times(run: &RunSummary) -> Table {
         ];
         match seed.measurements() {
             Some(measured) => {
-                let defenses = measured.defenses.iter().filter_map(|defense| defense.measurements());
-                let defenses = defenses.map(|measured| measured.seconds).sum::<f64>();
+                let defenses = measured.defenses.iter().filter_map(DefenseResult::seconds).sum::<f64>();
                 row.push(Cell::number(format!("{:.1}", measured.training_seconds), measured.training_seconds));
                 row.push(Cell::number(format!("{:.0}", measured.images_per_second), measured.images_per_second));
                 row.push(Cell::number(format!("{defenses:.1}"), defenses));
