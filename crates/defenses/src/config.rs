@@ -7,8 +7,8 @@ use crate::registry::defenses;
 use crate::{
     ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier,
     Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
-    MmBd, Need, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, SharpnessAwareFineTuning,
-    SpectralSignatures, StepwiseFinePruning, Strip,
+    ImplicitBackdoorUnlearning, MmBd, Need, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp,
+    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
 };
 
 defenses! {
@@ -40,6 +40,8 @@ defenses! {
         AttentionDistillation(AttentionDistillation): Repair = "attention-distillation",
         /// Prunes the channels that matter most under the worst disturbance of all.
         AdversarialNeuronPruning(AdversarialNeuronPruning): Repair = "adversarial-neuron-pruning",
+        /// Unlearns the one perturbation that misleads most on all images.
+        ImplicitBackdoorUnlearning(ImplicitBackdoorUnlearning): Repair = "implicit-backdoor-unlearning",
         /// Draws the head anew and pushes it away from what it was.
         FeatureShiftTuning(FeatureShiftTuning): Repair = "feature-shift-tuning",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
