@@ -279,7 +279,8 @@ fn the_triggers_of_a_sweep_are_drawn_once_each_and_never_over_another_sheet() {
     // The rate changes no trigger, so two of four points are drawn.
     let rows =
         ["sheets/sweep-triggers.png", "  rate = 0.05, square = small: PSNR ", "  rate = 0.05, square = large: PSNR "];
-    let lines = drawn.out().lines().collect::<Vec<_>>();
+    let drawn = drawn.out();
+    let lines = drawn.lines().collect::<Vec<_>>();
     assert_eq!(lines.len(), rows.len(), "{lines:?}");
     assert!(lines.iter().zip(rows).all(|(line, row)| line.starts_with(row)), "{lines:?}");
     let sheet = bench.path().join("sheets/sweep-triggers.png");

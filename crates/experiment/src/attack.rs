@@ -61,13 +61,6 @@ impl<'a> Attack<'a> {
         AttackOutcome::by_rule(predicted, labels, rule)
     }
 
-    /// Whether the attack succeeds with a triggered image of class `label`, one of `classes`, that is taken for `predicted`;
-    /// `None` for an image that it does not count.
-    pub(crate) fn succeeds(&self, predicted: u8, label: u8, classes: usize) -> Option<bool> {
-        let AttackOutcome { images, successes, .. } = self.outcome(&[predicted], &[label], classes);
-        (images > 0).then_some(successes > 0)
-    }
-
     /// The same and the clean accuracy for each class; `clean` and `triggered` are predictions for the same images.
     pub(crate) fn of_classes(&self, test: &ImageSet, clean: &[u8], triggered: &[u8]) -> Vec<ClassMeasurements> {
         let names = test.classes();
