@@ -26,6 +26,7 @@ fn examples(text: &str) -> Vec<(usize, String)> {
 fn documents() -> Vec<PathBuf> {
     let folder = std::fs::read_dir(workspace().join("docs")).expect("there are documents");
     let folder = folder.map(|entry| entry.expect("readable").path());
+    let folder = folder.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     std::iter::once(workspace().join("README.md")).chain(folder).collect()
 }
 
