@@ -142,6 +142,7 @@ fn the_overview_of_two_hundred_runs_opens_at_once_and_says_what_is_damaged() {
     bench.file("small.toml", &SMALL.replace("epochs = 4", "epochs = 1"));
     bench.run(&["run", "small.toml"]).expect(0);
     let run = bench.run_directory();
+    assert!(!read(&run.join("page.html")).contains("-0.0"), "without a defense none takes time");
     let hostile = "a<b>&'x' #?%41";
     for number in 1..=196 {
         copied(&run, &format!("copy-{number:03}"));

@@ -61,7 +61,9 @@ fn times(run: &RunSummary) -> Table {
         ];
         match seed.measurements() {
             Some(measured) => {
-                let defenses = measured.defenses.iter().filter_map(DefenseResult::seconds).sum::<f64>();
+                // A sum of nothing would be minus zero.
+                let defenses =
+                    measured.defenses.iter().filter_map(DefenseResult::seconds).fold(0.0, |sum, of| sum + of);
                 row.push(Cell::number(format!("{:.1}", measured.training_seconds), measured.training_seconds));
                 row.push(Cell::number(format!("{:.0}", measured.images_per_second), measured.images_per_second));
                 row.push(Cell::number(format!("{defenses:.1}"), defenses));
