@@ -83,6 +83,7 @@ fn tensorboard_reads_the_training_of_each_seed() {
                 assert_eq!(read.to_bits(), written.to_bits(), "{tag} of epoch {number}");
             }
         }
+        assert_eq!(of_seed["curves/asr"].as_array().map(Vec::len), Some(epochs.len()), "{of_seed}");
         assert_eq!(of_seed["test/asr"].as_array().map(Vec::len), Some(1), "{of_seed}");
     }
 }

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use patchdoor_metrics::EpochRecord;
 use patchdoor_record::{
-    Environment, MetricInfo, RecordError, RunSummary, SEED_NUMBERS, SeedResult, read_sealed_json,
-    read_sealed_json_lines, write_whole,
+    CURVES, CurvePoint, Environment, MetricInfo, RecordError, RunSummary, SEED_NUMBERS, SeedResult, read_sealed_json,
+    write_whole,
 };
 
+use crate::history::{HISTORY, History, histories};
+
 /// Writes the training of every seed of a run as an event file of `TensorBoard` into the seed's folder, and returns their paths:
-/// loss, accuracies and learning rate by epoch, counted from 1, and at the last epoch what was measured on test images.
+/// loss, accuracies and learning rate by epoch, counted from 1, the attack by epoch as far as it was followed, and at the last epoch
+/// what was measured on all test images.
 ///
 /// Times are those of the training: when the run was started, and the seconds of its epochs.
 ///
@@ -21,24 +24,22 @@ use patchdoor_record::{
 /// If a record is not as it was written, or a file cannot be written.
 pub fn write_events(folder: &Path, run: &RunSummary) -> Result<Vec<PathBuf>, RecordError> {
     let environment: Environment = read_sealed_json(&folder.join("environment.json"))?;
+    let followed: Vec<History<CurvePoint>> = histories(folder, run, CURVES)?;
     let mut written = Vec::new();
-    for seed in &run.seeds {
-        let of_seed = folder.join(format!("seed-{}", seed.seed));
-        let history = of_seed.join("metrics.jsonl");
-        if !history.is_file() {
-            continue;
-        }
-        let epochs: Vec<EpochRecord> = read_sealed_json_lines(&history)?;
+    for History { seed, epochs } in histories::<EpochRecord>(folder, run, HISTORY)? {
+        let Some(result) = run.seeds.iter().find(|result| result.seed == seed) else { continue };
+        let points = followed.iter().find(|history| history.seed == seed).map_or(&[][..], |history| &history.epochs);
         // TensorBoard looks for this word in names.
-        let path = of_seed.join(format!("events.out.tfevents.{}.patchdoor", environment.started));
-        write_whole(&path, &events(environment.started as f64, &epochs, seed))?;
+        let name = format!("seed-{seed}/events.out.tfevents.{}.patchdoor", environment.started);
+        let path = folder.join(name);
+        write_whole(&path, &events(environment.started as f64, &epochs, points, result))?;
         written.push(path);
     }
     Ok(written)
 }
 
 /// The event file of one seed whose run was started at that time, in seconds since 1970.
-fn events(started: f64, epochs: &[EpochRecord], seed: &SeedResult) -> Vec<u8> {
+fn events(started: f64, epochs: &[EpochRecord], followed: &[CurvePoint], seed: &SeedResult) -> Vec<u8> {
     let mut file = Vec::new();
     let mut version = Message::default();
     version.double(1, started);
@@ -53,6 +54,14 @@ fn events(started: f64, epochs: &[EpochRecord], seed: &SeedResult) -> Vec<u8> {
             ("training/learning-rate".to_owned(), epoch.learning_rate),
         ];
         scalars.extend(epoch.validation_accuracy.map(|value| ("validation/accuracy".to_owned(), value)));
+        if let Some(point) = followed.iter().find(|point| point.epoch == epoch.epoch) {
+            let measured = [
+                ("clean-accuracy", Some(point.clean_accuracy)),
+                ("asr", point.asr),
+                ("robust-accuracy", point.robust_accuracy),
+            ];
+            scalars.extend(measured.into_iter().filter_map(|(name, value)| Some((format!("curves/{name}"), value?))));
+        }
         record(&mut file, &event(time, epoch.epoch + 1, &scalars));
     }
     if let (Some(last), Some(measured)) = (epochs.last(), seed.measurements()) {
@@ -189,7 +198,9 @@ mod tests {
     #[test]
     fn a_file_has_its_version_and_an_event_for_each_epoch_and_for_the_test() {
         let epochs = [epoch(0, Some(0.5)), epoch(1, None)];
-        let found = records(&events(1_000.0, &epochs, &seed(0, 0.69, 0.96)));
+        // Followed at every second epoch, where no image was attacked.
+        let point = CurvePoint { epoch: 1, images: 10, clean_accuracy: 0.5, asr: None, robust_accuracy: None };
+        let found = records(&events(1_000.0, &epochs, &[point], &seed(0, 0.69, 0.96)));
         assert_eq!(found.len(), 1 + 2 + 1);
         assert!(found[0].ends_with(b"brain.Event:2"));
         // wall_time = 1004.0 and step = 2 of the second epoch.
@@ -198,6 +209,8 @@ mod tests {
         assert_eq!(found[2][9..11], [0x10, 2]);
         let has = |record: &[u8], tag: &str| record.windows(tag.len()).any(|part| part == tag.as_bytes());
         assert!(has(&found[1], "validation/accuracy") && !has(&found[2], "validation/accuracy"));
+        assert!(has(&found[2], "curves/clean-accuracy") && !has(&found[2], "curves/asr"));
+        assert!(!has(&found[1], "curves/clean-accuracy"));
         assert!(has(&found[3], "test/asr") && !has(&found[3], "test/asr-all-classes"));
         // tag "training/loss", then the number as a float.
         let mut loss = b"training/loss\x15".to_vec();
@@ -207,6 +220,6 @@ mod tests {
 
     #[test]
     fn a_training_that_came_to_nothing_has_no_event_of_its_own() {
-        assert_eq!(records(&events(0.0, &[], &seed(0, 0.69, 0.96))).len(), 1);
+        assert_eq!(records(&events(0.0, &[], &[], &seed(0, 0.69, 0.96))).len(), 1);
     }
 }

@@ -21,6 +21,7 @@ mod draw;
 mod events;
 mod export;
 mod figures;
+mod history;
 mod lookup;
 mod maps;
 mod page;

@@ -3,12 +3,7 @@ use patchdoor_metrics::EpochRecord;
 use patchdoor_record::CurvePoint;
 
 use super::chart::{Axis, Chart, Look, Point, Series};
-
-/// What was seen after epochs of the training of one seed.
-pub(crate) struct History<T> {
-    pub(crate) seed: u64,
-    pub(crate) epochs: Vec<T>,
-}
+use crate::history::History;
 
 /// One number by epoch, of every seed that has it.
 struct Measure {

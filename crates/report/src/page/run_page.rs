@@ -5,13 +5,12 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
 use patchdoor_record::{
     CURVES, Environment, PointResult, RecordError, RunSummary, commit_in_words, read_sealed, read_sealed_json,
-    read_sealed_json_lines, run_builds,
+    run_builds,
 };
-use serde::de::DeserializeOwned;
 
 use super::answer::{answer, rule};
 use super::confusion::confusion;
-use super::curves::{History, curves};
+use super::curves::curves;
 use super::defenses::defenses;
 use super::examples::examples;
 use super::frame::{Page, Section};
@@ -19,6 +18,7 @@ use super::numbers::headline;
 use super::provenance::provenance;
 use super::routing::{interventions, routing};
 use super::warnings;
+use crate::history::{HISTORY, histories};
 
 /// Writes the page of a run to its folder and returns its path: one file that needs nothing else, neither network nor scripts.
 ///
@@ -39,11 +39,7 @@ fn page(folder: &Path, run: &RunSummary) -> Result<Page, RecordError> {
     let section = |anchor, heading, content| Section { anchor, heading, content };
     let mut sections = vec![
         section("numbers", "The attack", html! { (headline(run, &point)) p.note { (rule()) } }),
-        section(
-            "curves",
-            "Training",
-            curves(&histories(folder, run, "metrics.jsonl")?, &histories(folder, run, CURVES)?),
-        ),
+        section("curves", "Training", curves(&histories(folder, run, HISTORY)?, &histories(folder, run, CURVES)?)),
     ];
     sections.extend(confusion(run).map(|content| section("confusion", "What is taken for what", content)));
     let pictures = examples(folder, run)?.into_iter().chain(pictures(folder)?).collect::<Vec<_>>();
@@ -62,18 +58,6 @@ fn page(folder: &Path, run: &RunSummary) -> Result<Page, RecordError> {
         warnings: warnings::of_run(run, &commits),
         sections,
     })
-}
-
-/// The lines in a file of every seed that left it; a seed that failed at once left none.
-fn histories<T: DeserializeOwned>(folder: &Path, run: &RunSummary, file: &str) -> Result<Vec<History<T>>, RecordError> {
-    let mut histories = Vec::new();
-    for seed in &run.seeds {
-        let path = folder.join(format!("seed-{}/{file}", seed.seed));
-        if path.is_file() {
-            histories.push(History { seed: seed.seed, epochs: read_sealed_json_lines(&path)? });
-        }
-    }
-    Ok(histories)
 }
 
 /// Pictures in the run's folder, such as a contact sheet that was drawn there; `None` without any.
