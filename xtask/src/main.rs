@@ -54,6 +54,9 @@ enum Command {
     /// Show how runs or sweeps differ: configurations, and numbers seed by seed
     #[command(disable_help_flag = true)]
     Compare(Passed),
+    /// Tell backdoored networks from clean ones by what their routers select in untouched images
+    #[command(disable_help_flag = true)]
+    Networks(Passed),
     /// Show the tables of finished runs and sweeps, and draw their figures and pages
     #[command(disable_help_flag = true)]
     Report(Passed),
@@ -116,6 +119,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Data(passed) => run::run("data", &passed.arguments),
         Command::Clean(passed) => run::look("clean", &passed.arguments),
         Command::Compare(passed) => run::look("compare", &passed.arguments),
+        Command::Networks(passed) => run::look("networks", &passed.arguments),
         Command::Report(passed) => run::look("report", &passed.arguments),
         Command::Results(passed) => run::look("results", &passed.arguments),
         Command::Triggers(passed) => run::run("triggers", &passed.arguments),

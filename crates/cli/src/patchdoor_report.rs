@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use patchdoor_cli::{
-    CleanArguments, CompareArguments, ListArguments, ReportArguments, ResultsArguments, clean, compare, exit_code,
-    list, report, results,
+    CleanArguments, CompareArguments, ListArguments, NetworksArguments, ReportArguments, ResultsArguments, clean,
+    compare, exit_code, list, networks, report, results,
 };
 
 /// Looks at what runs of experiments left.
@@ -26,6 +26,8 @@ enum Command {
     Compare(CompareArguments),
     /// List the experiments there are and the runs of them
     List(ListArguments),
+    /// Tell backdoored networks from clean ones by what their routers select in untouched images
+    Networks(NetworksArguments),
     /// Show the tables of finished runs and sweeps, and draw their figures and pages
     Report(ReportArguments),
     /// Collect results to be committed, and write RESULTS.md from them
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Clean(arguments) => clean(&arguments),
         Command::Compare(arguments) => compare(&arguments),
         Command::List(arguments) => list(&arguments),
+        Command::Networks(arguments) => networks(&arguments),
         Command::Report(arguments) => report(&arguments),
         Command::Results(arguments) => results(&arguments),
     })

@@ -28,6 +28,7 @@ mod detector;
 mod epoch;
 mod gamma;
 mod mediation;
+mod profile;
 mod repair;
 mod routing;
 mod stealth;
@@ -43,6 +44,7 @@ pub use detector::{OperatingPoint, separation, share_with_interval, threshold_fo
 pub use epoch::EpochRecord;
 pub use gamma::Gamma;
 pub use mediation::{RoutedSuccess, SMALLEST_EFFECT};
+pub use profile::{RoutingProfile, SelectionMaps};
 pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use routing::{
     Departure, Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images,

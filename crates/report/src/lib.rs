@@ -24,6 +24,7 @@ mod figures;
 mod history;
 mod lookup;
 mod maps;
+mod networks;
 mod page;
 #[cfg(feature = "parquet")]
 mod parquet_table;
@@ -41,6 +42,7 @@ pub use compare_sweeps::{ComparedPoint, ComparedSweep, LonePoint, SweepCompariso
 pub use draw::draw_run;
 pub use events::write_events;
 pub use export::{ExportForm, export_table};
+pub use networks::{AttackNetworks, HeldOut, NetworkSeparation, NetworksError};
 pub use page::{OVERVIEW, PAGE, write_overview, write_run_page, write_sweep_page};
 #[cfg(feature = "parquet")]
 pub use parquet_table::write_parquet;

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::Path;
 
+use patchdoor_metrics::SelectionMaps;
 use patchdoor_record::{RecordError, read_sealed};
 use safetensors::SafeTensors;
 
@@ -33,6 +34,8 @@ pub(crate) struct ClassifierMaps {
     pub(crate) title: &'static str,
     /// Share of a class's images in which an expert selects a patch, `[set, class, expert, patch]`; NaN without images.
     frequencies: Vec<f64>,
+    /// Mean intersection over union of what two experts select in an image, `[set, expert, expert]`.
+    similarity: Vec<f64>,
 }
 
 impl SeedMaps {
@@ -43,13 +46,8 @@ impl SeedMaps {
     pub(crate) fn read(folder: &Path, seed: u64) -> Result<Self, RecordError> {
         let bytes = read_sealed(&folder.join("routing/selections.safetensors"))?;
         let file = SafeTensors::deserialize(&bytes).map_err(io::Error::other)?;
-        let words = |name: &str| -> io::Result<(Vec<usize>, Vec<[u8; 4]>)> {
-            let view = file.tensor(name).map_err(io::Error::other)?;
-            let words = view.data().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
-            Ok((view.shape().to_vec(), words.collect()))
-        };
-        let images = words("images")?.1.into_iter().map(|word| f64::from(u32::from_le_bytes(word)));
-        let (shape, marks) = words("triggered-patches")?;
+        let images = words(&file, "images")?.1.into_iter().map(|word| f64::from(u32::from_le_bytes(word)));
+        let (shape, marks) = words(&file, "triggered-patches")?;
         let grid = [shape[1], shape[2]];
         let floats = |words: &[[u8; 4]]| words.iter().map(|&word| f64::from(f32::from_le_bytes(word))).collect();
         let mut maps = Self {
@@ -63,9 +61,10 @@ impl SeedMaps {
         for (name, title) in CLASSIFIERS {
             let array = format!("{name}.frequency");
             if file.names().contains(&array.as_str()) {
-                let (shape, words) = words(&array)?;
+                let (shape, shares) = words(&file, &array)?;
                 maps.experts = shape[2];
-                maps.classifiers.push(ClassifierMaps { name, title, frequencies: floats(&words) });
+                let similarity = floats(&words(&file, &format!("{name}.expert-similarity"))?.1);
+                maps.classifiers.push(ClassifierMaps { name, title, frequencies: floats(&shares), similarity });
             }
         }
         Ok(maps)
@@ -78,6 +77,18 @@ impl SeedMaps {
     /// How many classes the test images have.
     pub(crate) fn classes(&self) -> usize {
         self.images.len()
+    }
+
+    /// All maps of one classifier in one set of images.
+    pub(crate) fn of_classifier(&self, classifier: usize, set: usize) -> SelectionMaps<'_> {
+        let ClassifierMaps { frequencies, similarity, .. } = &self.classifiers[classifier];
+        let (maps, pairs) = (self.images.len() * self.experts * self.patches(), self.experts * self.experts);
+        SelectionMaps {
+            grid: self.grid,
+            experts: self.experts,
+            frequencies: &frequencies[set * maps..][..maps],
+            similarity: &similarity[set * pairs..][..pairs],
+        }
     }
 
     /// The map of one expert for the images of one class.
@@ -108,6 +119,13 @@ impl SeedMaps {
     }
 }
 
+/// The shape and the words of four bytes of an array.
+fn words(file: &SafeTensors<'_>, name: &str) -> io::Result<(Vec<usize>, Vec<[u8; 4]>)> {
+    let view = file.tensor(name).map_err(io::Error::other)?;
+    let words = view.data().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
+    Ok((view.shape().to_vec(), words.collect()))
+}
+
 /// A victim's maps of two patches, of which the trigger changes the first: two experts, two classes of 3 and 1 images, and
 /// everywhere the same shares, `share` and `1 - share` untouched, `share` twice triggered.
 #[cfg(test)]
@@ -115,7 +133,7 @@ pub(crate) fn example(seed: u64, share: f64) -> SeedMaps {
     let clean = [share, 1.0 - share].repeat(4);
     let triggered = [share; 2].repeat(4);
     let frequencies = [clean, triggered].concat();
-    let classifiers = vec![ClassifierMaps { name: "victim", title: "victim", frequencies }];
+    let classifiers = vec![ClassifierMaps { name: "victim", title: "victim", frequencies, similarity: Vec::new() }];
     SeedMaps { seed, grid: [1, 2], experts: 2, triggered: vec![1.0, 0.0], images: vec![3.0, 1.0], classifiers }
 }
 
@@ -128,7 +146,7 @@ mod tests {
         // Two classes of 3 and 1 images, a third without any; two experts; two patches.
         let nan = f64::NAN;
         let frequencies = vec![1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 1.0, 0.0, nan, nan, nan, nan];
-        let classifiers = vec![ClassifierMaps { name: "victim", title: "victim", frequencies }];
+        let classifiers = vec![ClassifierMaps { name: "victim", title: "victim", frequencies, similarity: Vec::new() }];
         let maps = SeedMaps { images: vec![3.0, 1.0, 0.0], classifiers, ..example(0, 0.0) };
         // Expert 0: (3 * 1 + 0.5) / 4 and (3 * 0 + 0.5) / 4; expert 1: (3 * 0 + 1) / 4 and 3 / 4.
         assert_eq!(maps.of_expert(0, 0, 0), [3.5 / 4.0, 0.5 / 4.0]);

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use patchdoor_cli::{CleanArguments, CompareArguments, ListArguments, ReportArguments, ResultsArguments};
+use patchdoor_cli::{
+    CleanArguments, CompareArguments, ListArguments, NetworksArguments, ReportArguments, ResultsArguments,
+};
 use patchdoor_experiment::BackendChoice;
 use patchdoor_plan::Precision;
 
@@ -58,6 +60,8 @@ pub(crate) enum Command {
     Clean(CleanArguments),
     /// Show how runs or sweeps differ: configurations, and numbers seed by seed
     Compare(CompareArguments),
+    /// Tell backdoored networks from clean ones by what their routers select in untouched images
+    Networks(NetworksArguments),
     /// Show the tables of finished runs and sweeps, and draw their figures and pages
     Report(ReportArguments),
     /// Collect results to be committed, and write RESULTS.md from them

@@ -20,7 +20,7 @@ mod triggers;
 use std::process::ExitCode;
 
 use clap::Parser;
-use patchdoor_cli::{clean, compare, exit_code, has_colours, list, report, results};
+use patchdoor_cli::{clean, compare, exit_code, has_colours, list, networks, report, results};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{Arguments, Command};
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         Command::Data(arguments) => data::data(arguments),
         Command::Clean(arguments) => clean(arguments),
         Command::Compare(arguments) => compare(arguments),
+        Command::Networks(arguments) => networks(arguments),
         Command::Report(arguments) => report(arguments),
         Command::Results(arguments) => results(arguments),
         Command::Triggers(arguments) => triggers::triggers(arguments),
