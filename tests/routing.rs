@@ -148,3 +148,51 @@ fn routing_of_a_network_without_routers_is_refused() {
     assert!(finished.err().contains(&place), "{}", finished.err());
     assert!(finished.err().contains("model.patch-moe"), "{}", finished.err());
 }
+
+/// Of networks so small and so little trained nothing can be said; the test is about which of them are read and which refused.
+#[test]
+fn networks_are_told_apart_by_their_routing_and_others_refused() {
+    let bench = Bench::new();
+    let short = SMALL.replace("epochs = 4", "epochs = 1").replace("rate = 0.1\n", "");
+    let routed = |seeds: &str| format!("{}\n[routing]\nfigures = false\n", short.replace("[0]", seeds));
+    let axes = "\n[[sweep.axes]]\nname = \"trigger\"\nvariants = [\n    { label = \"square\", set = {} },\n    \
+                { label = \"small\", set = { trigger = { art-pattern = {} } } },\n    \
+                { label = \"blend\", set = { trigger = { blend = {} } } },\n]\n";
+    bench.file("victims.toml", &(routed("[0, 1, 2]") + axes));
+    let clean = routed("[3, 4, 5]").replace("[poisoning]\n", "[poisoning]\nrate = 0.0\n");
+    bench.file("clean.toml", &clean.replace("clean-twin = true\n", ""));
+    bench.file("longer.toml", &routed("[6]").replace("epochs = 1", "epochs = 2"));
+    bench.run(&["run", "victims.toml", "clean.toml", "longer.toml"]).expect(0);
+
+    let runs = || {
+        let entries = std::fs::read_dir(bench.path().join("runs")).expect("there are runs");
+        let mut runs = entries.map(|entry| entry.expect("readable").path()).collect::<Vec<_>>();
+        runs.retain(|run| run.join("summary.json").is_file());
+        runs.sort();
+        runs.into_iter().map(|run| run.to_str().expect("UTF-8").to_owned()).collect::<Vec<_>>()
+    };
+    let (longer, same): (Vec<_>, Vec<_>) = runs().into_iter().partition(|run| run.contains("/longer"));
+    let call = |runs: &[String], more: &[&str]| {
+        let arguments = std::iter::once("networks").chain(runs.iter().map(String::as_str)).chain(more.iter().copied());
+        bench.run(&arguments.collect::<Vec<_>>())
+    };
+    let found = call(&same, &["--folds", "3", "--json"]).expect(0).out();
+    let found: Value = serde_json::from_str(&found).expect("one document");
+    let attacks = found["attacks"].as_array().expect("a list");
+    assert!(attacks.len() == 3 && attacks.iter().all(|attack| attack["networks"] == 3), "{found}");
+    // The twins of three seeds count once each, whatever the attack, and so do three clean networks.
+    assert_eq!((&found["clean"], &found["seeds"]), (&Value::from(6), &Value::from(6)), "{found}");
+    assert_eq!(found["single"].as_object().map(serde_json::Map::len), Some(13), "{found}");
+    let area = found["held-out"]["area"]["value"].as_f64().expect("a number");
+    assert!((0.0..=1.0).contains(&area), "{found}");
+    let text = call(&same, &["--folds", "3"]).expect(0).out();
+    assert!(text.contains("9 backdoored networks of 3 attacks and 6 clean ones, of 6 seeds"), "{text}");
+    assert!(text.contains("one of 3 parts") && text.contains("mean over attacks"), "{text}");
+
+    let mixed = [same.clone(), longer].concat();
+    let refused = call(&mixed, &["--folds", "3"]).expect(2).err();
+    assert!(refused.contains("training.epochs is ") && refused.contains("attack and seed alone"), "{refused}");
+    let few = same.into_iter().filter(|run| !run.contains("/clean")).collect::<Vec<_>>();
+    let refused = call(&few, &["--folds", "5"]).expect(2).err();
+    assert!(refused.contains("too few"), "{refused}");
+}
