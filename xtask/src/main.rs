@@ -42,6 +42,15 @@ enum Command {
     /// Check experiment files without running them
     #[command(disable_help_flag = true)]
     Check(Passed),
+    /// Repair weights of your own with the defenses of a file
+    #[command(disable_help_flag = true)]
+    Defend(Passed),
+    /// Score images with weights of your own and the detectors of a file
+    #[command(disable_help_flag = true)]
+    Detect(Passed),
+    /// Look for the target of a backdoor in weights of your own with the inspectors of a file
+    #[command(disable_help_flag = true)]
+    Inspect(Passed),
     /// List the experiments there are and the runs of them
     #[command(disable_help_flag = true)]
     List(Passed),
@@ -115,6 +124,9 @@ fn main() -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(passed) => run::run("run", &passed.arguments),
         Command::Check(passed) => run::run("check", &passed.arguments),
+        Command::Defend(passed) => run::run("defend", &passed.arguments),
+        Command::Detect(passed) => run::run("detect", &passed.arguments),
+        Command::Inspect(passed) => run::run("inspect", &passed.arguments),
         Command::List(passed) => run::look("list", &passed.arguments),
         Command::Data(passed) => run::run("data", &passed.arguments),
         Command::Clean(passed) => run::look("clean", &passed.arguments),

@@ -6,10 +6,22 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 
 /// Help texts of the runner, as its tests keep them, so that asking for help compiles nothing.
-const HELP: [(&str, &str); 3] = [
+const HELP: [(&str, &str); 6] = [
     ("run", include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_run.snap")),
     ("check", include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_check.snap")),
     ("data", include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_data.snap")),
+    (
+        "defend",
+        include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_defend.snap"),
+    ),
+    (
+        "detect",
+        include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_detect.snap"),
+    ),
+    (
+        "inspect",
+        include_str!("../../crates/cli/src/patchdoor/snapshots/patchdoor__arguments__tests__help_of_inspect.snap"),
+    ),
 ];
 
 /// Builds the runner and becomes it.
@@ -23,7 +35,7 @@ pub(crate) fn run(command: &str, arguments: &[OsString]) -> anyhow::Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     let feature = match command {
-        "run" | "study" => usable_feature(arguments),
+        "run" | "study" | "defend" | "detect" | "inspect" => usable_feature(arguments),
         // It says itself what a GPU lacks; with one, only a build with CUDA can look at it closely.
         "doctor" => feature(arguments).map(|feature| feature.filter(|&name| name != "cuda" || has_nvidia_driver())),
         _ => Ok(None),

@@ -273,15 +273,15 @@ fn read_split(
     notes.extend(listing.not_read());
     let shape = ImageShape { height: size, width: size, channels: 3 };
     let labels = listing.pictures.iter().map(|&(_, label)| label).collect();
-    let pixels = read_pictures(&listing.pictures.into_iter().map(|(path, _)| path).collect::<Vec<_>>(), size)?;
+    let pixels = read_pictures(&listing.pictures.into_iter().map(|(path, _)| path).collect::<Vec<_>>(), [size; 2])?;
     ImageSet::new(shape, pixels, labels, Arc::clone(classes))
 }
 
-/// The pixels of many files, one after another; the first that is no picture is named, and how many others are none.
-pub(crate) fn read_pictures(paths: &[PathBuf], size: usize) -> Result<Vec<u8>, DataError> {
-    let images: Vec<_> = paths.par_iter().map(|path| read_picture(path, size, size)).collect();
+/// The RGB pixels of many files brought to `[height, width]`, one after another; the first that is no picture is named, and how many others are none.
+pub(crate) fn read_pictures(paths: &[PathBuf], [height, width]: [usize; 2]) -> Result<Vec<u8>, DataError> {
+    let images: Vec<_> = paths.par_iter().map(|path| read_picture(path, height, width)).collect();
     let bad = images.iter().filter(|image| matches!(image, Err(DataError::ImageFile { .. }))).count();
-    let mut pixels = Vec::with_capacity(paths.len() * size * size * 3);
+    let mut pixels = Vec::with_capacity(paths.len() * height * width * 3);
     for image in images {
         match image {
             Ok(image) => pixels.extend(image.into_pixels()),

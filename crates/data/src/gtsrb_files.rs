@@ -101,7 +101,7 @@ pub(crate) fn read(files: &SignFiles) -> Result<(ImageSet, ImageSet, Vec<String>
     let test = test_files(files, &mut left)?;
     let set = |files: Vec<(PathBuf, u8)>| {
         let labels = files.iter().map(|&(_, label)| label).collect();
-        let pixels = read_pictures(&files.into_iter().map(|(path, _)| path).collect::<Vec<_>>(), 32)?;
+        let pixels = read_pictures(&files.into_iter().map(|(path, _)| path).collect::<Vec<_>>(), [32; 2])?;
         ImageSet::new(ImageShape::RGB_32, pixels, labels, labels::owned(&labels::GTSRB))
     };
     let train = set(train)?;

@@ -57,6 +57,7 @@ mod image_set;
 mod jpeg;
 mod labels;
 mod listing;
+mod loose_pictures;
 pub mod packed;
 mod pickle;
 mod picture;
@@ -79,6 +80,7 @@ pub use error::DataError;
 pub use folder::FolderConfig;
 pub use image::{Image, ImageShape};
 pub use image_set::ImageSet;
+pub use loose_pictures::{LoosePictures, read_loose_pictures};
 pub use picture::{read_picture, read_with_alpha};
 pub use picture_error::PictureError;
 pub use poisoning::{

@@ -101,6 +101,30 @@ impl Listing {
         Ok(listing)
     }
 
+    /// Looks through a folder whose pictures have no classes, and the folders in it; links are followed.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::BadFolder`] if there is no picture, or if a link leads nowhere or back to a folder that holds it.
+    pub(crate) fn of_loose(directory: &Path) -> Result<Self, DataError> {
+        let mut listing = Self { root: directory.to_owned(), ..Self::default() };
+        let mut found = Vec::new();
+        listing.walk(directory, Path::new(""), &[], &mut found)?;
+        found.sort_by(|(a, _), (b, _)| a.as_os_str().cmp(b.as_os_str()));
+        for (folder, files) in found {
+            listing.pictures.extend(files.into_iter().map(|file| (directory.join(&folder).join(file), 0)));
+        }
+        if listing.pictures.is_empty() {
+            let expected = ENDINGS.map(|ending| format!(".{ending}")).join(", ");
+            return Err(DataError::BadFolder {
+                path: directory.to_owned(),
+                found: "no images".to_owned(),
+                expected: format!("at least one file that ends in {expected}"),
+            });
+        }
+        Ok(listing)
+    }
+
     /// Gathers the pictures of one folder and of those in it, by folder.
     fn walk(
         &mut self,

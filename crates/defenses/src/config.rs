@@ -5,10 +5,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning, DefendedClassifier,
-    Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
-    ImplicitBackdoorUnlearning, MmBd, Need, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp,
-    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
+    ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
+    DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
+    FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, PruningSeries, RouterRetraining, RoutingDistance,
+    ScaleUp, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
 };
 
 defenses! {

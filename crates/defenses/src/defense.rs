@@ -83,6 +83,31 @@ pub struct DefendedClassifier<'a> {
     pub has_batch_norm: bool,
 }
 
+/// What a defense does, whatever the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActionKind {
+    /// It changes a classifier.
+    Repair,
+    /// It scores inputs.
+    Detect,
+    /// It drops training examples.
+    Filter,
+    /// It looks at a classifier.
+    Inspect,
+}
+
+impl ActionKind {
+    /// In words, of a defense.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Repair => "changes a classifier",
+            Self::Detect => "scores inputs",
+            Self::Filter => "drops training examples",
+            Self::Inspect => "looks at a classifier",
+        }
+    }
+}
+
 /// A defense ready to act on classifiers of one backend, by what it acts on.
 pub enum DefenseAction<'a, B: TrainingBackend> {
     /// Changes a classifier.

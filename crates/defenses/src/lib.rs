@@ -65,7 +65,7 @@ pub use attention_distillation::AttentionDistillation;
 pub use calibration::Calibrated;
 pub use channel_lipschitz_pruning::ChannelLipschitzPruning;
 pub use config::{DefenseConfig, DefenseName};
-pub use defense::{DefendedClassifier, Defense, DefenseAction, Need};
+pub use defense::{ActionKind, DefendedClassifier, Defense, DefenseAction, Need};
 pub use error::DefenseError;
 pub use expert_fine_tuning::ExpertFineTuning;
 pub use expert_pruning::{ExpertPruning, SuspicionMeasure};

@@ -45,6 +45,13 @@ macro_rules! defenses {
                 }
             }
 
+            /// What the defense does, whatever the backend.
+            pub fn kind(&self) -> ActionKind {
+                match self {
+                    $(Self::$variant(_) => ActionKind::$action,)+
+                }
+            }
+
             /// What the defense does on a backend.
             pub fn action<B: TrainingBackend>(&self) -> DefenseAction<'_, B> {
                 match self {

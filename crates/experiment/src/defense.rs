@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use fs_err as fs;
-use patchdoor_data::{ImageSet, stratified_subset, stream};
+use patchdoor_data::{ImageSet, LoosePictures, stratified_subset, stream};
 use patchdoor_defenses::{
     DatasetFilter, DefenderData, DefenseAction, DefenseError, InputDetector, InspectionWork, ModelInspector,
     ModelRepair, RepairWork, Repaired,
@@ -22,7 +22,7 @@ use crate::attack::Attack;
 use crate::console::{Watch, duration};
 use crate::detection::{Detection, detect};
 use crate::error::RunError;
-use crate::exam::Exam;
+use crate::exam::Judge;
 use crate::filtering::{filter as filter_set, poisoned, write_judgements};
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
@@ -44,13 +44,15 @@ pub(crate) struct Victim<'a> {
     pub(crate) used: &'a ImagesUsed,
     /// Where it stands undefended.
     pub(crate) before: DefenseStanding,
+    /// Images besides the test images that detectors score.
+    pub(crate) suspects: Option<&'a LoosePictures>,
 }
 
 impl Victim<'_> {
     /// Tries every defense of the experiment on the same classifier. Those that finished before are not repeated.
     pub(crate) fn defend<B: TrainingBackend>(
         &self,
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<Vec<DefenseResult>> {
@@ -67,7 +69,7 @@ impl Victim<'_> {
             }
             fs::create_dir_all(&folder)?;
             let label = format!("{}, {}", self.label, defender.title());
-            let result = self.defend_once::<B>(defender, exam, &folder, &label, watch, device)?;
+            let result = self.defend_once::<B>(defender, judge, &folder, &label, watch, device)?;
             watch.say(format!("{label}: {}", in_words(&result)));
             write_sealed_json(&path, &result)?;
             remove_checkpoint(&folder)?;
@@ -80,23 +82,25 @@ impl Victim<'_> {
     fn defend_once<B: TrainingBackend>(
         &self,
         defender: &DefenderConfig,
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         folder: &Path,
         label: &str,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<DefenseResult> {
-        let (clean, contaminated_images) = self.defenders_images(defender, exam.attack);
+        let (clean, contaminated_images) = self.defenders_images(defender, judge.exam().map(|exam| exam.attack));
         let outcome = match defender.defense.action::<B>() {
             DefenseAction::Repair(repair) => {
                 let attempt = Attempt { defender, repair, clean: &clean, label };
-                self.try_repair(&attempt, exam, folder, watch, device)
+                self.try_repair(&attempt, judge, folder, watch, device)
             }
             DefenseAction::Detect(detector) => {
-                self.try_detector((defender, detector), &clean, exam, folder, watch, device)
+                self.try_detector((defender, detector), &clean, judge, folder, watch, device)
             }
-            DefenseAction::Inspect(inspector) => self.try_inspector((defender, inspector), &clean, exam, watch, device),
-            DefenseAction::Filter(filter) => self.try_filter((defender, filter), exam, (folder, label), watch, device),
+            DefenseAction::Inspect(inspector) => {
+                self.try_inspector((defender, inspector), &clean, judge, watch, device)
+            }
+            DefenseAction::Filter(filter) => self.try_filter((defender, filter), judge, (folder, label), watch, device),
         };
         let outcome = match outcome {
             Err(Halt::Failed(reason)) => DefenseOutcome::Failed { reason },
@@ -118,7 +122,7 @@ impl Victim<'_> {
     fn try_repair<B: TrainingBackend>(
         &self,
         attempt: &Attempt<'_, B>,
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         folder: &Path,
         watch: Watch<'_>,
         device: &B::Device,
@@ -126,11 +130,11 @@ impl Victim<'_> {
         let (repaired, seconds) = self.repair(attempt, (self.folder, folder), watch, device)?;
         // The twin before anything is written, so that an interruption leaves nothing half done.
         let twin = self.repair_twin(attempt, folder, watch, device)?;
-        let mut measured = self.measure(&repaired, exam, seconds, folder, watch, device)?;
+        let mut measured = self.measure(&repaired, judge, seconds, folder, watch, device)?;
         if let Some(twin) = &twin {
-            measured.clean_twin = Some(exam.standing(&twin.classifier.valid(), device));
+            measured.clean_twin = Some(judge.standing(&twin.classifier.valid(), device));
             for (row, point) in measured.series.iter_mut().zip(&twin.series) {
-                row.clean_twin = Some(exam.standing(&point.classifier.valid(), device));
+                row.clean_twin = Some(judge.standing(&point.classifier.valid(), device));
             }
         }
         Ok(DefenseOutcome::Finished(Box::new(measured)))
@@ -141,7 +145,7 @@ impl Victim<'_> {
         &self,
         (defender, detector): (&DefenderConfig, &dyn InputDetector<B>),
         clean: &ImageSet,
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         folder: &Path,
         watch: Watch<'_>,
         device: &B::Device,
@@ -150,12 +154,22 @@ impl Victim<'_> {
         let with = |from: &Path| {
             let classifier = load::<B>(&self.config.model, clean, self.seed, from, device)?;
             let detector = (detector, defender.defense.name());
-            detect(detector, &classifier, (&data, self.seed), exam, watch, device)
+            detect(
+                detector,
+                &classifier,
+                (&data, self.seed),
+                (judge, self.suspects.map(|suspects| &suspects.images)),
+                watch,
+                device,
+            )
         };
         let found = with(self.folder)?;
         let twin = self.twin.filter(|_| defender.twin);
         let twin = twin.map(with).transpose().map_err(|halt| halt.of("clean twin"))?;
         write_scores(&folder.join("scores.csv"), &found)?;
+        if let Some(suspects) = self.suspects {
+            write_suspects(&folder.join("images.csv"), suspects, &found)?;
+        }
         let judged = data.validation.map_or(0, ImageSet::len) + found.untouched.len() + found.triggered.len();
         Ok(DefenseOutcome::Detected(Box::new(DetectionMeasurements {
             victim: found.standing,
@@ -170,7 +184,7 @@ impl Victim<'_> {
         &self,
         (defender, inspector): (&DefenderConfig, &dyn ModelInspector<B>),
         clean: &ImageSet,
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<DefenseOutcome> {
@@ -186,9 +200,8 @@ impl Victim<'_> {
         let seconds = start.elapsed().as_secs_f64();
         let twin = self.twin.filter(|_| defender.twin);
         let twin = twin.map(with).transpose().map_err(|halt| halt.of("clean twin"))?;
-        let targets = exam.attack.targets(exam.test.class_count());
         Ok(DefenseOutcome::Inspected(Box::new(InspectionMeasurements {
-            targets,
+            targets: judge.targets(),
             victim: found,
             clean_twin: twin,
             seconds,
@@ -200,14 +213,15 @@ impl Victim<'_> {
     fn try_filter<B: TrainingBackend>(
         &self,
         (defender, filter): (&DefenderConfig, &dyn DatasetFilter<B>),
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         (folder, label): (&Path, &str),
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<DefenseOutcome> {
         let training = &self.images.training;
-        let poisoned_set = exam.attack.poison(training);
-        let is_poisoned = poisoned(exam.attack, training.len());
+        let attack = judge.exam().expect("only a run filters a training set, and it knows its attack").attack;
+        let poisoned_set = attack.poison(training);
+        let is_poisoned = poisoned(attack, training.len());
         let with = |from: &Path, set: &ImageSet, is_poisoned: &[bool]| {
             let classifier = load::<B>(&self.config.model, training, self.seed, from, device)?;
             filter_set(filter, &classifier, (set, is_poisoned), device)
@@ -226,7 +240,7 @@ impl Victim<'_> {
             let trained = OneTraining::of(self.config, self.seed, (self.images, &kept), self.used, &folder, label)
                 .run::<B>(watch, None, device)?;
             remove_checkpoint(&folder)?;
-            let after = exam.standing(&trained.classifier, device);
+            let after = judge.standing(&trained.classifier, device);
             let ratings = Ratings::of(self.before, after);
             Some(Retrained { before: self.before, after, ratings, epochs: trained.history.len() })
         } else {
@@ -244,7 +258,7 @@ impl Victim<'_> {
     fn measure<B: TrainingBackend>(
         &self,
         repaired: &Repaired<B>,
-        exam: &Exam<'_>,
+        judge: Judge<'_>,
         seconds: Duration,
         folder: &Path,
         watch: Watch<'_>,
@@ -253,13 +267,13 @@ impl Victim<'_> {
         let classifier = repaired.classifier.valid();
         save(&classifier, &self.config.model, &self.images.training, folder)?;
         self.history(folder).write(&repaired.history)?;
-        let after = exam.standing(&classifier, device);
+        let after = judge.standing(&classifier, device);
         let mut series = Vec::new();
         for point in &repaired.series {
             if watch.is_stopped() {
                 return Err(Halt::Interrupted);
             }
-            let after = exam.standing(&point.classifier.valid(), device);
+            let after = judge.standing(&point.classifier.valid(), device);
             series.push(SeriesRow {
                 pruned_fraction: point.pruned_fraction,
                 pruned_filters: point.pruned_filters,
@@ -282,13 +296,14 @@ impl Victim<'_> {
     }
 
     /// What the defender has, and how many of its images carry the trigger.
-    fn defenders_images(&self, defender: &DefenderConfig, attack: &Attack<'_>) -> (ImageSet, usize) {
+    fn defenders_images(&self, defender: &DefenderConfig, attack: Option<&Attack<'_>>) -> (ImageSet, usize) {
         let training = &self.images.training;
         let count = defender.amount.count(training.len());
         let drawn = stratified_subset(training, count, &mut stream(self.seed, "defense/images"));
         match defender.data {
             DefenderSet::Clean => (training.subset(&drawn), 0),
             DefenderSet::Contaminated => {
+                let attack = attack.expect("only a run stamps its defender's images, and it knows its attack");
                 let stamped = attack.poison(training);
                 let relabelled = ImageSet::new(
                     training.shape(),
@@ -377,8 +392,27 @@ struct Attempt<'a, B: TrainingBackend> {
     label: &'a str,
 }
 
-/// Writes a detector's score of every test image, untouched and triggered; `scores.csv`.
+/// Writes a detector's score of every image of a folder, and whether it flags it; `images.csv`.
+fn write_suspects(path: &Path, suspects: &LoosePictures, found: &Detection) -> Step<()> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(["image", "score", "flagged"])?;
+    for (name, &score) in suspects.names.iter().zip(&found.suspects) {
+        table.write_record([name, &score.to_string(), &(score > found.threshold).to_string()])?;
+    }
+    let bytes = table.into_inner().map_err(csv::IntoInnerError::into_error)?;
+    Ok(write_sealed(path, &bytes)?)
+}
+
+/// Writes a detector's score of every test image, untouched and triggered; `scores.csv`. Where nobody knows a trigger, that of
+/// the untouched ones, and whether it flags them.
 fn write_scores(path: &Path, found: &Detection) -> Step<()> {
+    if found.triggered.is_empty() {
+        let mut text = "image,score,flagged\n".to_owned();
+        for (index, score) in found.untouched.iter().enumerate() {
+            let _ = writeln!(text, "{index},{score},{}", *score > found.threshold);
+        }
+        return Ok(write_sealed(path, text.as_bytes())?);
+    }
     let mut text = "index,untouched,triggered\n".to_owned();
     for (index, (untouched, triggered)) in found.untouched.iter().zip(&found.triggered).enumerate() {
         let _ = writeln!(text, "{index},{untouched},{triggered}");
@@ -414,12 +448,14 @@ fn repair_in_words(measured: &DefenseMeasurements) -> String {
     let twin = measured.clean_twin.map_or_else(String::new, |twin| {
         format!(", clean twin {} and {}", percent(Some(twin.clean_accuracy)), percent(twin.asr))
     });
+    let attack = match (after.asr, before.asr) {
+        (None, None) => String::new(),
+        (after, before) => format!(", attack success {} (was {})", percent(after), percent(before)),
+    };
     format!(
-        "clean accuracy {} (was {}), attack success {} (was {}){pruned}{collapsed}{twin}",
+        "clean accuracy {} (was {}){attack}{pruned}{collapsed}{twin}",
         percent(Some(after.clean_accuracy)),
         percent(Some(before.clean_accuracy)),
-        percent(after.asr),
-        percent(before.asr),
     )
 }
 
@@ -427,6 +463,9 @@ fn detection_in_words(measured: &DetectionMeasurements) -> String {
     let area = |area: Option<Estimate>| area.map_or_else(|| "-".into(), |area| format!("{:.3}", area.value));
     let rate = |rate: Option<Estimate>| percent(rate.map(|rate| rate.value));
     let own = &measured.victim.own_threshold;
+    if own.true_positive_rate.is_none() {
+        return format!("flags {} of untouched test images", rate(own.false_positive_rate));
+    }
     let twin = measured.clean_twin.as_ref();
     let twin = twin.map_or_else(String::new, |twin| format!(" (clean twin {})", area(twin.auc)));
     format!(
@@ -468,5 +507,6 @@ fn inspection_in_words(measured: &InspectionMeasurements) -> String {
     let twin =
         measured.clean_twin.as_ref().map_or_else(String::new, |twin| format!(", of the clean twin {}", classes(twin)));
     let targets = measured.targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    format!("flags {}{twin}; the attack's target is {targets}", classes(&measured.victim))
+    let targets = if targets.is_empty() { targets } else { format!("; the attack's target is {targets}") };
+    format!("flags {}{twin}{targets}", classes(&measured.victim))
 }

@@ -10,7 +10,7 @@ use patchdoor_train::{PREDICTION_BATCH, predict};
 
 use crate::console::Watch;
 use crate::error::RunError;
-use crate::exam::Exam;
+use crate::exam::{Exam, Judge};
 use crate::halt::{Halt, Step};
 
 /// Images judged before anybody asks whether to stop.
@@ -23,30 +23,38 @@ pub(crate) struct Detection {
     pub(crate) untouched: Vec<f64>,
     /// Of the same images triggered.
     pub(crate) triggered: Vec<f64>,
+    /// Of other images, in their order.
+    pub(crate) suspects: Vec<f64>,
+    /// The score above which it flags images.
+    pub(crate) threshold: f64,
     /// Seconds it took.
     pub(crate) seconds: f64,
 }
 
-/// Lets a detector judge all test images; its thresholds come from the defender's validation images.
+/// Lets a detector judge all test images, and others if there are any; its thresholds come from the defender's validation images.
 pub(crate) fn detect<B: TrainingBackend>(
     (detector, name): (&dyn InputDetector<B>, &'static str),
     classifier: &Classifier<B>,
     (data, seed): (&DefenderData<'_>, u64),
-    exam: &Exam<'_>,
+    (exam, suspects): (Judge<'_>, Option<&ImageSet>),
     watch: Watch<'_>,
     device: &B::Device,
 ) -> Step<Detection> {
     let start = Instant::now();
     let calibrated = Calibrated::new(detector, name, classifier, data, seed, device).map_err(RunError::from)?;
-    let untouched = judge(&calibrated, exam.test, watch)?;
-    let triggered = judge(&calibrated, &exam.triggered, watch)?;
+    let untouched = judge(&calibrated, exam.test(), watch)?;
+    let exam = exam.exam();
+    let triggered = exam.map_or(Ok(Vec::new()), |exam| judge(&calibrated, &exam.triggered, watch))?;
+    let suspects = suspects.map_or(Ok(Vec::new()), |images| judge(&calibrated, images, watch))?;
     let seconds = start.elapsed().as_secs_f64();
-    let predicted = predict(&classifier.valid(), &exam.triggered, PREDICTION_BATCH, device);
-    let (attacked, successful) = attacked_scores(exam, &predicted, &triggered);
+    let (attacked, successful) = exam.map_or_else(Default::default, |exam| {
+        let predicted = predict(&classifier.valid(), &exam.triggered, PREDICTION_BATCH, device);
+        attacked_scores(exam, &predicted, &triggered)
+    });
     let threshold = |rate| calibrated.threshold(DetectionThreshold::FalsePositiveRate(rate));
     let own = calibrated.threshold(detector.threshold());
     let standing = DetectorStanding::of([&attacked, &successful, &untouched], own, threshold);
-    Ok(Detection { standing, untouched, triggered, seconds })
+    Ok(Detection { standing, untouched, triggered, suspects, threshold: own, seconds })
 }
 
 /// The scores of the images of a set, which an interruption may leave undone.

@@ -8,6 +8,7 @@ use patchdoor_triggers::TriggerError;
 
 use crate::images::ImagesError;
 use crate::sources::OtherSources;
+use crate::weights_error::WeightsError;
 
 /// What keeps a run from its end.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum RunError {
     /// The classifier cannot be built, saved or loaded.
     #[error("the classifier cannot be made, saved or loaded")]
     Model(#[from] ModelError),
+    /// Weights of one's own cannot be defended.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// Training failed for another reason than its loss.
     #[error("training failed")]
     Training(#[from] TrainError),

@@ -68,3 +68,51 @@ impl<'a> Exam<'a> {
         self.standing_of(&of(self.test), &of(&self.triggered))
     }
 }
+
+/// Who measures what a defense comes to.
+#[derive(Clone, Copy)]
+pub(crate) enum Judge<'a> {
+    /// The exam of an attack that is known.
+    Attacked(&'a Exam<'a>),
+    /// Untouched test images, where nobody knows a trigger.
+    Untouched(&'a ImageSet),
+}
+
+impl<'a> Judge<'a> {
+    /// The untouched test images.
+    pub(crate) fn test(self) -> &'a ImageSet {
+        match self {
+            Self::Attacked(exam) => exam.test,
+            Self::Untouched(test) => test,
+        }
+    }
+
+    /// The exam, if there is an attack.
+    pub(crate) fn exam(self) -> Option<&'a Exam<'a>> {
+        match self {
+            Self::Attacked(exam) => Some(exam),
+            Self::Untouched(_) => None,
+        }
+    }
+
+    /// The classes that the attacker wants; none where nobody knows one.
+    pub(crate) fn targets(self) -> Vec<usize> {
+        self.exam().map_or_else(Vec::new, |exam| exam.attack.targets(exam.test.class_count()))
+    }
+
+    /// Where a classifier stands; without an attack by its clean accuracy alone.
+    pub(crate) fn standing<B: Kernels>(self, classifier: &Classifier<B>, device: &B::Device) -> DefenseStanding {
+        match self {
+            Self::Attacked(exam) => exam.standing(classifier, device),
+            Self::Untouched(test) => {
+                let clean = predict(classifier, test, PREDICTION_BATCH, device);
+                DefenseStanding {
+                    clean_accuracy: accuracy(&clean, test.labels()).unwrap_or(0.0),
+                    asr: None,
+                    robust_accuracy: None,
+                    largest_class_share: largest_class_share(&clean),
+                }
+            }
+        }
+    }
+}

@@ -22,7 +22,7 @@ use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
 use crate::epochs::EpochLooks;
 use crate::error::RunError;
-use crate::exam::Exam;
+use crate::exam::{Exam, Judge};
 use crate::examples::leave_examples;
 use crate::halt::{Halt, Step};
 use crate::images::ImagesError;
@@ -195,7 +195,12 @@ fn shown(folder: PathBuf, console: Console) -> Result<Execution, RunError> {
 }
 
 /// Writes what is known before anything is trained, or checks that it is as it was when the run was begun.
-fn write_preamble(acquired: &Acquired, backend: &Backend, build: &Build, folder: &Path) -> Result<(), RunError> {
+pub(crate) fn write_preamble(
+    acquired: &Acquired,
+    backend: &Backend,
+    build: &Build,
+    folder: &Path,
+) -> Result<(), RunError> {
     let Acquired { plan, dataset, used, notes, sources } = acquired;
     write_sealed(&folder.join("config.toml"), config_text(plan, "The experiment", used).as_bytes())?;
     let environment = Environment {
@@ -357,8 +362,9 @@ impl Seeds<'_> {
         leave_examples(&exam, clean, triggered, folder)?;
         let before = exam.standing_of(clean, triggered);
         let twins = twin.as_ref().map(|(twin, _)| models.out.join(&twin.folder));
-        let victim_and_twin = Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before };
-        let defenses = victim_and_twin.defend::<B>(&exam, *watch, device)?;
+        let victim_and_twin =
+            Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before, suspects: None };
+        let defenses = victim_and_twin.defend::<B>(Judge::Attacked(&exam), *watch, device)?;
 
         let attacked = exam.outcome(triggered);
         let seconds = victim.history.iter().map(|epoch| epoch.seconds).sum::<f64>();

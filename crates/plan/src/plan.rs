@@ -102,7 +102,7 @@ impl Plan {
         Self::from_reading(path, reading, overrides, options.quick, Some(description))
     }
 
-    fn from_reading(
+    pub(crate) fn from_reading(
         path: &Path,
         reading: Reading,
         overrides: Vec<String>,

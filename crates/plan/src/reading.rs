@@ -33,6 +33,9 @@ impl Reading {
 /// The table that makes several experiments of one file.
 const SWEEP: &str = "sweep";
 
+/// What an experiment says of a training, which no defense of finished weights looks at.
+const OF_TRAINING: [&str; 6] = ["clean-twin", "training", "victim", "curves", "routing", "expected"];
+
 impl Document {
     /// Reads an experiment and applies the overrides to it in order.
     ///
@@ -51,6 +54,34 @@ impl Document {
             problems.push(document.diagnostic(SWEEP, message, key.span(), help));
         }
         document.finish(&mut root, problems)
+    }
+
+    /// Like [`Self::read`], of a file of defenses for a classifier that is known already: what it says of training and of
+    /// the model is left aside, and where it has no trigger a stand-in takes its place; whether it has one.
+    pub(crate) fn read_defenses(file: &str, text: &str, overrides: &[String]) -> (Reading, bool) {
+        let values = value_documents(overrides);
+        let (mut document, root, problems) = Self::open(file, text, overrides, &values);
+        let Some(mut root) = root else {
+            return (Reading::none(document, problems), false);
+        };
+        for table in OF_TRAINING {
+            root.remove(table);
+        }
+        root.remove("model");
+        let knows_trigger = root.contains_key("trigger");
+        if !knows_trigger {
+            // Without a trigger they are about nothing.
+            for table in ["poisoning", "placement", "surrogate"] {
+                root.remove(table);
+            }
+        }
+        index(&root, "", &mut document.places);
+        for field in ["trigger", "model"] {
+            if let Some(value) = stand_in(field).filter(|_| !root.contains_key(field)) {
+                root.insert(Spanned::new(0..0, Cow::Borrowed(field)), value);
+            }
+        }
+        (document.finish(&mut root, problems), knows_trigger)
     }
 
     /// Reads what `[sweep]` says of an experiment; without problems and without an outline if there is no such table, or

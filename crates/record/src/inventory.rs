@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::{PointResult, RecordError, ResultTable, RunSummary, read_summary, set_aside};
+use crate::{OwnWeightsResult, PointResult, RecordError, ResultTable, RunSummary, read_summary, set_aside};
 
 /// What became of a run or a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,9 @@ impl Listed {
     pub fn of(path: PathBuf) -> Option<Self> {
         let ends_in = |ending: &str| path.extension().is_some_and(|extension| extension == ending);
         let damaged = |why: &str| (RunState::Damaged, Content::Nothing(why.to_owned()));
+        if path.join(OwnWeightsResult::FILE).is_file() {
+            return None;
+        }
         let (state, content) = if ends_in("partial") {
             let why = "unfinished; the command that began it goes on from there";
             (RunState::Unfinished, Content::Nothing(why.to_owned()))

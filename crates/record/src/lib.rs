@@ -38,6 +38,7 @@ mod intervention;
 mod inventory;
 mod metric;
 mod numbers;
+mod own_weights;
 mod point;
 mod reach;
 mod routing;
@@ -61,6 +62,7 @@ pub use intervention::{AuditMeasurements, RoutedStanding, StandingBand, SwapMeas
 pub use inventory::{Content, Listed, RunState};
 pub use metric::{Better, METRICS, MetricInfo, Unit, group_of, in_group};
 pub use numbers::{INTERVENTION_NUMBERS, ROUTING_NUMBERS, RoutingNumber, SEED_NUMBERS, SeedNumber, named_numbers};
+pub use own_weights::OwnWeightsResult;
 pub use point::{MetricResult, PointResult};
 pub use reach::Reach;
 pub use routing::{AssociationNumbers, RoutingEpoch, RoutingMeasurements, RoutingNumbers, SetNumbers};

@@ -18,6 +18,9 @@ pub struct RunDirectory {
     _lock: File,
 }
 
+/// The last file of a run.
+const SUMMARY: &str = "summary.json";
+
 /// What becomes of a run that is there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Again {
@@ -78,8 +81,13 @@ pub enum RunDirectoryError {
 impl RunDirectory {
     /// The folder of the finished run of this name, if there is one.
     pub fn finished(out: &Path, name: &str) -> Option<PathBuf> {
+        Self::finished_with(out, name, SUMMARY)
+    }
+
+    /// The same of work whose last file is another.
+    pub fn finished_with(out: &Path, name: &str, last: &str) -> Option<PathBuf> {
         let path = out.join(name);
-        path.join("summary.json").is_file().then_some(path)
+        path.join(last).is_file().then_some(path)
     }
 
     /// Opens the folder of the run `name` below `out`, making it if need be.
@@ -87,6 +95,14 @@ impl RunDirectory {
     /// # Errors
     /// If another process is at the same run, or nothing can be written there.
     pub fn open(out: &Path, name: &str, again: Again) -> Result<Opened, RunDirectoryError> {
+        Self::open_with(out, name, again, SUMMARY)
+    }
+
+    /// The same of work whose last file is another; [`Again::Failed`] is for runs alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(out: &Path, name: &str, again: Again, last: &str) -> Result<Opened, RunDirectoryError> {
         let unwritable = |path: &Path| {
             let path = path.to_owned();
             move |source| RunDirectoryError::Unwritable { path, source }
@@ -101,7 +117,7 @@ impl RunDirectory {
             }
             Ok(())
         };
-        let is_finished = Self::finished(out, name).is_some();
+        let is_finished = Self::finished_with(out, name, last).is_some();
         let summary = (again == Again::Failed && is_finished).then(|| read_summary(&finished));
         if let Some(Ok(summary)) = &summary {
             if summary.is_complete() {

@@ -25,6 +25,7 @@ mod history;
 mod lookup;
 mod maps;
 mod networks;
+mod own_weights_table;
 mod page;
 #[cfg(feature = "parquet")]
 mod parquet_table;
@@ -43,6 +44,7 @@ pub use draw::draw_run;
 pub use events::write_events;
 pub use export::{ExportForm, export_table};
 pub use networks::{AttackNetworks, HeldOut, NetworkSeparation, NetworksError};
+pub use own_weights_table::own_weights_table;
 pub use page::{OVERVIEW, PAGE, write_overview, write_run_page, write_sweep_page};
 #[cfg(feature = "parquet")]
 pub use parquet_table::write_parquet;

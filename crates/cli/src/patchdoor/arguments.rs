@@ -47,6 +47,29 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Check experiment files without running them
     Check(CheckArguments),
+    /// Repair weights of your own with the defenses of a file
+    #[command(
+        after_help = "FILE has a dataset and [[defenses]] tables, as an experiment has (docs/defenses.md), and may be one; what it \
+                      says of training is left aside. Repaired weights and results go to a folder in DIR. The same command shows \
+                      finished ones and goes on with interrupted ones.\n\n\
+                      Exit codes: 0 done, 1 a defense failed, 2 unusable weights, file or images, 130 interrupted.\n\n\
+                      Examples:\n  cargo xtask defend --weights mine.safetensors --defense mine.toml\n  \
+                      cargo xtask defend --weights mine.safetensors --model network.toml --defense mine.toml --set seeds=[1]"
+    )]
+    Defend(OwnWeightsArguments),
+    /// Score images with weights of your own and the detectors of a file
+    #[command(
+        after_help = "Every detector writes a CSV file: image, score, flagged. Thresholds come from validation images, which \
+                      data.validation-fraction holds out of the training split.\n\n\
+                      Examples:\n  cargo xtask detect --weights mine.safetensors --defense detectors.toml\n  \
+                      cargo xtask detect --weights mine.safetensors --defense detectors.toml --images incoming"
+    )]
+    Detect(DetectArguments),
+    /// Look for the target of a backdoor in weights of your own with the inspectors of a file
+    #[command(after_help = "Prints the statistic of every class, and which classes are flagged.\n\n\
+                      Examples:\n  cargo xtask inspect --weights mine.safetensors --defense inspectors.toml\n  \
+                      cargo xtask inspect --weights mine.safetensors --defense inspectors.toml --json")]
+    Inspect(OwnWeightsArguments),
     /// List the experiments there are and the runs of them
     List(ListArguments),
     /// List, fetch and export images
@@ -183,6 +206,55 @@ pub(crate) struct CheckArguments {
 
     #[command(flatten)]
     pub(crate) changes: Changes,
+}
+
+/// Weights that need not come from a run, and what to do with them.
+#[derive(Debug, Args)]
+pub(crate) struct OwnWeightsArguments {
+    /// The classifier's weights, a safetensors file; those of a run say themselves what network they belong to
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) weights: PathBuf,
+
+    /// A file with dataset and [[defenses]]; its [trigger], if it has one, measures attack success and is shown to no defense
+    #[arg(long, value_name = "FILE")]
+    pub(crate) defense: PathBuf,
+
+    /// A file whose [model] table describes the network, for weights that do not say it [default: the table of --defense]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Change a value of the file of defenses, as in data.test-images=500; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    /// What to compute with
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+
+    /// Where results go
+    #[arg(long, value_name = "DIR", default_value = "runs/defended")]
+    pub(crate) out: PathBuf,
+
+    /// Print the results as one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Compute anew; earlier results are moved aside, not lost
+    #[arg(long)]
+    pub(crate) fresh: bool,
+
+    #[command(flatten)]
+    pub(crate) source: ImageArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetectArguments {
+    #[command(flatten)]
+    pub(crate) own: OwnWeightsArguments,
+
+    /// A folder of pictures to score besides the test images; folders in it are looked through
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) images: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -485,7 +557,7 @@ mod tests {
 
     #[test]
     fn help_ends_with_two_examples() {
-        let paths: [&[&str]; 20] = [
+        let paths: [&[&str]; 23] = [
             &[],
             &["run"],
             &["check"],
@@ -506,6 +578,9 @@ mod tests {
             &["clean"],
             &["completions"],
             &["manual"],
+            &["defend"],
+            &["detect"],
+            &["inspect"],
         ];
         for path in paths {
             let text = help(path);
@@ -527,6 +602,21 @@ mod tests {
     #[test]
     fn help_of_check() {
         insta::assert_snapshot!(help(&["check"]));
+    }
+
+    #[test]
+    fn help_of_defend() {
+        insta::assert_snapshot!(help(&["defend"]));
+    }
+
+    #[test]
+    fn help_of_detect() {
+        insta::assert_snapshot!(help(&["detect"]));
+    }
+
+    #[test]
+    fn help_of_inspect() {
+        insta::assert_snapshot!(help(&["inspect"]));
     }
 
     #[test]

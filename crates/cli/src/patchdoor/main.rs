@@ -7,6 +7,7 @@ mod arguments;
 mod build_facts;
 mod check;
 mod data;
+mod defend;
 mod doctor;
 mod manual;
 mod pages;
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
     exit_code(match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::check(arguments),
+        Command::Defend(arguments) => defend::defend(arguments),
+        Command::Detect(arguments) => defend::detect(arguments),
+        Command::Inspect(arguments) => defend::inspect(arguments),
         Command::List(arguments) => list(arguments),
         Command::Data(arguments) => data::data(arguments),
         Command::Clean(arguments) => clean(arguments),

@@ -162,6 +162,7 @@ pub(crate) fn stop_for(error: RunError) -> Stop {
             Stop::Interrupted
         }
         RunError::Images(_)
+        | RunError::Weights(_)
         | RunError::Directory(_)
         | RunError::OtherSources(_)
         | RunError::Record(RecordError::MixedImages { .. })
@@ -277,7 +278,7 @@ pub(crate) fn console() -> Console {
 }
 
 /// The command line to repeat, as the user typed it or nearly so.
-fn this_command() -> String {
+pub(crate) fn this_command() -> String {
     let quoted = |argument: String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@".contains(c);
         if argument.chars().all(plain) { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
