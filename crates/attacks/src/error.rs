@@ -12,4 +12,7 @@ pub enum AttackError {
         /// What it could be.
         allowed: String,
     },
+    /// Weights of an attacker's networks cannot be written or read.
+    #[error("weights of the attacker's networks: {0}")]
+    Weights(String),
 }

@@ -1,8 +1,9 @@
 //! Attacks that need a trained model or a hand in the training loop.
 //!
 //! What an attacker merely adds to an image lives in `patchdoor-triggers`, which knows no models. What he makes with the
-//! help of one lives here, above `patchdoor-train`: the caller trains the model, an attack looks at it. So far there is
-//! one, the *surrogate*: a clean model whose routers say in which cells of the image a trigger is seen most.
+//! help of one lives here, above `patchdoor-train`: the caller trains the model, an attack looks at it. The *surrogate* is
+//! a clean model whose routers say in which cells of the image a trigger is seen most. Attacks of an attacker who *controls*
+//! the victim's training are a [`ControlledConfig`].
 //!
 //! ```
 //! use patchdoor_attacks::SurrogateConfig;
@@ -14,8 +15,13 @@
 //! assert_eq!((surrogate.model(&victim).experts, surrogate.model(&victim).widen_factor), (8, 1));
 //! ```
 
+mod controlled;
 mod error;
 mod surrogate;
 
+pub use controlled::{
+    ControlledAttack, ControlledConfig, ControlledKind, GeneratorConfig, HandInTraining, InputAwareConfig, Scene,
+    SsdtConfig,
+};
 pub use error::AttackError;
 pub use surrogate::{CellChoice, SurrogateConfig, SurrogateImages};

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use patchdoor_data::{ImageSet, PoisoningConfig, PoisoningPlan, Trigger, give_pictures, trigger_all_images};
+use patchdoor_data::{
+    Image, ImageSet, PoisoningConfig, PoisoningPlan, StreamRng, Trigger, give_pictures, trigger_all_images,
+};
 use patchdoor_metrics::{AttackOutcome, ClassAccuracy, accuracy_per_class};
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{ClassMeasurements, ImagesUsed, write_sealed};
@@ -30,6 +32,13 @@ impl<'a> Attack<'a> {
         let trigger = build_trigger(config, placement, training, seed)?;
         let poisoning = PoisoningPlan::draw_for(&config.poisoning, training, trigger.as_ref(), seed)?;
         Ok(Self { config: &config.poisoning, trigger, poisoning, seed })
+    }
+
+    /// Takes over the trigger that was made in the training, if one was.
+    pub(crate) fn take_made(&mut self, made: Option<Box<dyn Trigger>>) {
+        if let Some(trigger) = made {
+            self.trigger = trigger;
+        }
     }
 
     /// The training images with the chosen ones poisoned.
@@ -132,6 +141,15 @@ struct PoisonedLine<'a> {
     dataset: &'a str,
 }
 
+/// A trigger that is yet to be made in the training: images stay as they are.
+struct Unmade;
+
+impl Trigger for Unmade {
+    fn stamp(&self, image: &Image, _rng: &mut StreamRng) -> Image {
+        image.clone()
+    }
+}
+
 /// The trigger of a seed, in the cells of a placement that waits for no surrogate, with the pictures that it is made with.
 pub(crate) fn build_trigger(
     config: &ExperimentConfig,
@@ -140,9 +158,10 @@ pub(crate) fn build_trigger(
     seed: u64,
 ) -> Result<Box<dyn Trigger>, RunError> {
     let shape = training.shape();
+    let Some(ordinary) = config.trigger() else { return Ok(Box::new(Unmade)) };
     let mut trigger = match placement {
-        Some(placement) => config.trigger.build_placed(shape, placement, seed)?,
-        None => config.trigger.build_seeded(shape, seed)?,
+        Some(placement) => ordinary.build_placed(shape, placement, seed)?,
+        None => ordinary.build_seeded(shape, seed)?,
     };
     give_pictures(trigger.as_mut(), &config.poisoning, training, seed)?;
     Ok(trigger)

@@ -16,12 +16,13 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     let seeds = config.seeds.len();
     let twins = if config.trains_twin(counts.poisoned) { seeds } else { 0 };
     let quick = if plan.is_quick() { ", quick version (its numbers mean nothing)" } else { "" };
-    let budget = match &config.placement {
-        Some(placement) => config.trigger.placed_pixel_budget(facts.shape, placement),
-        None => config.trigger.pixel_budget(facts.shape),
-    };
+    let budget = config.trigger().map(|trigger| match &config.placement {
+        Some(placement) => trigger.placed_pixel_budget(facts.shape, placement),
+        None => trigger.pixel_budget(facts.shape),
+    });
     let pixels = facts.shape.height * facts.shape.width;
-    let budget = budget.map_or_else(|_| String::new(), |budget| format!(" ({budget} of {pixels} pixels)"));
+    let budget = budget.and_then(Result::ok);
+    let budget = budget.map_or_else(String::new, |budget| format!(" ({budget} of {pixels} pixels)"));
     let target = plan
         .target_in_words(facts)
         .map_or_else(|| "each class taken for the next".to_owned(), |target| format!("target class {target}"));
@@ -30,7 +31,7 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         plan.name(),
         choice_name(&config.model),
         config.model.widen_factor(),
-        choice_name(&config.trigger),
+        config.attack_name(),
     )];
     lines.push(format!(
         "  {} training images, {} of them poisoned (rate {}); {} validation, {} test images",
@@ -53,7 +54,11 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         config.training.epochs,
         if config.training.epochs == 1 { "epoch" } else { "epochs" },
     ));
-    lines.extend(curves_in_words(config, &counts));
+    if config.trigger().is_some() {
+        lines.extend(curves_in_words(config, &counts));
+    } else {
+        lines.push("  its trigger is made in the training, where no curves can follow it".to_owned());
+    }
     if let Some(difference) = config.victim.in_words() {
         lines.push(format!("  the backdoored classifier {difference}"));
     }

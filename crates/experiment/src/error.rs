@@ -41,6 +41,9 @@ pub enum RunError {
     /// The trigger cannot be built.
     #[error("the trigger cannot be made")]
     Trigger(#[from] TriggerError),
+    /// What an attacker does in the training cannot be done.
+    #[error("the attack cannot be made")]
+    Attack(#[from] patchdoor_attacks::AttackError),
     /// The classifier cannot be built, saved or loaded.
     #[error("the classifier cannot be made, saved or loaded")]
     Model(#[from] ModelError),

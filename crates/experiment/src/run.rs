@@ -17,6 +17,7 @@ use crate::backend::{Backend, OnBackend, threads};
 use crate::clean_models::{CleanModels, Role};
 use crate::config_text::config_text;
 use crate::console::{Console, Watch};
+use crate::controlled::{Bystander, enter};
 use crate::curves::{EpochCurves, curve_images};
 use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
@@ -320,7 +321,7 @@ impl Seeds<'_> {
 
         let (placement, chosen_cells) =
             choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
-        let attack = Attack::prepare(config, placement.as_ref(), &images.training, seed)?;
+        let mut attack = Attack::prepare(config, placement.as_ref(), &images.training, seed)?;
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
 
@@ -329,19 +330,25 @@ impl Seeds<'_> {
             .then(|| models.find_or_train::<B>((plan, Role::Twin), seed, images, test, device))
             .transpose()?;
 
-        let followed = curve_images(config, test);
+        // A trigger that is only made in the training cannot be followed through it.
+        let is_known = config.trigger().is_some();
+        let followed = curve_images(config, test).filter(|_| is_known);
         let mut looks = EpochLooks {
-            routing: EpochRouting::new(config, &attack, test, folder, device),
+            routing: EpochRouting::new(config, &attack, test, folder, device).filter(|_| is_known),
             curves: followed.as_ref().map(|images| EpochCurves::new(config, &attack, images, folder, device)),
             error: None,
         };
         let poisoned = attack.poison(&images.training);
         let start = twin.as_ref().filter(|_| config.victim.start == Start::CleanTwin);
         let start = start.map(|twin| models.out.join(&twin.folder));
+        let bystander = Bystander::new(*watch, &label);
+        let mut hand = enter::<B>(config, &attack, (images, &poisoned), seed, &bystander, device)?;
         let victim = OneTraining::of(config, seed, (images, &poisoned), used, folder, format!("{label}, backdoored"))
             .for_victim(&config.victim, start.as_deref())
-            .run::<B>(*watch, Some(&mut looks), device)?;
-        drop(poisoned);
+            .run_controlled::<B>(*watch, Some(&mut looks), hand.as_deref_mut(), device)?;
+        let made = hand.and_then(|hand| hand.trigger());
+        drop((bystander, looks, poisoned));
+        attack.take_made(made);
 
         let exam = Exam::new(&attack, test);
         let answers = exam.answers(&victim.classifier, device);

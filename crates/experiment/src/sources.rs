@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use patchdoor_plan::Plan;
 use patchdoor_record::{Environment, RecordError, read_sealed_json};
+use patchdoor_triggers::TriggerConfig;
 use sha2::{Digest, Sha256};
 
 /// What a run depends on is not what it was.
@@ -79,5 +80,5 @@ pub(crate) fn digests_of(plan: &Plan) -> io::Result<BTreeMap<String, String>> {
         let digest = digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         Ok((path.display().to_string(), digest))
     };
-    plan.config().trigger.files().into_iter().map(of).collect()
+    plan.config().trigger().into_iter().flat_map(TriggerConfig::files).map(of).collect()
 }

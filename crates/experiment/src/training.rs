@@ -4,17 +4,19 @@ use std::path::Path;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
+use patchdoor_attacks::HandInTraining;
 use patchdoor_data::{AugmentationConfig, ImageSet, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, ClassifierConfig, WeightsDescription, load_weights, save_weights};
 use patchdoor_plan::{ExperimentConfig, VictimConfig};
 use patchdoor_record::{ImagesUsed, check_sealed, is_sealed, read_sealed_json_lines, seal};
 use patchdoor_train::{
-    BatchProgress, ClassifierObserver, EpochRecord, Outcome, Trainable, TrainingConfig, TrainingData, TrainingObserver,
-    input_shape, train_restricted_observed,
+    BatchProgress, ClassifierObserver, EpochRecord, Member, Objective, Outcome, Trainable, TrainingConfig,
+    TrainingData, TrainingObserver, input_shape, train_member,
 };
 
 use crate::console::Watch;
+use crate::controlled;
 use crate::epochs::EpochLooks;
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
@@ -86,10 +88,16 @@ impl<'a> OneTraining<'a> {
     fn trained_before<B: TrainingBackend>(
         &self,
         watch: Watch<'_>,
+        hand: Option<&mut (dyn HandInTraining<B> + '_)>,
         device: &B::Device,
     ) -> Step<Option<TrainedClassifier<B>>> {
         let (weights, log) = (self.folder.join(WEIGHTS), self.folder.join("metrics.jsonl"));
         if self.folder.join("checkpoint").exists() || !is_sealed(&weights)? || !is_sealed(&log)? {
+            return Ok(None);
+        }
+        if let Some(hand) = &hand
+            && !controlled::is_saved(&**hand, self.folder)?
+        {
             return Ok(None);
         }
         let before = check_sealed(&weights).and_then(|()| read_sealed_json_lines::<EpochRecord>(&log));
@@ -97,6 +105,9 @@ impl<'a> OneTraining<'a> {
             Ok(history) if history.len() == self.config.epochs => {
                 watch.say(format!("{}: trained before", self.label));
                 let classifier = load(self.model, self.training, self.seed, self.folder, device)?;
+                if let Some(hand) = hand {
+                    controlled::load(hand, self.folder)?;
+                }
                 Ok(Some(TrainedClassifier { classifier, history }))
             }
             Ok(_) => Ok(None),
@@ -114,10 +125,21 @@ impl<'a> OneTraining<'a> {
         epochs: Option<&mut EpochLooks<'_, B>>,
         device: &B::Device,
     ) -> Step<TrainedClassifier<B>> {
+        self.run_controlled(watch, epochs, None, device)
+    }
+
+    /// The same with an attacker's hand in it, if he has one there; what he trains is saved and resumed beside the classifier.
+    pub(crate) fn run_controlled<B: TrainingBackend>(
+        self,
+        watch: Watch<'_>,
+        epochs: Option<&mut EpochLooks<'_, B>>,
+        mut hand: Option<&mut (dyn HandInTraining<B> + '_)>,
+        device: &B::Device,
+    ) -> Step<TrainedClassifier<B>> {
         if watch.is_stopped() {
             return Err(Halt::Interrupted);
         }
-        if let Some(trained) = self.trained_before::<B>(watch, device)? {
+        if let Some(trained) = self.trained_before::<B>(watch, lend(&mut hand), device)? {
             return Ok(trained);
         }
         let log = HistoryFile { path: self.folder.join("metrics.jsonl"), seed: self.seed, images: self.used };
@@ -130,16 +152,10 @@ impl<'a> OneTraining<'a> {
         let data =
             TrainingData { training: self.training, validation: self.validation, augmentation: self.augmentation };
         let checkpoint = self.folder.join("checkpoint");
-        let outcome = train_restricted_observed(
-            classifier,
-            &data,
-            self.config,
-            &self.trainable,
-            self.seed,
-            Some(&checkpoint),
-            &mut observer,
-            device,
-        );
+        let member =
+            Member { classifier, data, seed: self.seed, checkpoints: Some(&checkpoint), observer: &mut observer };
+        let objective = lend(&mut hand).map(|hand| hand as &mut dyn Objective<B>);
+        let outcome = train_member(member, self.config, &self.trainable, objective, device);
         if let Some(error) = observer.progress.log_error.take() {
             return Err(error.into());
         }
@@ -150,11 +166,24 @@ impl<'a> OneTraining<'a> {
             Outcome::Interrupted { .. } => Err(Halt::Interrupted),
             Outcome::Finished(trained) => {
                 let classifier = trained.classifier.valid();
+                if let Some(hand) = hand {
+                    controlled::save(hand, self.folder)?;
+                }
                 save(&classifier, self.model, self.training, self.folder)?;
                 log.write(&trained.history)?;
                 Ok(TrainedClassifier { classifier, history: trained.history })
             }
         }
+    }
+}
+
+/// Lends an attacker's hand once more.
+fn lend<'a, B: TrainingBackend>(
+    hand: &'a mut Option<&mut (dyn HandInTraining<B> + '_)>,
+) -> Option<&'a mut (dyn HandInTraining<B> + 'a)> {
+    match hand {
+        Some(hand) => Some(&mut **hand),
+        None => None,
     }
 }
 

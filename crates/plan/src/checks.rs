@@ -6,6 +6,7 @@ use patchdoor_triggers::TriggerError;
 
 use crate::classes::check_classes;
 use crate::config::ExperimentConfig;
+use crate::controlled_checks::check_controlled;
 use crate::counts::{counts, split_of};
 use crate::defense_checks::check_defenses;
 use crate::facts::{DatasetFacts, choice_name};
@@ -133,9 +134,16 @@ fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
         problems.extend(from_trigger("placement", found));
     }
     problems.extend(check_surrogate(config, input, classes));
-    problems.extend(from_trigger(&format!("trigger.{}", choice_name(&config.trigger)), config.trigger.validate(shape)));
-    let used = config.trigger.validate_use(facts.shape, &config.poisoning.label_rule, config.placement.as_ref());
-    problems.extend(from_trigger("", used));
+    if let Some(trigger) = config.trigger() {
+        let table = match &config.controlled {
+            Some(controlled) => format!("controlled.{}.trigger.{}", controlled.name(), trigger.name()),
+            None => format!("trigger.{}", trigger.name()),
+        };
+        problems.extend(from_trigger(&table, trigger.validate(shape)));
+        let used = trigger.validate_use(facts.shape, &config.poisoning.label_rule, config.placement.as_ref());
+        problems.extend(from_trigger("", used));
+    }
+    problems.extend(check_controlled(config, facts.shape));
     problems
 }
 

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use patchdoor_attacks::SurrogateConfig;
+use patchdoor_attacks::{ControlledConfig, SurrogateConfig};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, PoisoningConfig};
 use patchdoor_model::ClassifierConfig;
 use patchdoor_train::TrainingConfig;
@@ -35,8 +35,12 @@ pub struct ExperimentConfig {
     /// Which training images are poisoned, and with what label.
     #[serde(default)]
     pub poisoning: PoisoningConfig,
-    /// What is added to an image.
-    pub trigger: TriggerConfig,
+    /// What is added to an image; not given where another table stands in its place ([`Self::trigger`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<TriggerConfig>,
+    /// What an attacker does who controls the training, in the place of `trigger`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controlled: Option<ControlledConfig>,
     /// In which cells of the image; where the trigger itself says if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementConfig>,
@@ -73,6 +77,21 @@ impl ExperimentConfig {
     /// poison a classifier is its own twin, unless it starts from one.
     pub fn trains_twin(&self, poisoned: Option<usize>) -> bool {
         self.clean_twin && (poisoned != Some(0) || self.victim.start == Start::CleanTwin)
+    }
+
+    /// The ordinary trigger: that of its table, or of the attack that stands in its place; `None` where a trigger is only made
+    /// in the training.
+    pub fn trigger(&self) -> Option<&TriggerConfig> {
+        match &self.controlled {
+            Some(controlled) => controlled.kind().trigger(),
+            None => self.trigger.as_ref(),
+        }
+    }
+
+    /// What the attack is called.
+    pub fn attack_name(&self) -> &'static str {
+        let trigger = self.trigger.as_ref().map(TriggerConfig::name);
+        self.controlled.as_ref().map(ControlledConfig::name).or(trigger).unwrap_or("no")
     }
 
     /// The surrogate that chooses the cells of the placement, and that placement; `None` if no surrogate is asked.

@@ -37,6 +37,7 @@ mod checks;
 mod class_names;
 mod classes;
 mod config;
+mod controlled_checks;
 mod counts;
 mod curves;
 mod defender;

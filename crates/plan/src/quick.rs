@@ -23,4 +23,7 @@ pub(crate) fn make_quick(config: &mut ExperimentConfig, facts: &DatasetFacts) {
     config.training.batch_size = config.training.batch_size.min(64);
     config.defenses.iter_mut().for_each(|defender| defender.make_quick(training));
     config.model.network_mut().make_quick();
+    if let Some(controlled) = &mut config.controlled {
+        controlled.kind_mut().make_quick();
+    }
 }

@@ -30,6 +30,13 @@ impl Reading {
     }
 }
 
+/// The tables of which exactly one says what the attack is.
+const ATTACKS: &[&str] = &["trigger", "controlled"];
+
+fn given_words(given: &[&&str]) -> String {
+    given.iter().map(|table| format!("[{table}]")).collect::<Vec<_>>().join(" and ")
+}
+
 /// The table that makes several experiments of one file.
 const SWEEP: &str = "sweep";
 
@@ -122,9 +129,30 @@ impl Document {
     /// Makes a configuration of what was read.
     fn finish(self, root: &mut DeTable<'_>, mut problems: Vec<Diagnostic>) -> Reading {
         let mut unread = BTreeSet::new();
+        self.expect_one_attack(root, &mut problems, &mut unread);
         let class_names = self.number_classes(root, &mut problems, &mut unread);
         let config = self.deserialize(root, &mut problems, &mut unread);
         Reading { document: self, config, problems, unread, class_names }
+    }
+
+    /// Reports an experiment without an attack, and one with two.
+    fn expect_one_attack(&self, root: &mut DeTable<'_>, problems: &mut Vec<Diagnostic>, unread: &mut BTreeSet<String>) {
+        let given = ATTACKS.iter().filter(|table| root.contains_key(**table)).collect::<Vec<_>>();
+        if given.is_empty() {
+            problems.push(self.missing("trigger", ""));
+            root.extend(stand_in("trigger").map(|value| (Spanned::new(0..0, Cow::Borrowed("trigger")), value)));
+            unread.insert("trigger".into());
+        }
+        for table in given.iter().skip(1) {
+            let message = format!("{table} stands beside {}, expected exactly one attack", given[0]);
+            let span = self.places.get(**table).map_or(0..0, |place| place.key.clone());
+            problems.push(self.diagnostic(
+                table,
+                message,
+                span,
+                Some(format!("remove one of {}", given_words(&given))),
+            ));
+        }
     }
 
     /// Deserializes, taking out what cannot be read until the rest can.

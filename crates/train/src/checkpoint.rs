@@ -20,6 +20,9 @@ pub(crate) struct Identity {
     pub(crate) training: TrainingConfig,
     pub(crate) seed: u64,
     pub(crate) data: String,
+    /// What an objective with a state was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) objective: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +77,8 @@ pub(crate) struct Resumed<B: TrainingBackend> {
     pub(crate) classifier: Classifier<B>,
     pub(crate) optimizer: Optimizer<B>,
     pub(crate) history: Vec<EpochRecord>,
+    /// What the objective has learned, where it learns.
+    pub(crate) objective: Option<Vec<u8>>,
 }
 
 impl CheckpointDirectory {
@@ -87,6 +92,7 @@ impl CheckpointDirectory {
         classifier: &Classifier<B>,
         optimizer: &Optimizer<B>,
         history: &[EpochRecord],
+        objective: Option<Vec<u8>>,
     ) -> Result<(), TrainError> {
         let name = format!("epoch-{:04}", history.len());
         let (partial, finished) = (self.path.join(format!("{name}.partial")), self.path.join(&name));
@@ -102,7 +108,9 @@ impl CheckpointDirectory {
         let state = State { schema: SCHEMA, layout, identity: self.identity.clone(), history: history.to_vec() };
         let state = serde_json::to_vec_pretty(&state).map_err(|error| self.problem(&name, error))?;
         let mut manifest = Manifest::default();
-        for (file, contents) in [(CLASSIFIER, weights), (OPTIMIZER, steps), (STATE, state)] {
+        let objective = objective.map(|contents| (OBJECTIVE, contents));
+        let files = [(CLASSIFIER, weights), (OPTIMIZER, steps), (STATE, state)].into_iter().chain(objective);
+        for (file, contents) in files {
             write_durably(&partial.join(file), &contents)?;
             manifest.insert(file, &contents);
         }
@@ -189,10 +197,12 @@ impl CheckpointDirectory {
         if state.identity != self.identity {
             return Err(foreign("belongs to another training; remove it or train elsewhere".into()));
         }
+        let learns = self.identity.objective.is_some();
+        let objective = learns.then(|| manifest.read_file(folder, OBJECTIVE)).transpose()?;
         let recorder = BinBytesRecorder::<FullPrecisionSettings>::new();
         let record = Recorder::<B>::load(&recorder, weights, device).map_err(|error| foreign(error.to_string()))?;
         let optimizer = optimizer.load_bytes(steps, device).map_err(|error| foreign(error.to_string()))?;
-        Ok(Resumed { classifier: classifier.load_record(record), optimizer, history: state.history })
+        Ok(Resumed { classifier: classifier.load_record(record), optimizer, history: state.history, objective })
     }
 
     /// Epochs of the newest checkpoint, 0 without any.
@@ -213,7 +223,7 @@ impl CheckpointDirectory {
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "map_err hands errors over by value")]
-    fn problem(&self, name: &str, reason: impl ToString) -> TrainError {
+    pub(crate) fn problem(&self, name: &str, reason: impl ToString) -> TrainError {
         TrainError::Checkpoint { path: self.path.join(name), reason: reason.to_string() }
     }
 }
@@ -221,6 +231,7 @@ impl CheckpointDirectory {
 const CLASSIFIER: &str = "classifier.bin";
 const OPTIMIZER: &str = "optimizer.bin";
 const STATE: &str = "state.json";
+const OBJECTIVE: &str = "objective.bin";
 
 /// What the name of a damaged checkpoint ends in, once it is moved aside.
 const REFUSED: &str = ".refused";

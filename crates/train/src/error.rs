@@ -41,6 +41,9 @@ pub enum TrainError {
         /// What does not fit.
         reason: String,
     },
+    /// What is descended on cannot be written into a checkpoint, or taken from one.
+    #[error("the objective's state {0}")]
+    Objective(String),
     /// A classifier could not be saved or loaded.
     #[error(transparent)]
     Model(#[from] patchdoor_model::ModelError),

@@ -50,7 +50,7 @@ pub use config::{
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
-pub use objective::{BatchPass, Objective, cross_entropy};
+pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy};
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use prediction::{

@@ -10,8 +10,15 @@ use crate::prediction::classes_of;
 
 /// What a training descends on instead of the mean cross-entropy of its batches.
 ///
-/// It must be a function of classifier and batch, and of what it was made from: a training that is resumed makes it anew.
+/// It must be a function of classifier and batch, of what it was made from, and of its [`state`](Self::state): a training
+/// that is resumed makes it anew and gives it the state back.
 pub trait Objective<B: TrainingBackend> {
+    /// Changes a batch before the pass over it, and learns where it stands; the batch as it is, unless it says otherwise.
+    /// Hits are counted against the labels that come back, which are as many as went in.
+    fn rewrite(&mut self, batch: Batch<B>, _at: &BatchPosition<'_>) -> Batch<B> {
+        batch
+    }
+
     /// Differentiates it at a batch, in [`patchdoor_kernels::differentiate`], and nothing else; what the gradients of the
     /// returned pass say is what the optimiser follows. Running statistics are those of the passes through `classifier`
     /// itself; a copy has its own.
@@ -24,6 +31,45 @@ pub trait Objective<B: TrainingBackend> {
     fn stepped(&mut self, classifier: Classifier<B>) -> Classifier<B> {
         classifier
     }
+
+    /// What a checkpoint must say of it, such as the weights and the optimiser of a second network that learns beside the
+    /// classifier; `None`, unless it says otherwise, for one that learns nothing itself.
+    ///
+    /// # Errors
+    /// If it cannot be written down, and why.
+    fn state(&self) -> Result<Option<ObjectiveState>, String> {
+        Ok(None)
+    }
+
+    /// Takes back what [`state`](Self::state) said after the last epoch that is done; not called where it says nothing.
+    ///
+    /// # Errors
+    /// If these bytes are not its own, and why.
+    fn restore(&mut self, _contents: Vec<u8>) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Which batch of a training comes next.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchPosition<'a> {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Epochs in all.
+    pub epochs: usize,
+    /// Step within the epoch, counted from 0.
+    pub step: usize,
+    /// The training images in it, by their numbers in the training set.
+    pub indices: &'a [usize],
+}
+
+/// What a checkpoint keeps of an objective.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectiveState {
+    /// What it was made from, in a form that two objectives share only if they are the same; a checkpoint resumes no other.
+    pub identity: String,
+    /// What it has learned so far.
+    pub contents: Vec<u8>,
 }
 
 /// What a pass over a batch comes to.

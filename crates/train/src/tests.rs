@@ -16,10 +16,10 @@ use patchdoor_model::{
 
 use crate::manifest::Manifest;
 use crate::{
-    AdamConfig, Batch, BatchNormStatistics, BatchPass, BatchProgress, Blind, CosineConfig, EpochRecord, Member,
-    Objective, OptimizerConfig, Outcome, ScheduleConfig, SgdConfig, TrainError, Trainable, Trained, TrainingConfig,
-    TrainingData, TrainingObserver, cross_entropy, predict, predict_with_routing, train, train_member,
-    train_restricted,
+    AdamConfig, Batch, BatchNormStatistics, BatchPass, BatchPosition, BatchProgress, Blind, CosineConfig, EpochRecord,
+    Member, Objective, ObjectiveState, OptimizerConfig, Outcome, ScheduleConfig, SgdConfig, TrainError, Trainable,
+    Trained, TrainingConfig, TrainingData, TrainingObserver, cross_entropy, predict, predict_with_routing, train,
+    train_member, train_restricted,
 };
 
 type Learner = Autodiff<Flex>;
@@ -596,4 +596,127 @@ fn an_objective_without_gradients_ends_the_training() {
     }
     let error = fit_on(&mut Lost).expect_err("there is nothing to follow");
     assert!(matches!(error, TrainError::Diverged { epoch: 0, step: 0, .. }), "{error}");
+}
+
+/// An objective that learns: it brightens every image by a number of its own, which it moves after each step, and gives the
+/// images of the first class the last class's label.
+struct Brightening {
+    shift: f32,
+    seen: Vec<(usize, usize, usize)>,
+}
+
+impl Objective<Learner> for Brightening {
+    fn rewrite(&mut self, batch: Batch<Learner>, at: &BatchPosition<'_>) -> Batch<Learner> {
+        assert_eq!((at.epochs, at.indices.len()), (3, batch.labels.dims()[0]));
+        self.seen.push((at.epoch, at.step, at.indices[0]));
+        let is_first = batch.labels.clone().equal_elem(0);
+        Batch { images: batch.images + self.shift, labels: batch.labels.mask_fill(is_first, 9) }
+    }
+
+    fn pass(&mut self, classifier: &Classifier<Learner>, batch: Batch<Learner>) -> BatchPass {
+        let pass = differentiate(|| {
+            let logits = classifier.forward(batch.images);
+            let loss = cross_entropy(logits.clone(), batch.labels);
+            BatchPass::backward(classifier, &logits, &loss)
+        });
+        self.shift += 0.01 * pass.loss as f32;
+        pass
+    }
+
+    fn state(&self) -> Result<Option<ObjectiveState>, String> {
+        let contents = self.shift.to_le_bytes().to_vec();
+        Ok(Some(ObjectiveState { identity: "brightening by 0.01".into(), contents }))
+    }
+
+    fn restore(&mut self, contents: Vec<u8>) -> Result<(), String> {
+        self.shift = f32::from_le_bytes(contents.try_into().map_err(|_| "is no number")?);
+        Ok(())
+    }
+}
+
+fn brighten(
+    objective: &mut dyn Objective<Learner>,
+    checkpoints: Option<&Path>,
+    observer: &mut dyn TrainingObserver,
+) -> Result<Outcome<Learner>, TrainError> {
+    let images = shapes(40);
+    let data = TrainingData { training: &images, validation: None, augmentation: &CROP_AND_FLIP };
+    let observer = &mut Blind(observer);
+    let member = Member { classifier: untrained(0), data, seed: 0, checkpoints, observer };
+    train_member(member, &recipe(), &Trainable::default(), Some(objective), &FlexDevice)
+}
+
+#[test]
+fn a_training_with_an_objective_that_learns_resumes_to_the_same_bits() {
+    let new = || Brightening { shift: 0.0, seen: Vec::new() };
+    let mut straight = new();
+    let whole = finished(brighten(&mut straight, None, &mut ()));
+    assert_eq!(straight.seen.iter().map(|seen| (seen.0, seen.1)).collect::<Vec<_>>().len(), 9);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = brighten(&mut new(), Some(folder.path()), &mut StopAfter { epochs: 2, within_next: true });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 2 })));
+    let mut resumed = new();
+    let rest = finished(brighten(&mut resumed, Some(folder.path()), &mut ()));
+    assert!(bytes(&whole.classifier) == bytes(&rest.classifier), "other weights");
+    assert_eq!(losses(&whole.history), losses(&rest.history));
+    assert_eq!(straight.shift.to_bits(), resumed.shift.to_bits(), "the objective goes on where it was");
+    assert_eq!(resumed.seen, straight.seen[6..], "and sees the same batches");
+    // Without what it has learned the weights are others.
+    struct Forgetful(Brightening);
+    impl Objective<Learner> for Forgetful {
+        fn rewrite(&mut self, batch: Batch<Learner>, at: &BatchPosition<'_>) -> Batch<Learner> {
+            self.0.rewrite(batch, at)
+        }
+
+        fn pass(&mut self, classifier: &Classifier<Learner>, batch: Batch<Learner>) -> BatchPass {
+            self.0.pass(classifier, batch)
+        }
+
+        fn state(&self) -> Result<Option<ObjectiveState>, String> {
+            self.0.state()
+        }
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = brighten(&mut new(), Some(folder.path()), &mut StopAfter { epochs: 2, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { .. })));
+    let forgotten = finished(brighten(&mut Forgetful(new()), Some(folder.path()), &mut ()));
+    assert!(bytes(&whole.classifier) != bytes(&forgotten.classifier));
+}
+
+#[test]
+fn a_checkpoint_of_an_objective_resumes_no_other_and_its_damage_is_seen() {
+    let new = || Brightening { shift: 0.0, seen: Vec::new() };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stop = || StopAfter { epochs: 2, within_next: false };
+    assert!(matches!(brighten(&mut new(), Some(folder.path()), &mut stop()), Ok(Outcome::Interrupted { epochs: 2 })));
+    let other = brighten(&mut Counted::default(), Some(folder.path()), &mut ()).expect_err("it is another training");
+    assert!(other.to_string().contains("belongs to another training"), "{other}");
+    let whole = finished(brighten(&mut new(), None, &mut ()));
+    fs_err::write(folder.path().join("epoch-0002/objective.bin"), 7.0_f32.to_le_bytes()).expect("writable");
+    let rest = finished(brighten(&mut new(), Some(folder.path()), &mut ()));
+    assert!(folder.path().join("epoch-0003").exists());
+    assert!(bytes(&whole.classifier) == bytes(&rest.classifier), "the checkpoint before is gone on from");
+}
+
+#[test]
+fn hits_are_counted_against_rewritten_labels() {
+    /// Says that everything is of class 9, and says so of the labels too.
+    struct Nine;
+    impl Objective<Learner> for Nine {
+        fn rewrite(&mut self, batch: Batch<Learner>, _at: &BatchPosition<'_>) -> Batch<Learner> {
+            Batch { labels: batch.labels.zeros_like().add_scalar(9), ..batch }
+        }
+
+        fn pass(&mut self, classifier: &Classifier<Learner>, batch: Batch<Learner>) -> BatchPass {
+            let images = batch.labels.dims()[0];
+            let pass = differentiate(|| {
+                let logits = classifier.forward(batch.images);
+                let loss = cross_entropy(logits.clone(), batch.labels);
+                BatchPass::backward(classifier, &logits, &loss)
+            });
+            BatchPass { predicted: vec![9; images], ..pass }
+        }
+    }
+    let trained = finished(fit_on(&mut Nine));
+    assert!(trained.history.iter().all(|epoch| epoch.training_accuracy == 1.0));
 }

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -16,8 +17,8 @@ use crate::observer::Blind;
 use crate::optimizer::Optimizer;
 use crate::prediction::{classes_of, predict};
 use crate::{
-    Batch, BatchNormStatistics, BatchPass, BatchProgress, ClassifierObserver, EpochRecord, Objective, Schedule,
-    TrainError, Trainable, TrainingConfig, TrainingObserver, cross_entropy,
+    Batch, BatchNormStatistics, BatchPass, BatchPosition, BatchProgress, ClassifierObserver, EpochRecord, Objective,
+    Schedule, TrainError, Trainable, TrainingConfig, TrainingObserver, cross_entropy,
 };
 
 /// What a classifier learns from.
@@ -176,7 +177,9 @@ pub fn train_restricted_observed<B: TrainingBackend>(
 
 /// Like [`train_restricted_observed`], on an objective of one's own if there is one.
 ///
-/// With an objective, the loss and the predictions of every step are read back from a device.
+/// With an objective, the loss and the predictions of every step are read back from a device. What the objective learns is part
+/// of the checkpoint. The running statistics of [`BatchNormStatistics::Recomputed`] are those of the training images as they
+/// are given here, whatever the objective makes of a batch.
 ///
 /// # Errors
 /// Those of [`train`].
@@ -210,20 +213,27 @@ impl<'a, B: TrainingBackend> Running<'a, B> {
         member: Member<'a, B>,
         config: &TrainingConfig,
         trainable: &Trainable,
+        objective: Option<&mut dyn Objective<B>>,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
         let Member { classifier, data, seed, checkpoints, observer } = member;
         if data.training.is_empty() {
             return Err(TrainError::Empty);
         }
+        let learned = match &objective {
+            Some(objective) => objective.state().map_err(TrainError::Objective)?,
+            None => None,
+        };
         let checkpoints = checkpoints
             .map(|path| {
-                let identity = Identity { training: config.clone(), seed, data: data.training.fingerprint() };
-                CheckpointDirectory::open(path, identity)
+                let data = data.training.fingerprint();
+                let objective = learned.map(|state| state.identity);
+                CheckpointDirectory::open(path, Identity { training: config.clone(), seed, data, objective })
             })
             .transpose()?;
         let classifier = trainable.apply(classifier);
-        let mut state = Resumed { classifier, optimizer: Optimizer::new(&config.optimizer), history: Vec::new() };
+        let optimizer = Optimizer::new(&config.optimizer);
+        let mut state = Resumed { classifier, optimizer, history: Vec::new(), objective: None };
         if let Some(directory) = &checkpoints {
             let fresh = || Optimizer::new(&config.optimizer);
             let mut refused = false;
@@ -233,6 +243,9 @@ impl<'a, B: TrainingBackend> Running<'a, B> {
             })?;
             if resumed.is_some() || refused {
                 state = resumed.unwrap_or(state);
+                if let Some((objective, learned)) = objective.zip(state.objective.take()) {
+                    objective.restore(learned).map_err(TrainError::Objective)?;
+                }
                 observer.resumed(&state.history);
             }
         }
@@ -245,11 +258,20 @@ impl<'a, B: TrainingBackend> Running<'a, B> {
     }
 
     /// Takes over what an epoch led to; whether the observer stops here.
-    fn epoch_done(&mut self, record: EpochRecord) -> Result<bool, TrainError> {
+    fn epoch_done(
+        &mut self,
+        record: EpochRecord,
+        objective: Option<&mut dyn Objective<B>>,
+    ) -> Result<bool, TrainError> {
         self.observer.classifier_trained(&self.state.classifier, &record);
         self.state.history.push(record);
         if let Some(directory) = &self.checkpoints {
-            directory.save(&self.state.classifier, &self.state.optimizer, &self.state.history)?;
+            let learned = match objective {
+                Some(objective) => objective.state().map_err(TrainError::Objective)?,
+                None => None,
+            };
+            let learned = learned.map(|state| state.contents);
+            directory.save(&self.state.classifier, &self.state.optimizer, &self.state.history, learned)?;
         }
         Ok(self.state.history.last().is_some_and(|record| self.observer.epoch_done(record).is_break()))
     }
@@ -279,15 +301,12 @@ fn train_members<B: TrainingBackend>(
     let momentums: Vec<f64> = members.iter().map(|member| member.classifier.batch_norm_momentum()).collect();
     check_alike(&members)?;
     let members = members.into_iter().enumerate();
-    let members = members.map(|(place, member)| Running::new(place, member, config, trainable, device));
+    let members =
+        members.map(|(place, member)| Running::new(place, member, config, trainable, again(&mut objective), device));
     let mut members = members.collect::<Result<Vec<_>, _>>()?;
     while let Some(epoch) = members.iter().map(Running::epochs).min().filter(|&epoch| epoch < config.epochs) {
         let (behind, mut all): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.epochs() == epoch);
-        let objective: Option<&mut dyn Objective<B>> = match &mut objective {
-            Some(objective) => Some(&mut **objective),
-            None => None,
-        };
-        let (trained, end) = run_epoch(behind, epoch, config, trainable, objective, device)?;
+        let (trained, end) = run_epoch(behind, epoch, config, trainable, again(&mut objective), device)?;
         all.extend(trained);
         all.sort_unstable_by_key(|member| member.place);
         members = all;
@@ -309,6 +328,16 @@ fn train_members<B: TrainingBackend>(
         Outcome::Finished(Trained { classifier, history: member.state.history })
     });
     Ok(finished.collect())
+}
+
+/// Lends an objective once more.
+fn again<'a, B: TrainingBackend>(
+    objective: &'a mut Option<&mut dyn Objective<B>>,
+) -> Option<&'a mut (dyn Objective<B> + 'a)> {
+    match objective {
+        Some(objective) => Some(&mut **objective),
+        None => None,
+    }
 }
 
 /// Refuses members that cannot go step by step together.
@@ -378,24 +407,27 @@ fn run_epoch<'a, B: TrainingBackend>(
             course.member.images.assemble(indices, Some(&mut course.augmentation), device)
         });
         let batches: Vec<_> = batches.collect();
-        let classifiers: Vec<_> = courses.iter().map(|course| &course.member.state.classifier).collect();
         let passes = match &mut objective {
             Some(objective) => {
-                let own = classifiers.iter().zip(batches).map(|(classifier, batch)| objective.pass(classifier, batch));
-                own.map(Pass::from).collect()
+                let own = courses.iter().zip(batches).map(|(course, batch)| {
+                    let indices = &course.order[taken.clone()];
+                    let position = BatchPosition { epoch, epochs: config.epochs, step, indices };
+                    pass_of_objective(&mut **objective, &course.member.state.classifier, batch, &position)
+                });
+                own.collect()
             }
-            None => forward_and_backward(&classifiers, batches),
+            None => forward_and_backward(&courses, &taken, batches),
         };
         learning_rate = schedule.rate(epoch * steps + step);
         let mut is_stopped = false;
-        let stepped = courses.into_iter().zip(passes).map(|(course, Pass { score, gradients })| {
+        let stepped = courses.into_iter().zip(passes).map(|(course, (pass, labels))| {
             let Course { mut member, order, augmentation, mut scores } = course;
-            let labels = order[taken.clone()].iter().map(|&index| member.data.training.label(index));
-            let loss = scores.add(score, labels);
+            let Pass { score, gradients } = pass;
+            let loss = scores.add(score, labels.into_iter());
             let Some(gradients) = gradients else {
                 return Err(TrainError::Diverged { loss: loss.unwrap_or(f64::NAN), epoch, step });
             };
-            let Resumed { classifier, mut optimizer, history } = member.state;
+            let Resumed { classifier, mut optimizer, history, .. } = member.state;
             let mut classifier = optimizer.step(learning_rate, classifier, gradients);
             if let Some(objective) = &mut objective {
                 classifier = objective.stepped(classifier);
@@ -403,7 +435,7 @@ fn run_epoch<'a, B: TrainingBackend>(
             if let Some(pruning) = &trainable.pruned {
                 classifier = classifier.prune(pruning);
             }
-            member.state = Resumed { classifier, optimizer, history };
+            member.state = Resumed { classifier, optimizer, history, objective: None };
             let progress = BatchProgress { epoch, epochs: config.epochs, step, steps, images: taken.len(), loss };
             is_stopped |= member.observer.batch_done(&progress).is_break();
             Ok(Course { member, order, augmentation, scores })
@@ -437,7 +469,7 @@ fn run_epoch<'a, B: TrainingBackend>(
             images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
         };
         tracing::debug!(epoch, loss = record.loss, seconds, "epoch done");
-        if member.epoch_done(record)? {
+        if member.epoch_done(record, again(&mut objective))? {
             end = EpochEnd::Stopped;
         }
         members.push(member);
@@ -515,8 +547,34 @@ impl<B: AutodiffBackend> Scores<B> {
     }
 }
 
+/// A pass by an objective of one's own, and the labels that it is judged by.
+fn pass_of_objective<B: TrainingBackend>(
+    objective: &mut (dyn Objective<B> + '_),
+    classifier: &Classifier<B>,
+    batch: Batch<B>,
+    position: &BatchPosition<'_>,
+) -> (Pass<B>, Vec<u8>) {
+    let batch = objective.rewrite(batch, position);
+    let labels = batch.labels.to_data().iter::<i64>().map(|label| label as u8).collect();
+    (objective.pass(classifier, batch).into(), labels)
+}
+
+/// Passes by the cross-entropy over the batches of the images that are `taken` of every course's order, and their labels.
+fn forward_and_backward<B: TrainingBackend>(
+    courses: &[Course<'_, B>],
+    taken: &Range<usize>,
+    batches: Vec<Batch<B>>,
+) -> Vec<(Pass<B>, Vec<u8>)> {
+    let classifiers: Vec<_> = courses.iter().map(|course| &course.member.state.classifier).collect();
+    let labels = courses.iter().map(|course| {
+        let indices = course.order[taken.clone()].iter();
+        indices.map(|&index| course.member.data.training.label(index)).collect()
+    });
+    differentiated(&classifiers, batches).into_iter().zip(labels).collect()
+}
+
 /// Differentiates the losses of the members' batches; the graph begins and ends here.
-fn forward_and_backward<B: TrainingBackend>(classifiers: &[&Classifier<B>], batches: Vec<Batch<B>>) -> Vec<Pass<B>> {
+fn differentiated<B: TrainingBackend>(classifiers: &[&Classifier<B>], batches: Vec<Batch<B>>) -> Vec<Pass<B>> {
     let (images, labels): (Vec<_>, Vec<_>) = batches.into_iter().map(|batch| (batch.images, batch.labels)).unzip();
     differentiate(|| {
         let logits = logits_of(classifiers, images);

@@ -1,0 +1,61 @@
+use patchdoor_attacks::AttackError;
+use patchdoor_data::ImageShape;
+
+use crate::config::ExperimentConfig;
+use crate::problem::Problem;
+
+/// What is wrong with the table of an attack that controls the training, and what it makes no sense with.
+pub(crate) fn check_controlled(config: &ExperimentConfig, shape: ImageShape) -> Vec<Problem> {
+    let Some(controlled) = &config.controlled else { return Vec::new() };
+    let table = format!("controlled.{}", controlled.name());
+    let problem = |error, table: &str| match error {
+        AttackError::InvalidField { field, found, allowed } => {
+            let field = if table.is_empty() { field } else { format!("{table}.{field}") };
+            Problem { field, found, allowed }
+        }
+        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
+    };
+    let kind = controlled.kind();
+    let own = kind.validate(shape).into_iter().map(|error| problem(error, &table));
+    let refused = kind.refuse(&config.poisoning.label_rule, config.placement.as_ref(), &config.model);
+    own.chain(refused.into_iter().map(|error| problem(error, ""))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{ConfigErrors, Plan, PlanOptions};
+
+    fn plan(text: &str) -> Result<Plan, ConfigErrors> {
+        Plan::from_text("a.toml", &format!("dataset = \"shapes\"\n[model.patch-moe]\n{text}"), &PlanOptions::default())
+    }
+
+    #[test]
+    fn an_attack_in_the_place_of_a_trigger_is_another_run_with_the_same_twin() {
+        let (plain, own) = (plan("[trigger.square]\n").unwrap(), plan("[controlled.input-aware]\n").unwrap());
+        assert_eq!((own.config().attack_name(), own.config().trigger()), ("input-aware", None));
+        assert_ne!(plain.hash("flex"), own.hash("flex"));
+        assert_eq!(plain.twin_hash("flex", ""), own.twin_hash("flex", ""));
+        assert_eq!(Plan::from_text("a.toml", &own.to_toml(), &PlanOptions::default()).unwrap().config(), own.config());
+    }
+
+    #[test]
+    fn no_attack_two_attacks_and_what_makes_no_sense_are_refused_with_the_reason() {
+        let said = |text: &str| plan(text).expect_err("it has problems").to_string();
+        assert!(said("").contains("trigger is missing"));
+        let two = said("[trigger.square]\n[controlled.input-aware]\n");
+        assert!(
+            two.contains("controlled stands beside trigger, expected exactly one attack") && two.contains("a.toml:4")
+        );
+        let placed = said("[controlled.input-aware]\n[placement]\ncells.block = { size = 1 }\n");
+        assert!(placed.contains("placement is given, expected no placement, because a generator chooses"), "{placed}");
+        let dense = said("[controlled.input-aware]\nmask-density = 1.0\ngenerator.channels = 0\n");
+        assert!(dense.contains("controlled.input-aware.mask-density is 1, expected a number in (0, 1)"), "{dense}");
+        assert!(dense.contains("controlled.input-aware.generator.channels is 0, expected 1 or more"), "{dense}");
+        let of_all = said("[controlled.ssdt]\n");
+        assert!(
+            of_all.contains("poisoning.label-rule is without a source class, expected \"source-specific\""),
+            "{of_all}"
+        );
+        assert!(plan("[poisoning]\nlabel-rule.source-specific = { source-class = 1 }\n[controlled.ssdt]\n").is_ok());
+    }
+}
