@@ -17,6 +17,7 @@
 
 mod controlled;
 mod error;
+mod margin;
 mod surrogate;
 
 pub use controlled::{
@@ -24,4 +25,5 @@ pub use controlled::{
     SsdtConfig,
 };
 pub use error::AttackError;
+pub use margin::margins;
 pub use surrogate::{CellChoice, SurrogateConfig, SurrogateImages};

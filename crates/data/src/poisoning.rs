@@ -55,8 +55,9 @@ impl PoisoningConfig {
             problems.extend(rule.validate(self.target_class, classes));
         }
         problems.extend(self.selection.validate(classes));
-        if let Some(class) = self.poisoned_class().filter(|_| !self.selection.is_random()) {
-            let allowed = format!("\"random\" where the label rule poisons images of class {class} alone");
+        if let Some(class) = self.poisoned_class().filter(|_| self.selection.counts_in_classes()) {
+            let allowed =
+                format!("\"random\" or \"smallest-margin\" where the label rule poisons images of class {class} alone");
             problems.push(invalid("selection", "by-class", allowed));
         }
         problems
@@ -76,7 +77,7 @@ impl PoisoningConfig {
 
     /// Whether more than one class must have enough images: those that give covers, or those of a selection by class.
     pub fn counts_in_classes(&self) -> bool {
-        !self.selection.is_random() || self.covers().is_some()
+        self.selection.counts_in_classes() || self.covers().is_some()
     }
 
     /// Checks against the images of each class of the training set, of which there is at least one for every class named:
@@ -399,7 +400,7 @@ impl PoisoningPlan {
     /// [`DataError::InvalidField`] if the rate is not in [0, 1], or positive but too small to poison a single image, or
     /// asks for more images than the rule allows, or if a class named is not one of the set.
     pub fn draw(config: &PoisoningConfig, set: &ImageSet, seed: u64) -> Result<Self, DataError> {
-        Self::draw_with_covers(config, set, 0.0, seed)
+        Self::draw_with_covers(config, set, 0.0, None, seed)
     }
 
     /// Draws the poisoned images exactly as [`draw`](Self::draw) does, and beside them the cover images that `trigger`
@@ -418,15 +419,41 @@ impl PoisoningPlan {
         trigger: &dyn Trigger,
         seed: u64,
     ) -> Result<Self, DataError> {
-        Self::draw_with_covers(config, set, trigger.covers_per_poisoned_image(), seed)
+        Self::draw_with_covers(config, set, trigger.covers_per_poisoned_image(), None, seed)
+    }
+
+    /// Like [`draw_for`](Self::draw_for), by the margins that a classifier of the attacker's gives the images of `set`, one each:
+    /// those of the smallest margins, of equal ones the first, are poisoned. Covers are drawn as ever.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`draw_for`](Self::draw_for).
+    ///
+    /// # Panics
+    ///
+    /// If there is not one margin for each image.
+    pub fn draw_by_margin(
+        config: &PoisoningConfig,
+        set: &ImageSet,
+        trigger: &dyn Trigger,
+        margins: &[f64],
+        seed: u64,
+    ) -> Result<Self, DataError> {
+        assert_eq!(margins.len(), set.len(), "every image has a margin");
+        Self::draw_with_covers(config, set, trigger.covers_per_poisoned_image(), Some(margins), seed)
     }
 
     fn draw_with_covers(
         config: &PoisoningConfig,
         set: &ImageSet,
         covers_per_poisoned: f64,
+        margins: Option<&[f64]>,
         seed: u64,
     ) -> Result<Self, DataError> {
+        if config.selection.asks_surrogate() && margins.is_none() {
+            let allowed = "\"random\" or by-class where there is no classifier to ask for margins";
+            return Err(invalid("selection", "smallest-margin", allowed));
+        }
         if let Some(problem) = config.validate_for(set.len(), set.class_count()).into_iter().next() {
             return Err(problem);
         }
@@ -457,7 +484,11 @@ impl PoisoningPlan {
             });
             is_taken && config.poisoned_class().is_none_or(|poisoned| poisoned == class)
         };
-        let mut poisoned: Vec<usize> = indices.iter().copied().filter(is_allowed).take(count).collect();
+        let mut candidates = indices.clone();
+        if let Some(margins) = margins {
+            candidates.sort_unstable_by(|&one, &other| margins[one].total_cmp(&margins[other]).then(one.cmp(&other)));
+        }
+        let mut poisoned: Vec<usize> = candidates.into_iter().filter(is_allowed).take(count).collect();
         poisoned.sort_unstable();
         let is_free = |index: &usize| {
             let is_of_them = |classes: &Vec<u8>| classes.contains(&set.label(*index));
@@ -711,6 +742,26 @@ mod tests {
                 assert_eq!((rule.count(rate, images), rule.count(rate.next_down(), images)), (1, 0), "{rate} {images}");
             }
         }
+    }
+
+    #[test]
+    fn the_smallest_margins_are_poisoned_and_covers_are_drawn_from_the_rest() {
+        let set = tiny(&[0, 1, 2, 3, 0, 1, 2, 3, 0, 1], 4);
+        let margins = [5.0, 0.5, 3.0, 0.25, 9.0, 0.5, 7.0, 8.0, 6.0, 4.0];
+        let indices = |config: &PoisoningConfig| {
+            let plan = PoisoningPlan::draw_by_margin(config, &set, &Noisy, &margins, 0).unwrap();
+            plan.examples().iter().map(|example| example.index).collect::<Vec<_>>()
+        };
+        let by_margin = |rate| PoisoningConfig { selection: Selection::SmallestMargin, ..config(rate) };
+        // Of two equal margins the first image's.
+        assert_eq!(indices(&by_margin(0.2)), [1, 3]);
+        assert_eq!(indices(&by_margin(0.5)), [1, 2, 3, 5, 9]);
+        let label_rule = LabelRule::SourceSpecific(SourceSpecific::of(0));
+        let of_class = PoisoningConfig { label_rule, ..by_margin(0.2) };
+        assert!(of_class.validate(4).is_empty());
+        assert_eq!(indices(&of_class), [0, 8]);
+        let without = PoisoningPlan::draw(&by_margin(0.2), &set, 0).unwrap_err().to_string();
+        assert!(without.starts_with("selection is smallest-margin, expected \"random\""), "{without}");
     }
 
     #[test]

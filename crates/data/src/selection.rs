@@ -5,7 +5,7 @@ use crate::error::invalid;
 
 /// Which of the images that the label rule allows are poisoned.
 ///
-/// In TOML `selection = "random"` or `selection.by-class = { shares = [0.5, 0.25, 0.25] }`.
+/// In TOML `selection = "random"`, `"smallest-margin"` or `selection.by-class = { shares = [0.5, 0.25, 0.25] }`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -15,6 +15,9 @@ pub enum Selection {
     Random,
     /// So many of each class, and any within it.
     ByClass(ClassShares),
+    /// Those that a clean classifier of the attacker's, a surrogate, is least sure of: with the smallest distance between its
+    /// two largest logits.
+    SmallestMargin,
 }
 
 /// How the poisoned images are shared out among the classes they truly are of.
@@ -29,6 +32,16 @@ impl Selection {
     /// Whether it is the default, which is not written down.
     pub fn is_random(&self) -> bool {
         *self == Self::Random
+    }
+
+    /// Whether every class must have as many images as it has to give.
+    pub(crate) fn counts_in_classes(&self) -> bool {
+        matches!(self, Self::ByClass(_))
+    }
+
+    /// Whether it asks a classifier of the attacker's.
+    pub fn asks_surrogate(&self) -> bool {
+        *self == Self::SmallestMargin
     }
 
     /// Checks every field against a data set of `classes` classes.

@@ -22,15 +22,20 @@ pub(crate) struct Attack<'a> {
 }
 
 impl<'a> Attack<'a> {
-    /// Builds the trigger in the cells of the placement and draws the images to poison.
+    /// Builds the trigger in the cells of the placement and draws the images to poison, by margins where these are given.
     pub(crate) fn prepare(
         config: &'a ExperimentConfig,
         placement: Option<&PlacementConfig>,
         training: &ImageSet,
+        margins: Option<&[f64]>,
         seed: u64,
     ) -> Step<Self> {
         let trigger = build_trigger(config, placement, training, seed)?;
-        let poisoning = PoisoningPlan::draw_for(&config.poisoning, training, trigger.as_ref(), seed)?;
+        let (rule, added) = (&config.poisoning, trigger.as_ref());
+        let poisoning = match margins {
+            Some(margins) => PoisoningPlan::draw_by_margin(rule, training, added, margins, seed)?,
+            None => PoisoningPlan::draw_for(rule, training, added, seed)?,
+        };
         Ok(Self { config: &config.poisoning, trigger, poisoning, seed })
     }
 

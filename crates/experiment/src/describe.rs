@@ -65,7 +65,7 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     if let Some(placement) = &config.placement {
         let mut line =
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
-        if let Some((surrogate, plan)) = plan.surrogate() {
+        if let Some((surrogate, plan)) = plan.surrogate().filter(|_| placement.surrogate().is_some()) {
             let is_twin =
                 surrogate.seed_offset == 0 && surrogate.images.is_all() && plan.config().model == config.model;
             line.push_str(if is_twin {
@@ -75,6 +75,9 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
             });
         }
         lines.push(line);
+    }
+    if config.poisoning.selection.asks_surrogate() {
+        lines.push("  images to poison are those that a surrogate is least sure of".to_owned());
     }
     for defender in &config.defenses {
         let images = counts

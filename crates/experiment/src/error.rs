@@ -38,6 +38,9 @@ pub enum RunError {
         /// The choice of cells.
         cells: String,
     },
+    /// Where nothing is trained, there is no trigger that is made in a training.
+    #[error("its trigger is only made in the training, so there is none before the experiment has run")]
+    MadeInTraining,
     /// The trigger cannot be built.
     #[error("the trigger cannot be made")]
     Trigger(#[from] TriggerError),

@@ -67,6 +67,7 @@ mod progress;
 mod reach;
 mod routing;
 mod run;
+mod selection;
 mod sources;
 mod speed;
 mod stealth;

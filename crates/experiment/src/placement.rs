@@ -38,7 +38,8 @@ pub(crate) fn choose_placement<B: TrainingBackend>(
     device: &B::Device,
 ) -> Step<(Option<PlacementConfig>, Option<ChosenCells>)> {
     let config = plan.config();
-    let (Some((surrogate, surrogate_plan)), Some(placement)) = (plan.surrogate(), &config.placement) else {
+    let asking = config.placement.as_ref().filter(|placement| placement.surrogate().is_some());
+    let (Some((surrogate, surrogate_plan)), Some(placement)) = (plan.surrogate(), asking) else {
         return Ok((config.placement.clone(), None));
     };
     let seed = seed.wrapping_add(surrogate.seed_offset);

@@ -54,6 +54,9 @@ pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Expor
     let ExportRequest { seed, roots, offline, format, into, stop, console } = *request;
     let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, Watch { console, stop })?;
     let config = plan.config();
+    if config.trigger().is_none() {
+        return Err(RunError::MadeInTraining);
+    }
     let training = SeedImages::draw(config, &dataset.train, seed).training;
     let trigger = build_trigger(config, placement_without_surrogate(config)?, &training, seed)?;
     let poisoning = PoisoningPlan::draw_for(&config.poisoning, &training, trigger.as_ref(), seed)?;

@@ -31,6 +31,7 @@ use crate::images::{Acquired, SeedImages, acquire, test_images};
 use crate::placement::choose_placement;
 use crate::reach::reach;
 use crate::routing::{EpochRouting, Looked, look_at_routing};
+use crate::selection::choose_margins;
 use crate::sources::Sources;
 use crate::stealth::stealth;
 use crate::training::{OneTraining, remove_checkpoint};
@@ -321,7 +322,8 @@ impl Seeds<'_> {
 
         let (placement, chosen_cells) =
             choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
-        let mut attack = Attack::prepare(config, placement.as_ref(), &images.training, seed)?;
+        let margins = choose_margins::<B>(plan, seed, (&dataset.train, test), images, models, folder, device)?;
+        let mut attack = Attack::prepare(config, placement.as_ref(), &images.training, margins.as_deref(), seed)?;
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
 

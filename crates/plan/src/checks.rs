@@ -149,7 +149,7 @@ fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
 
 /// A surrogate that shares no image with its victim needs as many images as that leaves.
 fn check_other_images(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<Problem> {
-    let (surrogate, _) = config.surrogate_and_placement()?;
+    let surrogate = config.surrogate()?;
     if surrogate.images.is_all() {
         return None;
     }
@@ -172,7 +172,7 @@ fn check_other_images(config: &ExperimentConfig, facts: &DatasetFacts) -> Option
 
 /// Problems of the surrogate that the victim does not have, and of a placement that asks for an expert it has not.
 fn check_surrogate(config: &ExperimentConfig, input: InputShape, classes: usize) -> Vec<Problem> {
-    let Some((surrogate, placement)) = config.surrogate_and_placement() else { return Vec::new() };
+    let Some(surrogate) = config.surrogate() else { return Vec::new() };
     let own = surrogate.validate(&config.model, input, classes).into_iter().map(|error| match error {
         AttackError::InvalidField { field, found, allowed } => {
             Problem { field: format!("surrogate.{field}"), found, allowed }
@@ -180,6 +180,7 @@ fn check_surrogate(config: &ExperimentConfig, input: InputShape, classes: usize)
         other => Problem { field: "surrogate".into(), found: other.to_string(), allowed: "a valid table".into() },
     });
     let mut problems = own.collect::<Vec<_>>();
+    let Some((_, placement)) = config.surrogate_and_placement() else { return problems };
     let experts = surrogate.model(&config.model).experts;
     if let Some(expert) = placement.surrogate().and_then(|selected| selected.expert)
         && expert >= experts

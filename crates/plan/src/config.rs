@@ -94,6 +94,12 @@ impl ExperimentConfig {
         self.controlled.as_ref().map(ControlledConfig::name).or(trigger).unwrap_or("no")
     }
 
+    /// The surrogate, if cells of the placement or images to poison are chosen by one.
+    pub fn surrogate(&self) -> Option<SurrogateConfig> {
+        let is_asked = self.surrogate_and_placement().is_some() || self.poisoning.selection.asks_surrogate();
+        is_asked.then(|| self.surrogate.clone().unwrap_or_default())
+    }
+
     /// The surrogate that chooses the cells of the placement, and that placement; `None` if no surrogate is asked.
     pub fn surrogate_and_placement(&self) -> Option<(SurrogateConfig, &PlacementConfig)> {
         let placement = self.placement.as_ref().filter(|placement| placement.surrogate().is_some())?;

@@ -259,9 +259,9 @@ impl Plan {
         })
     }
 
-    /// The surrogate that chooses the placement's cells, if one does, and the plan whose clean twin it is.
+    /// The surrogate that chooses the placement's cells or the images to poison, if one does, and the plan whose clean twin it is.
     pub fn surrogate(&self) -> Option<(SurrogateConfig, Self)> {
-        let (surrogate, _) = self.config.surrogate_and_placement()?;
+        let surrogate = self.config.surrogate()?;
         let mut plan = self.clone();
         plan.config.model = surrogate.model(&self.config.model).into();
         if surrogate.images == SurrogateImages::Others {

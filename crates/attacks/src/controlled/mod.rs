@@ -9,7 +9,7 @@ mod input_aware;
 mod registry;
 mod ssdt;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
 pub use config::ControlledConfig;

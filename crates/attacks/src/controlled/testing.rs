@@ -19,13 +19,13 @@ use rand::RngExt;
 
 use crate::{ControlledConfig, HandInTraining, Scene};
 
-pub(super) type Learner = Autodiff<Flex>;
+pub(crate) type Learner = Autodiff<Flex>;
 
 /// Colours that tell the class.
 const COLOURS: [[i32; 3]; 4] = [[190, 60, 60], [60, 190, 60], [60, 60, 190], [190, 190, 60]];
 
 /// Grey noise of 16x16 pixels with a coloured patch somewhere.
-pub(super) fn patches(name: &str, count: usize) -> ImageSet {
+pub(crate) fn patches(name: &str, count: usize) -> ImageSet {
     let shape = ImageShape { height: 16, width: 16, channels: 3 };
     let mut rng = stream(5, name);
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
@@ -45,31 +45,31 @@ pub(super) fn patches(name: &str, count: usize) -> ImageSet {
 }
 
 /// Every fifth image is poisoned, more or less.
-pub(super) fn fifth() -> PoisoningConfig {
+pub(crate) fn fifth() -> PoisoningConfig {
     PoisoningConfig { rate: 0.2, ..PoisoningConfig::default() }
 }
 
 /// What a training with an attack leaves.
-pub(super) struct Left {
-    pub(super) classifier: Classifier<Flex>,
-    pub(super) trigger: Box<dyn Trigger>,
-    pub(super) generator: Option<Vec<u8>>,
-    pub(super) history: Vec<EpochRecord>,
+pub(crate) struct Left {
+    pub(crate) classifier: Classifier<Flex>,
+    pub(crate) trigger: Box<dyn Trigger>,
+    pub(crate) generator: Option<Vec<u8>>,
+    pub(crate) history: Vec<EpochRecord>,
 }
 
 impl Left {
     /// Share of test images that are classified right, and of triggered ones that are taken for the target.
-    pub(super) fn clean_accuracy_and_asr(&self) -> (f64, f64) {
+    pub(crate) fn clean_accuracy_and_asr(&self) -> (f64, f64) {
         (accuracy(&self.classifier), asr(&self.classifier, self.trigger.as_ref(), &fifth()))
     }
 }
 
-pub(super) fn accuracy(classifier: &Classifier<Flex>) -> f64 {
+pub(crate) fn accuracy(classifier: &Classifier<Flex>) -> f64 {
     let test = patches("test", 200);
     share(&predict(classifier, &test, 100, &FlexDevice), |row| test.label(row))
 }
 
-pub(super) fn asr(classifier: &Classifier<Flex>, trigger: &dyn Trigger, poisoning: &PoisoningConfig) -> f64 {
+pub(crate) fn asr(classifier: &Classifier<Flex>, trigger: &dyn Trigger, poisoning: &PoisoningConfig) -> f64 {
     let triggered = trigger_test_images(&patches("test", 200), poisoning, trigger, 0);
     share(&predict(classifier, &triggered, 100, &FlexDevice), |row| poisoning.attack_target(triggered.label(row), 4))
 }
@@ -86,7 +86,7 @@ fn untrained() -> Classifier<Learner> {
     ClassifierConfig::PatchMoe(config).init(input, 4, &mut stream(0, "weights"), &FlexDevice).unwrap()
 }
 
-pub(super) fn recipe(epochs: usize) -> TrainingConfig {
+pub(crate) fn recipe(epochs: usize) -> TrainingConfig {
     TrainingConfig {
         epochs,
         batch_size: 40,
@@ -98,12 +98,12 @@ pub(super) fn recipe(epochs: usize) -> TrainingConfig {
 }
 
 /// A training without any attack.
-pub(super) fn twin(epochs: usize) -> Classifier<Flex> {
+pub(crate) fn twin(epochs: usize) -> Classifier<Flex> {
     fit(&patches("own", 400), None, epochs, None, None).expect("nothing stops it").0.valid()
 }
 
 /// Trains with an attack; `None` if it was stopped after so many epochs.
-pub(super) fn attacked(
+pub(crate) fn attacked(
     config: &ControlledConfig,
     poisoning: &PoisoningConfig,
     epochs: usize,
@@ -171,7 +171,7 @@ fn fit(
 
 /// Makes sure that a training that is stopped after its second epoch ends with the bits of one that is not, and so does one
 /// on another number of threads.
-pub(super) fn assert_repeats(config: &ControlledConfig, poisoning: &PoisoningConfig) {
+pub(crate) fn assert_repeats(config: &ControlledConfig, poisoning: &PoisoningConfig) {
     let bits = |left: &Left| {
         let losses = left.history.iter().map(|record| record.loss.to_bits()).collect::<Vec<_>>();
         (left.classifier.tensors(), left.generator.clone(), losses)
