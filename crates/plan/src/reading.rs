@@ -40,8 +40,10 @@ fn given_words(given: &[&&str]) -> String {
 /// The table that makes several experiments of one file.
 const SWEEP: &str = "sweep";
 
-/// What an experiment says of a training, which no defense of finished weights looks at.
-const OF_TRAINING: [&str; 6] = ["clean-twin", "training", "victim", "curves", "routing", "expected"];
+/// What an experiment says of a training, which no defense of finished weights looks at, and attacks that are made by training, which
+/// cannot be measured there.
+const OF_TRAINING: [&str; 8] =
+    ["clean-twin", "training", "victim", "curves", "routing", "expected", "crafted", "controlled"];
 
 impl Document {
     /// Reads an experiment and applies the overrides to it in order.
