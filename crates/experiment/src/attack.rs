@@ -20,14 +20,18 @@ pub(crate) struct Attack<'a> {
 }
 
 impl<'a> Attack<'a> {
-    /// Builds the trigger in the cells of the placement and draws the images to poison.
+    /// Builds the trigger in the cells of the placement, unless it is made already, and draws the images to poison.
     pub(crate) fn prepare(
         config: &'a ExperimentConfig,
         placement: Option<&PlacementConfig>,
+        crafted: Option<Box<dyn Trigger>>,
         training: &ImageSet,
         seed: u64,
     ) -> Step<Self> {
-        let trigger = build_trigger(config, placement, training, seed)?;
+        let trigger = match crafted {
+            Some(trigger) => trigger,
+            None => build_trigger(config, placement, training, seed)?,
+        };
         let poisoning = PoisoningPlan::draw_for(&config.poisoning, training, trigger.as_ref(), seed)?;
         Ok(Self { config: &config.poisoning, trigger, poisoning, seed })
     }
@@ -133,6 +137,9 @@ struct PoisonedLine<'a> {
 }
 
 /// The trigger of a seed, in the cells of a placement that waits for no surrogate, with the pictures that it is made with.
+///
+/// # Errors
+/// If it is made with a model.
 pub(crate) fn build_trigger(
     config: &ExperimentConfig,
     placement: Option<&PlacementConfig>,
@@ -140,9 +147,12 @@ pub(crate) fn build_trigger(
     seed: u64,
 ) -> Result<Box<dyn Trigger>, RunError> {
     let shape = training.shape();
+    let Some(fixed) = &config.trigger else {
+        return Err(RunError::NeedsModel { name: config.trigger_name() });
+    };
     let mut trigger = match placement {
-        Some(placement) => config.trigger.build_placed(shape, placement, seed)?,
-        None => config.trigger.build_seeded(shape, seed)?,
+        Some(placement) => fixed.build_placed(shape, placement, seed)?,
+        None => fixed.build_seeded(shape, seed)?,
     };
     give_pictures(trigger.as_mut(), &config.poisoning, training, seed)?;
     Ok(trigger)

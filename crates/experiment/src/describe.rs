@@ -16,12 +16,9 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     let seeds = config.seeds.len();
     let twins = if config.trains_twin(counts.poisoned) { seeds } else { 0 };
     let quick = if plan.is_quick() { ", quick version (its numbers mean nothing)" } else { "" };
-    let budget = match &config.placement {
-        Some(placement) => config.trigger.placed_pixel_budget(facts.shape, placement),
-        None => config.trigger.pixel_budget(facts.shape),
-    };
     let pixels = facts.shape.height * facts.shape.width;
-    let budget = budget.map_or_else(|_| String::new(), |budget| format!(" ({budget} of {pixels} pixels)"));
+    let budget =
+        pixel_budget(config, facts).map_or_else(String::new, |budget| format!(" ({budget} of {pixels} pixels)"));
     let target = plan
         .target_in_words(facts)
         .map_or_else(|| "each class taken for the next".to_owned(), |target| format!("target class {target}"));
@@ -30,7 +27,7 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         plan.name(),
         choice_name(&config.model),
         config.model.widen_factor(),
-        choice_name(&config.trigger),
+        config.trigger_name(),
     )];
     lines.push(format!(
         "  {} training images, {} of them poisoned (rate {}); {} validation, {} test images",
@@ -60,16 +57,16 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     if let Some(placement) = &config.placement {
         let mut line =
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
-        if let Some((surrogate, plan)) = plan.surrogate() {
-            let is_twin =
-                surrogate.seed_offset == 0 && surrogate.images.is_all() && plan.config().model == config.model;
-            line.push_str(if is_twin {
-                ", chosen by the clean twin's routers"
-            } else {
-                ", chosen by the routers of a surrogate, one more training for each seed"
-            });
+        if placement.surrogate().is_some() {
+            let (is_twin, surrogate) = surrogate_in_words(plan);
+            line.push_str(", chosen by the ");
+            line.push_str(if is_twin { "clean twin's routers" } else { "routers of " });
+            line.push_str(if is_twin { "" } else { surrogate });
         }
         lines.push(line);
+    }
+    if config.crafted.is_some() {
+        lines.push(format!("  the trigger is made with {}", surrogate_in_words(plan).1));
     }
     for defender in &config.defenses {
         let images = counts
@@ -96,6 +93,28 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         folder.display()
     ));
     lines
+}
+
+/// How many pixels of an image the trigger may change; `None` where that cannot be said.
+fn pixel_budget(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<usize> {
+    let shape = facts.shape;
+    if let Some(crafted) = &config.crafted {
+        let placed = config.trigger_placement().map(|placement| placement.pixels_of_cells(shape));
+        return Some(crafted.as_crafting().pixel_budget(shape, placed.transpose().ok()?));
+    }
+    let trigger = config.trigger.as_ref()?;
+    match &config.placement {
+        Some(placement) => trigger.placed_pixel_budget(shape, placement).ok(),
+        None => trigger.pixel_budget(shape).ok(),
+    }
+}
+
+/// Whether the surrogate is the clean twin, and what it is.
+fn surrogate_in_words(plan: &Plan) -> (bool, &'static str) {
+    let is_twin = plan.surrogate().is_some_and(|(surrogate, other)| {
+        surrogate.seed_offset == 0 && surrogate.images.is_all() && other.config().model == plan.config().model
+    });
+    (is_twin, if is_twin { "the clean twin" } else { "a surrogate, one more training for each seed" })
 }
 
 /// How the backdoored classifier is followed through its training and what that costs; `None` if it is not.

@@ -37,6 +37,15 @@ pub enum RunError {
         /// The choice of cells.
         cells: String,
     },
+    /// Where nothing is trained, no trigger can be made with a model.
+    #[error("its trigger {name} is made with a trained model: run the experiment, whose seed-N/crafted.png shows it")]
+    NeedsModel {
+        /// The trigger.
+        name: &'static str,
+    },
+    /// The trigger cannot be made with a model.
+    #[error("the trigger cannot be made")]
+    Crafting(#[from] patchdoor_attacks::AttackError),
     /// The trigger cannot be built.
     #[error("the trigger cannot be made")]
     Trigger(#[from] TriggerError),

@@ -39,6 +39,7 @@ mod clean_models;
 mod config_text;
 mod console;
 mod contact;
+mod crafting;
 mod curves;
 mod defense;
 mod describe;

@@ -17,6 +17,7 @@ use crate::backend::{Backend, OnBackend, threads};
 use crate::clean_models::{CleanModels, Role};
 use crate::config_text::config_text;
 use crate::console::{Console, Watch};
+use crate::crafting::craft_trigger;
 use crate::curves::{EpochCurves, curve_images};
 use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
@@ -313,9 +314,12 @@ impl Seeds<'_> {
         let config = plan.config();
         let label = format!("{} seed {seed}", plan.name());
 
-        let (placement, chosen_cells) =
-            choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
-        let attack = Attack::prepare(config, placement.as_ref(), &images.training, seed)?;
+        let sets = (&dataset.train, test);
+        let (placement, chosen_cells) = choose_placement::<B>(plan, seed, sets, models, folder, device)?;
+        let placed = (*plan, placement.as_ref());
+        let crafted = craft_trigger::<B>(placed, seed, sets, &images.training, models, folder, device)?;
+        let (trigger, crafted) = crafted.unzip();
+        let attack = Attack::prepare(config, placement.as_ref(), trigger, &images.training, seed)?;
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
 
@@ -379,6 +383,7 @@ impl Seeds<'_> {
             largest_class_share: before.largest_class_share,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
             chosen_cells,
+            crafted,
             clean_twin,
             reach: reach(&exam, &config.model),
             stealth: stealth(test, &exam.triggered),

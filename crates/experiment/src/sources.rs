@@ -79,5 +79,5 @@ pub(crate) fn digests_of(plan: &Plan) -> io::Result<BTreeMap<String, String>> {
         let digest = digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         Ok((path.display().to_string(), digest))
     };
-    plan.config().trigger.files().into_iter().map(of).collect()
+    plan.config().trigger.iter().flat_map(|trigger| trigger.files()).map(of).collect()
 }

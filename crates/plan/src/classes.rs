@@ -15,7 +15,7 @@ pub(crate) fn check_classes(config: &ExperimentConfig, facts: &DatasetFacts) -> 
     let poisoning = &config.poisoning;
     let counts = counts(config, facts);
     if let Some((training, poisoned)) = counts.training.zip(counts.poisoned)
-        && let Some(problem) = poisoning.validate_covers(training, poisoned, config.trigger.covers_per_poisoned_image())
+        && let Some(problem) = poisoning.validate_covers(training, poisoned, config.covers_per_poisoned_image())
     {
         return Some(problem);
     }

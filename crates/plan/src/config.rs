@@ -1,6 +1,7 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use patchdoor_attacks::SurrogateConfig;
+use patchdoor_attacks::{CraftedConfig, SurrogateConfig};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, PoisoningConfig};
 use patchdoor_model::ClassifierConfig;
 use patchdoor_train::TrainingConfig;
@@ -35,12 +36,17 @@ pub struct ExperimentConfig {
     /// Which training images are poisoned, and with what label.
     #[serde(default)]
     pub poisoning: PoisoningConfig,
-    /// What is added to an image.
-    pub trigger: TriggerConfig,
+    /// What is added to an image; a plan has either this or a crafted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<TriggerConfig>,
+    /// What is added to an image, made with the surrogate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crafted: Option<CraftedConfig>,
     /// In which cells of the image; where the trigger itself says if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementConfig>,
-    /// The clean model by which the attacker chooses cells, where the placement asks for one.
+    /// The clean model by which the attacker chooses cells, where the placement asks for one, or with which he makes the
+    /// trigger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub surrogate: Option<SurrogateConfig>,
     /// The classifier.
@@ -75,10 +81,35 @@ impl ExperimentConfig {
         self.clean_twin && (poisoned != Some(0) || self.victim.start == Start::CleanTwin)
     }
 
-    /// The surrogate that chooses the cells of the placement, and that placement; `None` if no surrogate is asked.
-    pub fn surrogate_and_placement(&self) -> Option<(SurrogateConfig, &PlacementConfig)> {
-        let placement = self.placement.as_ref().filter(|placement| placement.surrogate().is_some())?;
-        Some((self.surrogate.clone().unwrap_or_default(), placement))
+    /// Name of the trigger, as in the file.
+    pub fn trigger_name(&self) -> &'static str {
+        let fixed = self.trigger.as_ref().map(TriggerConfig::name);
+        fixed.or(self.crafted.as_ref().map(CraftedConfig::name)).unwrap_or("no trigger")
+    }
+
+    /// Where the trigger lies, if not where it says itself: in the cells of the placement, or in those that a crafted one takes
+    /// without any.
+    pub fn trigger_placement(&self) -> Option<Cow<'_, PlacementConfig>> {
+        let default = || self.crafted.as_ref().and_then(|crafted| crafted.as_crafting().default_placement());
+        self.placement.as_ref().map(Cow::Borrowed).or_else(|| default().map(Cow::Owned))
+    }
+
+    /// Cover images for each poisoned one, as the trigger asks for them.
+    pub fn covers_per_poisoned_image(&self) -> f64 {
+        self.trigger.as_ref().map_or(0.0, TriggerConfig::covers_per_poisoned_image)
+    }
+
+    /// The surrogate, if one chooses the cells of the placement or the trigger is made with one, and its network.
+    pub fn surrogate_in_use(&self) -> Option<(SurrogateConfig, ClassifierConfig)> {
+        let chooses = self.placement.as_ref().is_some_and(|placement| placement.surrogate().is_some());
+        let crafts = self.crafted.as_ref().map(CraftedConfig::as_crafting);
+        if !chooses && crafts.is_none() {
+            return None;
+        }
+        let surrogate = self.surrogate.clone().unwrap_or_default();
+        let model =
+            surrogate.classifier(&self.model, chooses || crafts.is_some_and(|crafting| crafting.needs_routers()));
+        Some((surrogate, model))
     }
 }
 

@@ -324,7 +324,7 @@ variants = [
         assert_eq!(labels(&sweep), expected);
         assert_eq!(sweep.shape(), "epochs (3) x attack (3)");
         let config = sweep.points[4].plan.config();
-        assert_eq!((config.training.epochs, config.trigger.name(), config.poisoning.rate), (1, "blend", 0.1));
+        assert_eq!((config.training.epochs, config.trigger_name(), config.poisoning.rate), (1, "blend", 0.1));
         assert_eq!(sweep.points[4].plan.point(), Some("epochs = 1, attack = blend"));
         let overrides = ["training.epochs=1", "trigger={ blend = { alpha = 0.2 } }", "poisoning.rate=0.1"];
         assert_eq!(sweep.points[4].plan.overrides(), overrides);

@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use patchdoor_triggers::TriggerConfig;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
@@ -92,8 +93,38 @@ impl Document {
     fn finish(self, root: &mut DeTable<'_>, mut problems: Vec<Diagnostic>) -> Reading {
         let mut unread = BTreeSet::new();
         let class_names = self.number_classes(root, &mut problems, &mut unread);
-        let config = self.deserialize(root, &mut problems, &mut unread);
+        let mut config = self.deserialize(root, &mut problems, &mut unread);
+        if let Some(config) = &mut config {
+            self.expect_one_trigger(config, &mut problems, &mut unread);
+        }
         Reading { document: self, config, problems, unread, class_names }
+    }
+
+    /// Makes sure that there is a trigger and not two; a stand-in lets checks go on.
+    fn expect_one_trigger(
+        &self,
+        config: &mut ExperimentConfig,
+        problems: &mut Vec<Diagnostic>,
+        unread: &mut BTreeSet<String>,
+    ) {
+        match (&config.trigger, &config.crafted) {
+            (Some(_), Some(_)) => {
+                let span = self.places.get("crafted").map_or(0..0, |place| place.key.clone());
+                let message = "crafted is given beside trigger, expected one of both".to_owned();
+                let help = "[trigger.NAME] needs no model, [crafted.NAME] is made with one".to_owned();
+                problems.push(self.diagnostic("crafted", message, span, Some(help)));
+            }
+            (None, None) => {
+                let is_of =
+                    |path: &String| ["trigger", "crafted"].contains(&path.split('.').next().unwrap_or_default());
+                if !unread.iter().any(is_of) {
+                    problems.push(self.missing("trigger", ""));
+                }
+                config.trigger = Some(TriggerConfig::default());
+                unread.insert("trigger".into());
+            }
+            _ => {}
+        }
     }
 
     /// Deserializes, taking out what cannot be read until the rest can.
@@ -138,7 +169,7 @@ impl Document {
     fn missing(&self, field: &str, table: &str) -> Diagnostic {
         let help = match field {
             "dataset" => Some("write dataset = \"cifar10\", or \"shapes\", which needs no files"),
-            "trigger" => Some("write [trigger.square]"),
+            "trigger" => Some("write [trigger.square], or [crafted.label-consistent], which is made with a model"),
             "model" => Some("write [model.patch-moe]"),
             _ => None,
         };
@@ -233,7 +264,6 @@ fn take_out_of_array(items: &mut DeArray<'_>, key: &str, path: &str) -> bool {
 fn stand_in(field: &str) -> Option<Spanned<DeValue<'static>>> {
     let text = match field {
         "dataset" => "dataset = \"shapes\"",
-        "trigger" => "trigger = { square = {} }",
         "model" => "model = { patch-moe = {} }",
         "defenses" => "defenses = { fine-tuning = {} }",
         _ => return None,
