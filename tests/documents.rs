@@ -60,8 +60,9 @@ fn every_example_in_the_documents_is_accepted() {
             if !example.contains("dataset") {
                 example.insert_str(0, &format!("{shapes}\n"));
             }
-            for (table, default) in [("[trigger.", "[trigger.square]"), ("[model.", "[model.patch-moe]")] {
-                if !example.contains(table) {
+            let defaults = [(&["[trigger.", "[crafted."][..], "[trigger.square]"), (&["[model."], "[model.patch-moe]")];
+            for (tables, default) in defaults {
+                if !tables.iter().any(|table| example.contains(table)) {
                     example.push_str(default);
                     example.push('\n');
                 }

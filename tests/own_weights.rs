@@ -114,9 +114,9 @@ fn detectors_write_a_line_for_every_image_and_inspectors_one_for_every_class() {
     // Two pictures to judge; any will do.
     bench.file("small-export.toml", SMALL);
     bench.run(&["data", "export", "small-export.toml", "--to", "exported"]).expect(0);
-    let pictures = files(&bench.path().join("exported")).into_iter().filter(|path| {
-        path.extension().is_some_and(|extension| extension == "png")
-    });
+    let pictures = files(&bench.path().join("exported"))
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "png"));
     std::fs::create_dir_all(bench.path().join("incoming/below")).expect("made");
     for (from, to) in pictures.zip(["incoming/a.png", "incoming/below/b.png"]) {
         std::fs::copy(from, bench.path().join(to)).expect("copied");

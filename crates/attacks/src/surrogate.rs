@@ -85,6 +85,16 @@ impl SurrogateConfig {
         model
     }
 
+    /// The surrogate's network: the victim's own if nothing about it is set and no routers are needed, so that a dense victim
+    /// has a dense one; else the mixture that [`Self::model`] says.
+    pub fn classifier(&self, victim: &ClassifierConfig, needs_routers: bool) -> ClassifierConfig {
+        let sets = [self.widen_factor, self.experts, self.patches_per_expert, self.patch_size];
+        match needs_routers || sets.iter().any(Option::is_some) {
+            true => self.model(victim).into(),
+            false => victim.clone(),
+        }
+    }
+
     /// Every field of its own that cannot be, for the victim's network, input and number of classes; what is the victim's
     /// is not checked again.
     pub fn validate(&self, victim: &ClassifierConfig, input: InputShape, classes: usize) -> Vec<AttackError> {
@@ -276,5 +286,15 @@ mod tests {
         let expected =
             PatchMoeConfig { experts: 8, patches_per_expert: 4, widen_factor: 2, ..PatchMoeConfig::default() };
         assert_eq!(wrong.model(&victim), expected);
+    }
+
+    #[test]
+    fn a_dense_victim_has_a_dense_surrogate_unless_routers_are_needed_or_something_is_set() {
+        let dense = ClassifierConfig::WideResnet(patchdoor_model::WideResNetConfig::default());
+        let twin = SurrogateConfig::default();
+        assert_eq!(twin.classifier(&dense, false), dense);
+        assert_eq!(twin.classifier(&dense, true), ClassifierConfig::PatchMoe(twin.model(&dense)));
+        let other = SurrogateConfig { experts: Some(2), ..SurrogateConfig::default() };
+        assert_eq!(other.classifier(&dense, false), ClassifierConfig::PatchMoe(other.model(&dense)));
     }
 }

@@ -3,7 +3,7 @@ use patchdoor_data::ImageSet;
 use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::Classifier;
 use patchdoor_train::{
-    AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy,
+    AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy, pixel_gradient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -269,12 +269,8 @@ fn gradient<B: TrainingBackend>(
     images: &Tensor<B, 4>,
     loss: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 1>,
 ) -> Vec<f64> {
-    differentiate(|| {
-        let perturbation = tensor(at, images).require_grad();
-        let gradients = loss(perturbation.clone()).backward();
-        let gradient = perturbation.grad(&gradients).expect("the loss depends on the perturbation");
-        gradient.into_data().iter::<f64>().collect()
-    })
+    let (gradient, ()) = pixel_gradient::<B, _>(tensor(at, images).inner(), |perturbation| (loss(perturbation), ()));
+    gradient.into_data().iter::<f64>().collect()
 }
 
 #[cfg(test)]

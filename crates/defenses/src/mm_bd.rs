@@ -1,8 +1,9 @@
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::stream;
-use patchdoor_kernels::{Kernels, TrainingBackend, differentiate};
+use patchdoor_kernels::{Kernels, TrainingBackend};
 use patchdoor_metrics::Gamma;
 use patchdoor_model::Classifier;
+use patchdoor_train::pixel_gradient;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
@@ -100,13 +101,10 @@ impl MmBd {
             if (work.is_stopped)() {
                 return Err(DefenseError::Interrupted { epochs: 0 });
             }
-            let (margins, gradient) = differentiate(|| {
-                let images = Tensor::<B, 4>::from_inner(images.clone()).require_grad();
-                let logits = classifier.forward(images.clone());
+            let (gradient, margins) = pixel_gradient::<B, _>(images.clone(), |images| {
+                let logits = classifier.forward(images);
                 let (margins, signs) = margins_of(logits.clone().inner(), class);
-                let sum = (logits * Tensor::from_inner(signs)).sum();
-                let gradients = sum.backward();
-                (margins, images.grad(&gradients).expect("logits follow from pixels"))
+                ((logits * Tensor::from_inner(signs)).sum(), margins)
             });
             largest = margins.into_iter().fold(largest, f64::max);
             if step < self.steps {

@@ -22,15 +22,20 @@ pub(crate) struct Attack<'a> {
 }
 
 impl<'a> Attack<'a> {
-    /// Builds the trigger in the cells of the placement and draws the images to poison, by margins where these are given.
+    /// Builds the trigger in the cells of the placement, unless it is made already, and draws the images to poison, by margins
+    /// where these are given.
     pub(crate) fn prepare(
         config: &'a ExperimentConfig,
         placement: Option<&PlacementConfig>,
+        crafted: Option<Box<dyn Trigger>>,
         training: &ImageSet,
         margins: Option<&[f64]>,
         seed: u64,
     ) -> Step<Self> {
-        let trigger = build_trigger(config, placement, training, seed)?;
+        let trigger = match crafted {
+            Some(trigger) => trigger,
+            None => build_trigger(config, placement, training, seed)?,
+        };
         let (rule, added) = (&config.poisoning, trigger.as_ref());
         let poisoning = match margins {
             Some(margins) => PoisoningPlan::draw_by_margin(rule, training, added, margins, seed)?,
@@ -156,6 +161,9 @@ impl Trigger for Unmade {
 }
 
 /// The trigger of a seed, in the cells of a placement that waits for no surrogate, with the pictures that it is made with.
+///
+/// # Errors
+/// If it is made with a model.
 pub(crate) fn build_trigger(
     config: &ExperimentConfig,
     placement: Option<&PlacementConfig>,
@@ -163,7 +171,10 @@ pub(crate) fn build_trigger(
     seed: u64,
 ) -> Result<Box<dyn Trigger>, RunError> {
     let shape = training.shape();
-    let Some(ordinary) = config.trigger() else { return Ok(Box::new(Unmade)) };
+    let Some(ordinary) = config.trigger() else {
+        let made = config.crafted.is_none();
+        return if made { Ok(Box::new(Unmade)) } else { Err(RunError::NeedsModel { name: config.attack_name() }) };
+    };
     let mut trigger = match placement {
         Some(placement) => ordinary.build_placed(shape, placement, seed)?,
         None => ordinary.build_seeded(shape, seed)?,

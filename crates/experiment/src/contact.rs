@@ -73,7 +73,8 @@ impl fmt::Display for SheetRow {
 /// Draws the triggers of experiments, one row for each experiment, and in a sweep each point, whose trigger differs from those
 /// above, on test images: original, triggered, and ten times the difference. Nothing is overwritten: a new sheet gets a new name.
 ///
-/// Experiments on another data set go to a sheet of their own. A trigger whose cells a surrogate chooses, or which is only made in a training, is left out, and said to be.
+/// Experiments on another data set go to a sheet of their own. A trigger that is made with a model or in the training, or whose cells a
+/// surrogate chooses, is left out, and said to be.
 ///
 /// # Errors
 /// If there are no images, a trigger cannot be made, or the sheet cannot be written.
@@ -103,21 +104,28 @@ pub fn draw_triggers(experiments: &[Experiment], request: &SheetRequest<'_>) -> 
             let config = plan.config();
             let seed = config.seeds[0];
             // Points that differ in something else look the same.
-            let what = (config.attack_name(), config.trigger().cloned(), config.placement.clone());
+            let what =
+                (config.attack_name(), config.trigger().cloned(), config.crafted.clone(), config.placement.clone());
             if drawn.contains(&what) {
                 continue;
             }
             let name = if are_several { plan.name() } else { config.attack_name().to_owned() };
             let name = plan.point().map_or(name, str::to_owned);
-            match placement_without_surrogate(config) {
-                Ok(_) if config.trigger().is_none() => {
-                    console.say(format!("{name} is not drawn: its trigger is only made in the training"));
+            let built = placement_without_surrogate(config).and_then(|placement| {
+                if config.makes_trigger_in_training() {
+                    return Err(RunError::MadeInTraining);
                 }
-                Ok(placement) => {
-                    let training = SeedImages::draw(config, &acquired.dataset.train, seed).training;
-                    triggers.push((name, build_trigger(config, placement, &training, seed)?));
+                let training = SeedImages::draw(config, &acquired.dataset.train, seed).training;
+                build_trigger(config, placement, &training, seed)
+            });
+            match built {
+                Ok(trigger) => triggers.push((name, trigger)),
+                Err(
+                    reason @ (RunError::NeedsSurrogate { .. } | RunError::NeedsModel { .. } | RunError::MadeInTraining),
+                ) => {
+                    console.say(format!("{name} is not drawn: {reason}"));
                 }
-                Err(reason) => console.say(format!("{name} is not drawn: {reason}")),
+                Err(error) => return Err(error),
             }
             drawn.push(what);
         }

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use patchdoor_attacks::{AttackError, HandInTraining, Scene};
+use patchdoor_attacks::{HandInTraining, Scene};
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::ExperimentConfig;
@@ -8,7 +8,6 @@ use patchdoor_record::{check_sealed, is_sealed, write_sealed};
 
 use crate::attack::Attack;
 use crate::console::Watch;
-use crate::error::RunError;
 use crate::halt::Step;
 use crate::images::SeedImages;
 
@@ -76,10 +75,4 @@ pub(crate) fn load<B: TrainingBackend>(hand: &mut dyn HandInTraining<B>, folder:
         hand.take_safetensors(&fs_err::read(path)?)?;
     }
     Ok(())
-}
-
-impl From<AttackError> for crate::halt::Halt {
-    fn from(error: AttackError) -> Self {
-        Self::Error(RunError::from(error))
-    }
 }

@@ -16,13 +16,9 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     let seeds = config.seeds.len();
     let twins = if config.trains_twin(counts.poisoned) { seeds } else { 0 };
     let quick = if plan.is_quick() { ", quick version (its numbers mean nothing)" } else { "" };
-    let budget = config.trigger().map(|trigger| match &config.placement {
-        Some(placement) => trigger.placed_pixel_budget(facts.shape, placement),
-        None => trigger.pixel_budget(facts.shape),
-    });
     let pixels = facts.shape.height * facts.shape.width;
-    let budget = budget.and_then(Result::ok);
-    let budget = budget.map_or_else(String::new, |budget| format!(" ({budget} of {pixels} pixels)"));
+    let budget =
+        pixel_budget(config, facts).map_or_else(String::new, |budget| format!(" ({budget} of {pixels} pixels)"));
     let target = plan
         .target_in_words(facts)
         .map_or_else(|| "each class taken for the next".to_owned(), |target| format!("target class {target}"));
@@ -54,10 +50,10 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         config.training.epochs,
         if config.training.epochs == 1 { "epoch" } else { "epochs" },
     ));
-    if config.trigger().is_some() {
-        lines.extend(curves_in_words(config, &counts));
-    } else {
+    if config.makes_trigger_in_training() {
         lines.push("  its trigger is made in the training, where no curves can follow it".to_owned());
+    } else {
+        lines.extend(curves_in_words(config, &counts));
     }
     if let Some(difference) = config.victim.in_words() {
         lines.push(format!("  the backdoored classifier {difference}"));
@@ -65,19 +61,19 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
     if let Some(placement) = &config.placement {
         let mut line =
             format!("  triggers in {} cells of {}x{}", choice_name(&placement.cells), placement.grid, placement.grid);
-        if let Some((surrogate, plan)) = plan.surrogate().filter(|_| placement.surrogate().is_some()) {
-            let is_twin =
-                surrogate.seed_offset == 0 && surrogate.images.is_all() && plan.config().model == config.model;
-            line.push_str(if is_twin {
-                ", chosen by the clean twin's routers"
-            } else {
-                ", chosen by the routers of a surrogate, one more training for each seed"
-            });
+        if placement.surrogate().is_some() {
+            let (is_twin, surrogate) = surrogate_in_words(plan);
+            line.push_str(", chosen by the ");
+            line.push_str(if is_twin { "clean twin's routers" } else { "routers of " });
+            line.push_str(if is_twin { "" } else { surrogate });
         }
         lines.push(line);
     }
     if config.poisoning.selection.asks_surrogate() {
-        lines.push("  images to poison are those that a surrogate is least sure of".to_owned());
+        lines.push(format!("  images to poison are those of which {} is least sure", surrogate_in_words(plan).1));
+    }
+    if config.crafted.is_some() {
+        lines.push(format!("  the trigger is made with {}", surrogate_in_words(plan).1));
     }
     for defender in &config.defenses {
         let images = counts
@@ -104,6 +100,28 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
         folder.display()
     ));
     lines
+}
+
+/// How many pixels of an image the trigger may change; `None` where that cannot be said.
+fn pixel_budget(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<usize> {
+    let shape = facts.shape;
+    if let Some(crafted) = &config.crafted {
+        let placed = config.trigger_placement().map(|placement| placement.pixels_of_cells(shape));
+        return Some(crafted.as_crafting().pixel_budget(shape, placed.transpose().ok()?));
+    }
+    let trigger = config.trigger()?;
+    match &config.placement {
+        Some(placement) => trigger.placed_pixel_budget(shape, placement).ok(),
+        None => trigger.pixel_budget(shape).ok(),
+    }
+}
+
+/// Whether the surrogate is the clean twin, and what it is.
+fn surrogate_in_words(plan: &Plan) -> (bool, &'static str) {
+    let is_twin = plan.surrogate().is_some_and(|(surrogate, other)| {
+        surrogate.seed_offset == 0 && surrogate.images.is_all() && other.config().model == plan.config().model
+    });
+    (is_twin, if is_twin { "the clean twin" } else { "a surrogate, one more training for each seed" })
 }
 
 /// How the backdoored classifier is followed through its training and what that costs; `None` if it is not.

@@ -41,6 +41,12 @@ pub enum RunError {
     /// Where nothing is trained, there is no trigger that is made in a training.
     #[error("its trigger is only made in the training, so there is none before the experiment has run")]
     MadeInTraining,
+    /// Where nothing is trained, no trigger can be made with a model.
+    #[error("its trigger {name} is made with a trained model: run the experiment, whose seed-N/crafted.png shows it")]
+    NeedsModel {
+        /// The trigger.
+        name: &'static str,
+    },
     /// The trigger cannot be built.
     #[error("the trigger cannot be made")]
     Trigger(#[from] TriggerError),

@@ -97,7 +97,7 @@ mod tests {
         let dataset = DatasetConfig::Shapes(ShapesConfig { train: 40, test: 40, seed: 0 });
         let images = load(&dataset, &[]).expect("shapes need no file");
         let plan = Plan::from_text("a.toml", TEXT, &PlanOptions::default()).expect("valid");
-        let Ok(attack) = Attack::prepare(plan.config(), None, &images.train, None, 0) else {
+        let Ok(attack) = Attack::prepare(plan.config(), None, None, &images.train, None, 0) else {
             panic!("it can be prepared")
         };
         let exam = Exam::new(&attack, &images.test);

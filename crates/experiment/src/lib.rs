@@ -40,6 +40,7 @@ mod config_text;
 mod console;
 mod contact;
 mod controlled;
+mod crafting;
 mod curves;
 mod defense;
 mod describe;

@@ -255,7 +255,7 @@ impl OnBackend for Defending<'_> {
 
         let attack = self.knows_trigger.then(|| {
             let placement = placement_without_surrogate(config)?;
-            Attack::prepare(config, placement, &images.training, None, seed)
+            Attack::prepare(config, placement, None, &images.training, None, seed)
         });
         let attack = attack.transpose()?;
         let exam = attack.as_ref().map(|attack| Exam::new(attack, &test));

@@ -8,10 +8,10 @@ use patchdoor_record::{ChosenCells, write_sealed_json};
 use patchdoor_triggers::PlacementConfig;
 use serde::Serialize;
 
-use crate::clean_models::{CleanModels, Role};
+use crate::clean_models::CleanModels;
+use crate::crafting::surrogate_of;
 use crate::error::RunError;
 use crate::halt::Step;
-use crate::images::SeedImages;
 
 /// What the surrogate said; `seed-N/surrogate.json`.
 #[derive(Serialize)]
@@ -28,24 +28,22 @@ struct SurrogateRecord<'a> {
 /// Names the cells of a plan's placement, training a surrogate first if it needs one and none is there; `None` if the
 /// trigger stands where it says itself. Beside it what is on record of the surrogate's choice.
 ///
-/// `train` and `test` are the data set's; the surrogate holds out images of its own.
+/// `sets` are the data set's images for training and for tests; the surrogate holds out images of its own.
 pub(crate) fn choose_placement<B: TrainingBackend>(
     plan: &Plan,
     seed: u64,
-    (train, test): (&ImageSet, &ImageSet),
+    sets: (&ImageSet, &ImageSet),
     models: &CleanModels<'_>,
     folder: &Path,
     device: &B::Device,
 ) -> Step<(Option<PlacementConfig>, Option<ChosenCells>)> {
     let config = plan.config();
-    let asking = config.placement.as_ref().filter(|placement| placement.surrogate().is_some());
-    let (Some((surrogate, surrogate_plan)), Some(placement)) = (plan.surrogate(), asking) else {
+    let asks = config.placement.as_ref().filter(|placement| placement.surrogate().is_some());
+    let (Some((surrogate, _)), Some(placement)) = (plan.surrogate(), asks) else {
         return Ok((config.placement.clone(), None));
     };
-    let seed = seed.wrapping_add(surrogate.seed_offset);
-    let images = SeedImages::draw(surrogate_plan.config(), train, seed);
-    let model = models.find_or_train::<B>((&surrogate_plan, Role::Surrogate), seed, &images, test, device)?;
-    let choice = surrogate.choose_cells(&model.classifier, &config.model, placement, &images.training, seed, device)?;
+    let (model, images, seed) = surrogate_of::<B>(plan, seed, sets, models, device)?;
+    let choice = surrogate.choose_cells(&model.classifier, &config.model, placement, &images, seed, device)?;
     let record = SurrogateRecord { folder: &model.folder, clean_accuracy: model.clean_accuracy, choice: &choice };
     write_sealed_json(&folder.join("surrogate.json"), &record)?;
     let cells = serde_json::to_value(&choice.placement.cells).expect("cells that came from TOML can be written");

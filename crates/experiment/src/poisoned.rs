@@ -54,7 +54,7 @@ pub fn export_poisoned(plan: &Plan, request: &ExportRequest<'_>) -> Result<Expor
     let ExportRequest { seed, roots, offline, format, into, stop, console } = *request;
     let Acquired { plan, dataset, used, .. } = acquire(plan, roots, offline, Watch { console, stop })?;
     let config = plan.config();
-    if config.trigger().is_none() {
+    if config.makes_trigger_in_training() {
         return Err(RunError::MadeInTraining);
     }
     let training = SeedImages::draw(config, &dataset.train, seed).training;

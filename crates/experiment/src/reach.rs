@@ -51,7 +51,7 @@ mod tests {
         let labels = (0..20).map(|image| image % 10).collect();
         let grey = ImageSet::new(shape, vec![128; 20 * shape.size()], labels, classes).expect("whole images");
         let config = plan.config();
-        let attack = Attack::prepare(config, config.placement.as_ref(), &grey, None, 0).expect("it can be built");
+        let attack = Attack::prepare(config, config.placement.as_ref(), None, &grey, None, 0).expect("it can be built");
         let reach = reach(&Exam::new(&attack, &grey), &config.model).expect("there are images");
         assert_eq!(reach.all_patches, 64);
         [reach.pixels, reach.cells, reach.patches].map(|count| {

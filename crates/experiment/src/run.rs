@@ -18,6 +18,7 @@ use crate::clean_models::{CleanModels, Role};
 use crate::config_text::config_text;
 use crate::console::{Console, Watch};
 use crate::controlled::{Bystander, enter};
+use crate::crafting::craft_trigger;
 use crate::curves::{EpochCurves, curve_images};
 use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
@@ -320,10 +321,14 @@ impl Seeds<'_> {
         let config = plan.config();
         let label = format!("{} seed {seed}", plan.name());
 
-        let (placement, chosen_cells) =
-            choose_placement::<B>(plan, seed, (&dataset.train, test), models, folder, device)?;
-        let margins = choose_margins::<B>(plan, seed, (&dataset.train, test), images, models, folder, device)?;
-        let mut attack = Attack::prepare(config, placement.as_ref(), &images.training, margins.as_deref(), seed)?;
+        let sets = (&dataset.train, test);
+        let (placement, chosen_cells) = choose_placement::<B>(plan, seed, sets, models, folder, device)?;
+        let margins = choose_margins::<B>(plan, seed, sets, images, models, folder, device)?;
+        let placed = (*plan, placement.as_ref());
+        let crafted = craft_trigger::<B>(placed, seed, sets, &images.training, models, folder, device)?;
+        let (trigger, crafted) = crafted.unzip();
+        let mut attack =
+            Attack::prepare(config, placement.as_ref(), trigger, &images.training, margins.as_deref(), seed)?;
         *poisoned_images = attack.poisoning.examples().len();
         attack.write_poisoned(&folder.join("poisoned-indices.csv"), used)?;
 
@@ -333,7 +338,7 @@ impl Seeds<'_> {
             .transpose()?;
 
         // A trigger that is only made in the training cannot be followed through it.
-        let is_known = config.trigger().is_some();
+        let is_known = !config.makes_trigger_in_training();
         let followed = curve_images(config, test).filter(|_| is_known);
         let mut looks = EpochLooks {
             routing: EpochRouting::new(config, &attack, test, folder, device).filter(|_| is_known),
@@ -394,6 +399,7 @@ impl Seeds<'_> {
             largest_class_share: before.largest_class_share,
             clean_accuracy_drop: clean_twin.as_ref().map(|twin| twin.clean_accuracy - before.clean_accuracy),
             chosen_cells,
+            crafted,
             clean_twin,
             reach: reach(&exam, &config.model),
             stealth: stealth(test, &exam.triggered),

@@ -147,6 +147,25 @@ impl<B: Kernels> Classifier<B> {
         let (logits, _) = self.network().forward(images, &mut taps);
         (logits, taps.found)
     }
+
+    /// Returns logits and how much each expert wants each patch, before any is selected; `None` if no experts choose patches.
+    ///
+    /// Gradients flow through the scores of all patches, those that no expert selects too.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
+    /// - logits: `[batch, class]`
+    /// - scores: `[batch, expert, patch]`
+    pub fn forward_with_scores(&self, images: Tensor<B, 4>) -> Option<(Tensor<B, 2>, Tensor<B, 3>)> {
+        let network = self.network();
+        if !network.taps().contains(&"map") {
+            return None;
+        }
+        let mut taps = Taps::of(&["map"]);
+        let (logits, _) = network.forward(images, &mut taps);
+        let map = taps.found.remove("map").and_then(Tapped::map)?;
+        Some((logits, network.patch_scores(map)?))
+    }
 }
 
 impl<B: Backend> Classifier<B> {

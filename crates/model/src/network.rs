@@ -43,6 +43,15 @@ pub(crate) trait Network<B: Backend> {
         Err(ModelError::NoRouting { network: self.config().network().name() })
     }
 
+    /// How much each expert wants each patch of the map before the routers, `[batch, expert, patch]`; `None` if no experts
+    /// score patches of one map.
+    fn patch_scores(&self, _map: Tensor<B, 4>) -> Option<Tensor<B, 3>>
+    where
+        B: Kernels,
+    {
+        None
+    }
+
     /// Its batch normalizations, from the images to the head; none is fine.
     fn norms(&self) -> Vec<NormLayer<'_, B>>;
 

@@ -399,6 +399,13 @@ impl<B: Backend> Network<B> for PatchMoe<B> {
         logits.collect()
     }
 
+    fn patch_scores(&self, map: Tensor<B, 4>) -> Option<Tensor<B, 3>>
+    where
+        B: Kernels,
+    {
+        Some(self.router.scores(into_patches(map, self.patch_size, 1)))
+    }
+
     fn norms(&self) -> Vec<NormLayer<'_, B>> {
         let mut norms = self.trunk.norms();
         norms.push(NormLayer {

@@ -1,6 +1,5 @@
-use patchdoor_attacks::AttackError;
 use patchdoor_data::{DataError, DatasetConfig};
-use patchdoor_model::{InputShape, ModelError, NetworkConfig};
+use patchdoor_model::ModelError;
 use patchdoor_train::{TrainError, input_shape};
 use patchdoor_triggers::TriggerError;
 
@@ -11,6 +10,7 @@ use crate::counts::{counts, split_of};
 use crate::defense_checks::check_defenses;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::problem::Problem;
+use crate::trigger_checks::{check_surrogate, check_trigger};
 
 /// Every value of the configuration that cannot be, as far as the images are known.
 pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> Vec<Problem> {
@@ -125,31 +125,15 @@ fn check_fit(config: &ExperimentConfig, facts: &DatasetFacts) -> Vec<Problem> {
         }
         other => Problem { field: table.clone(), found: other.to_string(), allowed: "a valid model".into() },
     }));
-    let mut shape = facts.shape;
-    if let Some(placement) = &config.placement {
-        let found = placement.validate_for(shape, classes);
-        if found.is_empty() {
-            shape = placement.trigger_shape(shape);
-        }
-        problems.extend(from_trigger("placement", found));
-    }
+    problems.extend(check_trigger(config, facts.shape, classes));
     problems.extend(check_surrogate(config, input, classes));
-    if let Some(trigger) = config.trigger() {
-        let table = match &config.controlled {
-            Some(controlled) => format!("controlled.{}.trigger.{}", controlled.name(), trigger.name()),
-            None => format!("trigger.{}", trigger.name()),
-        };
-        problems.extend(from_trigger(&table, trigger.validate(shape)));
-        let used = trigger.validate_use(facts.shape, &config.poisoning.label_rule, config.placement.as_ref());
-        problems.extend(from_trigger("", used));
-    }
     problems.extend(check_controlled(config, facts.shape));
     problems
 }
 
 /// A surrogate that shares no image with its victim needs as many images as that leaves.
 fn check_other_images(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<Problem> {
-    let surrogate = config.surrogate()?;
+    let (surrogate, _) = config.surrogate_in_use()?;
     if surrogate.images.is_all() {
         return None;
     }
@@ -170,40 +154,8 @@ fn check_other_images(config: &ExperimentConfig, facts: &DatasetFacts) -> Option
     })
 }
 
-/// Problems of the surrogate that the victim does not have, and of a placement that asks for an expert it has not.
-fn check_surrogate(config: &ExperimentConfig, input: InputShape, classes: usize) -> Vec<Problem> {
-    let Some(surrogate) = config.surrogate() else { return Vec::new() };
-    let own = surrogate.validate(&config.model, input, classes).into_iter().map(|error| match error {
-        AttackError::InvalidField { field, found, allowed } => {
-            Problem { field: format!("surrogate.{field}"), found, allowed }
-        }
-        other => Problem { field: "surrogate".into(), found: other.to_string(), allowed: "a valid table".into() },
-    });
-    let mut problems = own.collect::<Vec<_>>();
-    let Some((_, placement)) = config.surrogate_and_placement() else { return problems };
-    let experts = surrogate.model(&config.model).experts;
-    if let Some(expert) = placement.surrogate().and_then(|selected| selected.expert)
-        && expert >= experts
-    {
-        problems.push(Problem {
-            field: format!("placement.cells.{}.expert", choice_name(&placement.cells)),
-            found: expert.to_string(),
-            allowed: format!("0 to {}, the surrogate's experts", experts.saturating_sub(1)),
-        });
-    }
-    let model = surrogate.model(&config.model);
-    if model.validate(input, classes).is_empty() && model.patches_per_expert == model.patches(input) {
-        problems.push(Problem {
-            field: format!("placement.cells.{}", choice_name(&placement.cells)),
-            found: format!("asked of a surrogate whose experts select all {} patches alike", model.patches_per_expert),
-            allowed: "other cells, or fewer patches in surrogate.patches-per-expert".into(),
-        });
-    }
-    problems
-}
-
 /// The problems a table of the triggers crate finds with itself, with the table's path in front if there is one.
-fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
+pub(crate) fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
     errors.into_iter().map(move |error| match error {
         TriggerError::InvalidField { field, found, allowed } => {
             let field = if table.is_empty() { field.to_owned() } else { format!("{table}.{field}") };

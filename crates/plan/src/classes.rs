@@ -1,6 +1,5 @@
 use patchdoor_data::{DataError, ImageSet, ImageShape, split, stratified_subset, stream};
 
-use patchdoor_triggers::TriggerConfig;
 
 use crate::config::ExperimentConfig;
 use crate::counts::{counts, split_of, split_sizes};
@@ -17,8 +16,7 @@ pub(crate) fn check_classes(config: &ExperimentConfig, facts: &DatasetFacts) -> 
     let poisoning = &config.poisoning;
     let counts = counts(config, facts);
     if let Some((training, poisoned)) = counts.training.zip(counts.poisoned)
-        && let covers = config.trigger().map_or(0.0, TriggerConfig::covers_per_poisoned_image)
-        && let Some(problem) = poisoning.validate_covers(training, poisoned, covers)
+        && let Some(problem) = poisoning.validate_covers(training, poisoned, config.covers_per_poisoned_image())
     {
         return Some(problem);
     }

@@ -1,6 +1,7 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use patchdoor_attacks::{ControlledConfig, SurrogateConfig};
+use patchdoor_attacks::{ControlledConfig, CraftedConfig, SurrogateConfig};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, PoisoningConfig};
 use patchdoor_model::ClassifierConfig;
 use patchdoor_train::TrainingConfig;
@@ -38,13 +39,17 @@ pub struct ExperimentConfig {
     /// What is added to an image; not given where another table stands in its place ([`Self::trigger`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<TriggerConfig>,
+    /// What is added to an image, made with the surrogate, in the place of `trigger`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crafted: Option<CraftedConfig>,
     /// What an attacker does who controls the training, in the place of `trigger`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controlled: Option<ControlledConfig>,
     /// In which cells of the image; where the trigger itself says if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementConfig>,
-    /// The clean model by which the attacker chooses cells, where the placement asks for one.
+    /// The clean model by which the attacker chooses cells, where the placement asks for one, or with which he makes the
+    /// trigger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub surrogate: Option<SurrogateConfig>,
     /// The classifier.
@@ -79,8 +84,8 @@ impl ExperimentConfig {
         self.clean_twin && (poisoned != Some(0) || self.victim.start == Start::CleanTwin)
     }
 
-    /// The ordinary trigger: that of its table, or of the attack that stands in its place; `None` where a trigger is only made
-    /// in the training.
+    /// The ordinary trigger: that of its table, or of the attack that stands in its place; `None` where a trigger is made with
+    /// a model or in the training.
     pub fn trigger(&self) -> Option<&TriggerConfig> {
         match &self.controlled {
             Some(controlled) => controlled.kind().trigger(),
@@ -88,22 +93,42 @@ impl ExperimentConfig {
         }
     }
 
-    /// What the attack is called.
+    /// Whether there is no trigger before the victim is trained.
+    pub fn makes_trigger_in_training(&self) -> bool {
+        self.controlled.is_some() && self.trigger().is_none()
+    }
+
+    /// What the attack is called, as in the file.
     pub fn attack_name(&self) -> &'static str {
-        let trigger = self.trigger.as_ref().map(TriggerConfig::name);
-        self.controlled.as_ref().map(ControlledConfig::name).or(trigger).unwrap_or("no")
+        let controlled = self.controlled.as_ref().map(ControlledConfig::name);
+        let crafted = self.crafted.as_ref().map(CraftedConfig::name);
+        controlled.or(crafted).or(self.trigger.as_ref().map(TriggerConfig::name)).unwrap_or("no trigger")
     }
 
-    /// The surrogate, if cells of the placement or images to poison are chosen by one.
-    pub fn surrogate(&self) -> Option<SurrogateConfig> {
-        let is_asked = self.surrogate_and_placement().is_some() || self.poisoning.selection.asks_surrogate();
-        is_asked.then(|| self.surrogate.clone().unwrap_or_default())
+    /// Where the trigger lies, if not where it says itself: in the cells of the placement, or in those that a crafted one takes
+    /// without any.
+    pub fn trigger_placement(&self) -> Option<Cow<'_, PlacementConfig>> {
+        let default = || self.crafted.as_ref().and_then(|crafted| crafted.as_crafting().default_placement());
+        self.placement.as_ref().map(Cow::Borrowed).or_else(|| default().map(Cow::Owned))
     }
 
-    /// The surrogate that chooses the cells of the placement, and that placement; `None` if no surrogate is asked.
-    pub fn surrogate_and_placement(&self) -> Option<(SurrogateConfig, &PlacementConfig)> {
-        let placement = self.placement.as_ref().filter(|placement| placement.surrogate().is_some())?;
-        Some((self.surrogate.clone().unwrap_or_default(), placement))
+    /// Cover images for each poisoned one, as the trigger asks for them.
+    pub fn covers_per_poisoned_image(&self) -> f64 {
+        self.trigger().map_or(0.0, TriggerConfig::covers_per_poisoned_image)
+    }
+
+    /// The surrogate, if one chooses the cells of the placement or the images to poison, or the trigger is made with one, and its
+    /// network.
+    pub fn surrogate_in_use(&self) -> Option<(SurrogateConfig, ClassifierConfig)> {
+        let chooses_cells = self.placement.as_ref().is_some_and(|placement| placement.surrogate().is_some());
+        let crafts = self.crafted.as_ref().map(CraftedConfig::as_crafting);
+        if !chooses_cells && crafts.is_none() && !self.poisoning.selection.asks_surrogate() {
+            return None;
+        }
+        let surrogate = self.surrogate.clone().unwrap_or_default();
+        let needs_routers = chooses_cells || crafts.is_some_and(|crafting| crafting.needs_routers());
+        let model = surrogate.classifier(&self.model, needs_routers);
+        Some((surrogate, model))
     }
 }
 

@@ -54,6 +54,7 @@ mod problem;
 mod quick;
 mod reading;
 mod routing;
+mod trigger_checks;
 mod victim;
 
 pub use amount::{CleanAmount, share_of};

@@ -259,11 +259,12 @@ impl Plan {
         })
     }
 
-    /// The surrogate that chooses the placement's cells or the images to poison, if one does, and the plan whose clean twin it is.
+    /// The surrogate that chooses the placement's cells or the images to poison, or makes the trigger, if one does, and the plan whose
+    /// clean twin it is.
     pub fn surrogate(&self) -> Option<(SurrogateConfig, Self)> {
-        let surrogate = self.config.surrogate()?;
+        let (surrogate, model) = self.config.surrogate_in_use()?;
         let mut plan = self.clone();
-        plan.config.model = surrogate.model(&self.config.model).into();
+        plan.config.model = model;
         if surrogate.images == SurrogateImages::Others {
             plan.config.data.apart_from = Some(surrogate.seed_offset);
         }

@@ -31,7 +31,7 @@ impl Reading {
 }
 
 /// The tables of which exactly one says what the attack is.
-const ATTACKS: &[&str] = &["trigger", "controlled"];
+const ATTACKS: &[&str] = &["trigger", "crafted", "controlled"];
 
 fn given_words(given: &[&&str]) -> String {
     given.iter().map(|table| format!("[{table}]")).collect::<Vec<_>>().join(" and ")
@@ -199,7 +199,7 @@ impl Document {
     fn missing(&self, field: &str, table: &str) -> Diagnostic {
         let help = match field {
             "dataset" => Some("write dataset = \"cifar10\", or \"shapes\", which needs no files"),
-            "trigger" => Some("write [trigger.square]"),
+            "trigger" => Some("write [trigger.square], or [crafted.label-consistent], which is made with a model"),
             "model" => Some("write [model.patch-moe]"),
             _ => None,
         };

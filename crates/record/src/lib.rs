@@ -72,8 +72,8 @@ pub use seal::{
     write_sealed_json, write_sealed_json_lines,
 };
 pub use seed::{
-    ChosenCells, ClassMeasurements, Confusion, ImagesUsed, Measurements, SCHEMA, SeedOutcome, SeedResult,
-    TwinMeasurements,
+    ChosenCells, ClassMeasurements, Confusion, CraftedMeasurements, ImagesUsed, Measurements, SCHEMA, SeedOutcome,
+    SeedResult, TwinMeasurements,
 };
 pub use standing::{COLLAPSE, DefenseStanding, Ratings};
 pub use summary::{DefenseSummary, InterventionSummary, RoutingSummary, RunSummary, read_summary};

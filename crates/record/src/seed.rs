@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use patchdoor_metrics::{ConfusionMatrix, Stealth};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +81,9 @@ pub struct Measurements {
     /// The cells that the trigger was stamped into, if a surrogate chose them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_cells: Option<ChosenCells>,
+    /// What the making of the trigger came to, if it was made with a surrogate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crafted: Option<CraftedMeasurements>,
     /// The same classifier trained without poison.
     pub clean_twin: Option<TwinMeasurements>,
     /// How much of an image the trigger touches.
@@ -115,6 +120,19 @@ pub struct ChosenCells {
     pub commit: Option<String>,
     /// The cells as a placement names them.
     pub cells: serde_json::Value,
+}
+
+/// What the making of a trigger came to, on the attacker's images and the surrogate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CraftedMeasurements {
+    /// Where the surrogate's weights are, below the output folder.
+    pub surrogate: String,
+    /// The commit that trained it, as [`commit_in_words`](crate::commit_in_words) has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Numbers by their names, which are the attack's own.
+    pub reached: BTreeMap<String, f64>,
 }
 
 /// What was measured on a clean twin.

@@ -34,7 +34,7 @@ pub(crate) struct Choice {
 impl Setup {
     /// What a configuration chooses; what it does not say is left empty.
     pub(crate) fn of(config: &toml::Table) -> Self {
-        let trigger = config.get("trigger").map(kind).unwrap_or_default();
+        let trigger = config.get("trigger").or_else(|| config.get("crafted")).map(kind).unwrap_or_default();
         let poisoning = config.get("poisoning");
         let rate = poisoning.and_then(|poisoning| poisoning.get("rate")).map(|rate| format!("rate {rate}"));
         let rule = poisoning.and_then(|poisoning| poisoning.get("label-rule")).map(kind);

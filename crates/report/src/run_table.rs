@@ -205,6 +205,7 @@ pub(crate) mod tests {
             trigger_false_positive_rate: None,
             largest_class_share: Some(0.12),
             chosen_cells: None,
+            crafted: None,
             clean_accuracy_drop: Some(0.7 - clean),
             clean_twin: Some(TwinMeasurements {
                 folder: "twins/12345678/seed-0".into(),

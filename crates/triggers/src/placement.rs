@@ -216,6 +216,54 @@ impl PlacementConfig {
         Ok(Self { cells, ..self.clone() })
     }
 
+    /// The pixels of every picked cell, counted row by row over an image of `shape`, for who fills whole cells himself. Cells
+    /// drawn once for all images come from `stream(seed, "trigger/placement")`.
+    ///
+    /// ```
+    /// use patchdoor_data::ImageShape;
+    /// use patchdoor_triggers::{CellsConfig, PlacementConfig};
+    ///
+    /// # fn main() -> Result<(), patchdoor_triggers::TriggerError> {
+    /// let one = PlacementConfig { grid: 2, cells: CellsConfig::List(vec![[1, 0]]), ..PlacementConfig::default() };
+    /// let shape = ImageShape { height: 4, width: 4, channels: 3 };
+    /// assert_eq!(one.cell_pixels(shape, 0)?, [[8, 9, 12, 13]]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The first of the problems that [`validate`](Self::validate) finds, or if cells differ from image to image or class to
+    /// class, or wait for a surrogate's counts.
+    pub fn cell_pixels(&self, shape: ImageShape, seed: u64) -> Result<Vec<Vec<usize>>, TriggerError> {
+        let built = Placement::build(self, shape, seed)?;
+        let Choice::Fixed(cells) = &built.choice else {
+            return Err(invalid("cells", "other cells in other images", "the same cells in all images"));
+        };
+        let of = |&cell: &usize| built.pixels(cell).map(|(_, (row, column))| row * shape.width + column).collect();
+        Ok(cells.iter().map(of).collect())
+    }
+
+    /// How many pixels of one image its cells have; the most of any image where cells differ.
+    ///
+    /// # Errors
+    ///
+    /// The first of the problems that [`validate`](Self::validate) finds.
+    pub fn pixels_of_cells(&self, shape: ImageShape) -> Result<usize, TriggerError> {
+        let of = self.trigger_shape(shape);
+        self.pixel_budget(shape, &vec![true; of.height * of.width])
+    }
+
+    /// Whether all images have the same cells.
+    pub fn is_fixed(&self) -> bool {
+        match &self.cells {
+            CellsConfig::Random(random) => !random.per_image,
+            CellsConfig::PerClass(_) => false,
+            CellsConfig::MostSelected(selected) | CellsConfig::LeastSelected(selected) => !selected.per_class,
+            CellsConfig::All | CellsConfig::Block(_) | CellsConfig::List(_) => true,
+        }
+    }
+
     /// How many pixels of one image may change if the trigger may change those of `mask`, which has the size of
     /// [`trigger_shape`](Self::trigger_shape).
     pub(crate) fn pixel_budget(&self, shape: ImageShape, mask: &[bool]) -> Result<usize, TriggerError> {

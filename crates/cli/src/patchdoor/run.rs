@@ -166,7 +166,8 @@ pub(crate) fn stop_for(error: RunError) -> Stop {
         | RunError::Directory(_)
         | RunError::OtherSources(_)
         | RunError::Record(RecordError::MixedImages { .. })
-        | RunError::NeedsSurrogate { .. } => Stop::unusable(error),
+        | RunError::NeedsSurrogate { .. }
+        | RunError::NeedsModel { .. } => Stop::unusable(error),
         _ => Stop::failed(error),
     }
 }
