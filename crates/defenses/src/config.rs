@@ -7,8 +7,9 @@ use crate::registry::defenses;
 use crate::{
     ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
-    FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, PruningSeries, RouterRetraining, RoutingDistance,
-    ScaleUp, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
+    FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
+    PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, SharpnessAwareFineTuning, SpectralSignatures,
+    StepwiseFinePruning, Strip,
 };
 
 defenses! {
@@ -44,6 +45,8 @@ defenses! {
         ImplicitBackdoorUnlearning(ImplicitBackdoorUnlearning): Repair = "implicit-backdoor-unlearning",
         /// Draws the head anew and pushes it away from what it was.
         FeatureShiftTuning(FeatureShiftTuning): Repair = "feature-shift-tuning",
+        /// Unlearns the smallest trigger that can be made of a class.
+        NeuralCleanseUnlearning(NeuralCleanseUnlearning): Repair = "neural-cleanse-unlearning",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.
@@ -56,6 +59,8 @@ defenses! {
         SpectralSignatures(SpectralSignatures): Filter = "spectral-signatures",
         /// Looks for the class whose logit can be driven farthest above all others.
         MmBd(MmBd): Inspect = "mm-bd",
+        /// Looks for the class that images can be sent to by the smallest trigger.
+        NeuralCleanse(NeuralCleanse): Inspect = "neural-cleanse",
     }
 }
 

@@ -3,12 +3,13 @@ use patchdoor_data::ImageSet;
 use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::Classifier;
 use patchdoor_train::{
-    AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy, pixel_gradient,
+    AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
 use crate::error::invalid;
+use crate::gradients::gradient_by;
 use crate::tuning::{tune_on, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -269,7 +270,8 @@ fn gradient<B: TrainingBackend>(
     images: &Tensor<B, 4>,
     loss: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 1>,
 ) -> Vec<f64> {
-    let (gradient, ()) = pixel_gradient::<B, _>(tensor(at, images).inner(), |perturbation| (loss(perturbation), ()));
+    let at = tensor::<B>(at, images).inner();
+    let ((), gradient) = gradient_by::<B, 4, _>(&at, |perturbation| (loss(perturbation), ()));
     gradient.into_data().iter::<f64>().collect()
 }
 

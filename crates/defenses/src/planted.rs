@@ -16,7 +16,7 @@ use patchdoor_train::{
 use rand::RngExt;
 
 use crate::testing::Learner;
-use crate::{DefenderData, ModelRepair, RepairWork, Repaired};
+use crate::{DefenderData, Inspection, InspectionWork, ModelInspector, ModelRepair, RepairWork, Repaired};
 
 /// Side of an image in pixels.
 const SIDE: usize = 16;
@@ -79,6 +79,17 @@ impl Planted {
         let data = DefenderData { clean: &self.clean, validation: Some(&self.validation) };
         let mut work = RepairWork { data, seed: 0, checkpoints: None, observer: &mut () };
         defense.repair(classifier, &mut work, &FlexDevice).expect("nothing fails")
+    }
+
+    /// What an inspector says of a classifier.
+    pub(crate) fn inspect(
+        &self,
+        inspector: &impl ModelInspector<Learner>,
+        classifier: Classifier<Learner>,
+    ) -> Inspection {
+        let data = DefenderData { clean: &self.clean, validation: Some(&self.validation) };
+        let work = InspectionWork { data, seed: 0, is_stopped: &|| false };
+        inspector.inspect(classifier, &work, &FlexDevice).expect("nothing fails")
     }
 
     /// Asserts that a defense takes the backdoor away and costs neither the victim nor its clean twin much accuracy.

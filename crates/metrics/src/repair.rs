@@ -13,6 +13,9 @@ pub struct RepairDetails {
     /// What was found of each expert.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<ExpertSuspicion>,
+    /// The classes that it took for targets of a backdoor, ascending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<usize>,
 }
 
 /// The filters of one convolution, or the channels of one batch normalization, that were pruned.

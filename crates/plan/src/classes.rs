@@ -1,6 +1,5 @@
 use patchdoor_data::{DataError, ImageSet, ImageShape, split, stratified_subset, stream};
 
-
 use crate::config::ExperimentConfig;
 use crate::counts::{counts, split_of, split_sizes};
 use crate::facts::DatasetFacts;
