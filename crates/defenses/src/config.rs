@@ -8,8 +8,8 @@ use crate::{
     ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
     FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, SharpnessAwareFineTuning, SpectralSignatures,
-    StepwiseFinePruning, Strip,
+    ParameterScaling, PatchDrop, PatchShuffle, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp,
+    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution,
 };
 
 defenses! {
@@ -53,6 +53,14 @@ defenses! {
         ScaleUp(ScaleUp): Detect = "scale-up",
         /// Compares an input's routing with that of clean images of its predicted class.
         RoutingDistance(RoutingDistance): Detect = "routing-distance",
+        /// Scales up the last normalizations and looks at whether the classifier stays sure.
+        ParameterScaling(ParameterScaling): Detect = "ibd-psc",
+        /// Ranks clean images of the predicted class among all, layer by layer.
+        TopologicalEvolution(TopologicalEvolution): Detect = "ted",
+        /// Drops patches and looks at whether the predicted class changes.
+        PatchDrop(PatchDrop): Detect = "patch-drop",
+        /// Shuffles cells and looks at whether the predicted class stays.
+        PatchShuffle(PatchShuffle): Detect = "patch-shuffle",
         /// Splits the features of each class in two and drops a small cluster.
         ActivationClustering(ActivationClustering): Filter = "activation-clustering",
         /// Drops the examples of each class that lie farthest out along its first singular direction.

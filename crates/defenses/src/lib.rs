@@ -42,6 +42,9 @@ mod neural_cleanse;
 mod neural_cleanse_unlearning;
 mod neuron_masks;
 mod norm_channels;
+mod parameter_scaling;
+mod patch_drop;
+mod patch_shuffle;
 #[cfg(test)]
 mod planted;
 mod principal;
@@ -59,6 +62,7 @@ mod strip;
 #[cfg(test)]
 mod testing;
 mod threshold_pruning;
+mod topological_evolution;
 mod traits;
 mod tuning;
 mod view;
@@ -82,6 +86,9 @@ pub use mm_bd::MmBd;
 pub use neural_cleanse::NeuralCleanse;
 pub use neural_cleanse_unlearning::NeuralCleanseUnlearning;
 pub use neuron_masks::MaskTrainingConfig;
+pub use parameter_scaling::ParameterScaling;
+pub use patch_drop::{PatchDrop, PatchLevel};
+pub use patch_shuffle::PatchShuffle;
 pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use pruning_series::PruningSeries;
 pub use reversed_trigger::ReversalConfig;
@@ -93,6 +100,7 @@ pub use spectral_signatures::SpectralSignatures;
 pub use stepwise_fine_pruning::StepwiseFinePruning;
 pub use strip::{Strip, Superimposition};
 pub use threshold_pruning::ThresholdConfig;
+pub use topological_evolution::TopologicalEvolution;
 pub use traits::{
     DatasetFilter, DetectionThreshold, Filtering, InputDetector, Inspection, ModelInspector, ModelRepair, Repaired,
     Scorer, SeriesPoint,
