@@ -8,7 +8,7 @@ use crate::{
     ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
     FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    ParameterScaling, PatchDrop, PatchShuffle, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp,
+    ParameterScaling, PatchDrop, PatchShuffle, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, Scan,
     SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution,
 };
 
@@ -65,6 +65,8 @@ defenses! {
         ActivationClustering(ActivationClustering): Filter = "activation-clustering",
         /// Drops the examples of each class that lie farthest out along its first singular direction.
         SpectralSignatures(SpectralSignatures): Filter = "spectral-signatures",
+        /// Splits each class in two where two groups tell its features much better than one.
+        Scan(Scan): Filter = "scan",
         /// Looks for the class whose logit can be driven farthest above all others.
         MmBd(MmBd): Inspect = "mm-bd",
         /// Looks for the class that images can be sent to by the smallest trigger.
