@@ -9,7 +9,8 @@ use crate::{
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
     FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
     ParameterScaling, PatchDrop, PatchShuffle, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, Scan,
-    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution,
+    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
+    TopologicalEvolution,
 };
 
 defenses! {
@@ -47,6 +48,8 @@ defenses! {
         FeatureShiftTuning(FeatureShiftTuning): Repair = "feature-shift-tuning",
         /// Unlearns the smallest trigger that can be made of a class.
         NeuralCleanseUnlearning(NeuralCleanseUnlearning): Repair = "neural-cleanse-unlearning",
+        /// Unlearns perturbations that mislead the classifier and what it was before to the same wrong class.
+        SharedAdversarialUnlearning(SharedAdversarialUnlearning): Repair = "shared-adversarial-unlearning",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.
