@@ -81,7 +81,7 @@ fn a_trigger_in_the_file_is_measured_and_an_experiment_serves_as_it_is() {
     bench.file("attacked.toml", &format!("{SMALL}{REPAIRS}"));
     let finished =
         bench.run(&["defend", "--weights", "w.safetensors", "--defense", "attacked.toml", "--json"]).expect(0);
-    let result: serde_json::Value = serde_json::from_str(finished.out()).expect("one document");
+    let result: serde_json::Value = serde_json::from_str(&finished.out()).expect("one document");
     assert_eq!(result["knows-trigger"], true);
     assert!(result["before"]["asr"].is_number(), "{result}");
     assert!(result["defenses"][0]["outcome"]["finished"]["after"]["asr"].is_number(), "{result}");

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::Stdio;
 
-use patchdoor_tests::{Bench, SMALL, workspace};
+use patchdoor_tests::{Bench, SMALL, json_of, workspace};
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
@@ -182,4 +182,27 @@ fn a_closed_pipe_is_no_error() {
     child.stderr.take().expect("piped").read_to_string(&mut complaints).expect("readable");
     let status = child.wait().expect("it ends");
     assert!(!complaints.contains("panicked") && status.code().is_none_or(|code| code == 0), "{status}: {complaints}");
+}
+
+#[test]
+fn perturbations_are_measured_of_victim_and_twin_after_a_training_on_such() {
+    let bench = Bench::new();
+    let text = SMALL.replace("[training]\n", "[training]\nadversarial = { steps = 1 }\n");
+    bench.file("hardened.toml", &format!("{text}\n[evasion]\nimages = 20\nsteps = 2\n"));
+    let finished = bench.run(&["run", "hardened.toml"]).expect(0);
+    assert!(finished.out().contains("accuracy under PGD, routing fixed"), "{}", finished.out());
+    let result = json_of(&bench.run_directory().join("seed-0/result.json"));
+    let evasion = &result["outcome"]["finished"]["evasion"];
+    assert_eq!(evasion["images"], 20);
+    for standing in [evasion, &evasion["clean-twin"]] {
+        let share = |name: &str| standing[name].as_f64().unwrap_or_else(|| panic!("{name}: {standing}"));
+        // Whoever withstands PGD is predicted right without it.
+        assert!(share("pgd-accuracy") <= share("untouched-accuracy"), "{standing}");
+        for name in ["fgsm-accuracy", "pgd-router-accuracy", "pgd-fixed-routing-accuracy"] {
+            assert!((0.0..=1.0).contains(&share(name)), "{standing}");
+        }
+    }
+    let plain = bench.file("plain.toml", SMALL);
+    let planned = bench.run(&["run", plain, "--dry-run"]).expect(0);
+    assert!(!planned.out().contains("adversarial") && !planned.out().contains("evasion"), "{}", planned.out());
 }

@@ -121,6 +121,7 @@ fn trained(images: &ImageSet) -> BTreeMap<String, TensorData> {
         batch_norm_statistics: BatchNormStatistics::Recomputed,
         optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
         schedule: ScheduleConfig::OneCycle(OneCycleConfig::default()),
+        ..TrainingConfig::default()
     };
     let data = TrainingData { training: images, validation: None, augmentation: &AugmentationConfig::default() };
     match train(blank(), &data, &config, 0, None, &mut (), &FlexDevice).expect("nothing fails") {

@@ -51,6 +51,7 @@ impl Planted {
             optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
             schedule: ScheduleConfig::OneCycle(OneCycleConfig::default()),
             batch_norm_statistics: BatchNormStatistics::Recomputed,
+            ..TrainingConfig::default()
         };
         // Every fifth image is poisoned.
         let poisoned = stamped(&own, |index| index % 5 == 0, true);

@@ -50,6 +50,7 @@ mod download;
 mod epoch_lines;
 mod epochs;
 mod error;
+mod evasion;
 mod exam;
 mod examples;
 mod filtering;

@@ -7,8 +7,9 @@ use patchdoor_data::{Dataset, ImageSet};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::{DatasetFacts, Plan, Start};
 use patchdoor_record::{
-    Again, Build, Environment, ImagesUsed, Measurements, Opened, RunDirectory, RunSummary, SCHEMA, SeedOutcome,
-    SeedResult, TwinMeasurements, is_sealed, read_sealed_json, read_summary, write_sealed, write_sealed_json,
+    Again, Build, Environment, EvasionMeasurements, ImagesUsed, Measurements, Opened, RunDirectory, RunSummary, SCHEMA,
+    SeedOutcome, SeedResult, TwinMeasurements, is_sealed, read_sealed_json, read_summary, write_sealed,
+    write_sealed_json,
 };
 use patchdoor_train::{PREDICTION_BATCH, predict_with_routing};
 
@@ -24,6 +25,7 @@ use crate::defense::Victim;
 use crate::describe::{describe, describe_images};
 use crate::epochs::EpochLooks;
 use crate::error::RunError;
+use crate::evasion::{evade, evasion_images};
 use crate::exam::{Exam, Judge};
 use crate::examples::leave_examples;
 use crate::halt::{Halt, Step};
@@ -35,7 +37,7 @@ use crate::routing::{EpochRouting, Looked, look_at_routing};
 use crate::selection::choose_margins;
 use crate::sources::Sources;
 use crate::stealth::stealth;
-use crate::training::{OneTraining, remove_checkpoint};
+use crate::training::{OneTraining, load, remove_checkpoint};
 
 /// Where and how plans run.
 #[derive(Clone, Copy)]
@@ -376,6 +378,16 @@ impl Seeds<'_> {
         leave_examples(&exam, clean, triggered, folder)?;
         let before = exam.standing_of(clean, triggered);
         let twins = twin.as_ref().map(|(twin, _)| models.out.join(&twin.folder));
+        let evasion = config.evasion.as_ref().map(|evasion| {
+            let attacked = evasion_images(evasion, test);
+            let of = |folder: &Path| {
+                let classifier = load::<B>(&config.model, &images.training, seed, folder, device)?;
+                evade(evasion, &attacked, classifier, seed, *watch, device)
+            };
+            let (victim, clean_twin) = (of(folder)?, twins.as_deref().map(of).transpose()?);
+            Ok::<_, Halt>(EvasionMeasurements { images: attacked.len(), victim, clean_twin })
+        });
+        let evasion = evasion.transpose()?;
         let victim_and_twin =
             Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before, suspects: None };
         let defenses = victim_and_twin.defend::<B>(Judge::Attacked(&exam), *watch, device)?;
@@ -406,6 +418,7 @@ impl Seeds<'_> {
             classes: attack.of_classes(test, clean, triggered),
             confusion: Some(exam.confusion(clean, triggered)),
             routing: routing.map(Box::new),
+            evasion,
             training_seconds: seconds,
             images_per_second: (images.training.len() * victim.history.len()) as f64 / seconds.max(1e-9),
             defenses,

@@ -8,6 +8,7 @@ use crate::config::ExperimentConfig;
 use crate::controlled_checks::check_controlled;
 use crate::counts::{counts, split_of};
 use crate::defense_checks::check_defenses;
+use crate::evasion::EvasionConfig;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::problem::Problem;
 use crate::trigger_checks::{check_surrogate, check_trigger};
@@ -17,6 +18,7 @@ pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> 
     let mut problems = check_own_fields(config);
     problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
     problems.extend(config.curves.check());
+    problems.extend(config.evasion.iter().flat_map(EvasionConfig::check));
     problems.extend(config.victim.check(&config.model, config.clean_twin));
     problems.extend(match facts {
         Some(facts) => check_fit(config, facts),

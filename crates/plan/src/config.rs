@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::curves::CurvesConfig;
 use crate::defender::DefenderConfig;
+use crate::evasion::EvasionConfig;
 use crate::precision::Precision;
 use crate::routing::RoutingConfig;
 use crate::victim::{Start, VictimConfig};
@@ -72,6 +73,9 @@ pub struct ExperimentConfig {
     /// Whether and how to look at what routers select after training; not at all if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<RoutingConfig>,
+    /// Whether and how both classifiers are attacked by perturbations of single test images; not at all if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evasion: Option<EvasionConfig>,
     /// Numbers to print beside ours, usually a paper's. They change no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,

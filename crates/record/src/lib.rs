@@ -30,6 +30,7 @@ mod defense;
 mod detection;
 mod environment;
 mod error;
+mod evasion;
 mod example;
 mod files;
 mod filtering;
@@ -54,6 +55,7 @@ pub use defense::{DefenseKind, DefenseMeasurements, DefenseOutcome, DefenseResul
 pub use detection::{DetectionMeasurements, DetectorStanding, RatedPoint, VALIDATION_RATES};
 pub use environment::{Build, Environment};
 pub use error::RecordError;
+pub use evasion::{EvasionMeasurements, EvasionStanding};
 pub use example::{EXAMPLES, EXAMPLES_SHEET, Example, Examples};
 pub use files::{move_aside, set_aside, write_whole};
 pub use filtering::{FilterStanding, FilteringMeasurements, Retrained};

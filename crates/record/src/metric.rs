@@ -156,7 +156,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 79] = {
+pub const METRICS: [MetricInfo; 87] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share, Size};
     [
@@ -178,6 +178,26 @@ pub const METRICS: [MetricInfo; 79] = {
         metric("asr-untriggered", "untriggered", "taken for the target untriggered", Share, Some(Lower)),
         metric("mediated-by-routing", "mediated", "share of the effect mediated by routing", Coefficient, None),
         metric("carried-by-routing", "carried", "  carried by routing alone", Coefficient, None),
+        metric("fgsm-accuracy", "FGSM", "accuracy under FGSM", Share, Some(Higher)),
+        metric("clean-twin-fgsm-accuracy", "twin's FGSM", "  of the clean twin", Share, Some(Higher)),
+        metric("pgd-accuracy", "PGD", "accuracy under PGD", Share, Some(Higher)),
+        metric("clean-twin-pgd-accuracy", "twin's PGD", "  of the clean twin", Share, Some(Higher)),
+        metric("pgd-router-accuracy", "PGD routers", "accuracy under PGD of the routers' scores", Share, Some(Higher)),
+        metric("clean-twin-pgd-router-accuracy", "twin's PGD routers", "  of the clean twin", Share, Some(Higher)),
+        metric(
+            "pgd-fixed-routing-accuracy",
+            "PGD fixed routing",
+            "accuracy under PGD, routing fixed",
+            Share,
+            Some(Higher),
+        ),
+        metric(
+            "clean-twin-pgd-fixed-routing-accuracy",
+            "twin's PGD fixed routing",
+            "  of the clean twin",
+            Share,
+            Some(Higher),
+        ),
         for_programs(metric("pixels-changed", "pixels", "pixels that the trigger changes", Count, None)),
         for_programs(metric("cells-touched", "cells", "  cells with such a pixel", Count, None)),
         for_programs(metric("patches-reached", "patches", "  patches that see one (reach)", Count, None)),

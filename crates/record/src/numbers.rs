@@ -10,7 +10,7 @@ use crate::{
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 21] = [
+pub const SEED_NUMBERS: [SeedNumber; 29] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
@@ -23,6 +23,14 @@ pub const SEED_NUMBERS: [SeedNumber; 21] = [
     ("asr-untriggered", |m| swap(m)?.own.asr_untriggered),
     ("mediated-by-routing", |m| swap(m)?.mediated_by_routing),
     ("carried-by-routing", |m| swap(m)?.carried_by_routing),
+    ("fgsm-accuracy", |m| Some(m.evasion?.victim.fgsm_accuracy)),
+    ("clean-twin-fgsm-accuracy", |m| Some(m.evasion?.clean_twin?.fgsm_accuracy)),
+    ("pgd-accuracy", |m| Some(m.evasion?.victim.pgd_accuracy)),
+    ("clean-twin-pgd-accuracy", |m| Some(m.evasion?.clean_twin?.pgd_accuracy)),
+    ("pgd-router-accuracy", |m| m.evasion?.victim.pgd_router_accuracy),
+    ("clean-twin-pgd-router-accuracy", |m| m.evasion?.clean_twin?.pgd_router_accuracy),
+    ("pgd-fixed-routing-accuracy", |m| m.evasion?.victim.pgd_fixed_routing_accuracy),
+    ("clean-twin-pgd-fixed-routing-accuracy", |m| m.evasion?.clean_twin?.pgd_fixed_routing_accuracy),
     ("pixels-changed", |m| Some(m.reach?.pixels)),
     ("cells-touched", |m| Some(m.reach?.cells)),
     ("patches-reached", |m| Some(m.reach?.patches)),

@@ -218,6 +218,7 @@ pub(crate) mod tests {
             classes: Vec::new(),
             confusion: None,
             routing: None,
+            evasion: None,
             training_seconds: 1.0,
             images_per_second: 400.0,
             defenses: Vec::new(),

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::{PerturbationConfig, TrainError};
 
 /// How a classifier is trained.
 ///
@@ -20,6 +20,10 @@ pub struct TrainingConfig {
     pub schedule: ScheduleConfig,
     /// Where the statistics for inference come from.
     pub batch_norm_statistics: BatchNormStatistics,
+    /// How the images of every step are perturbed against the classifier as it is then (adversarial training); not at all if
+    /// not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<PerturbationConfig>,
 }
 
 impl Default for TrainingConfig {
@@ -31,6 +35,7 @@ impl Default for TrainingConfig {
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
             batch_norm_statistics: BatchNormStatistics::default(),
+            adversarial: None,
         }
     }
 }
@@ -244,6 +249,18 @@ impl TrainingConfig {
                 );
             }
         }
+        let named = |field: &str| match field {
+            "epsilon" => "adversarial.epsilon",
+            "step" => "adversarial.step",
+            _ => "adversarial.steps",
+        };
+        let perturbation = self.adversarial.iter().flat_map(PerturbationConfig::validate);
+        problems.extend(perturbation.map(|problem| match problem {
+            TrainError::InvalidField { field, found, allowed } => {
+                TrainError::InvalidField { field: named(field), found, allowed }
+            }
+            other => other,
+        }));
         problems
     }
 }

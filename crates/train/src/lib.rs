@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adversarial;
 mod batches;
 mod checkpoint;
 mod config;
@@ -36,6 +37,7 @@ mod objective;
 mod observer;
 mod optimizer;
 mod pixel_gradient;
+mod perturbation;
 mod prediction;
 mod schedule;
 mod sgd;
@@ -55,6 +57,7 @@ pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_e
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use pixel_gradient::pixel_gradient;
+pub use perturbation::PerturbationConfig;
 pub use prediction::{
     PREDICTION_BATCH, RoutedPrediction, Selections, classes_of, input_shape, predict, predict_features,
     predict_given_routing, predict_with_routing,

@@ -59,6 +59,7 @@ fn recipe() -> TrainingConfig {
         optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
         schedule: ScheduleConfig::Cosine(CosineConfig::default()),
         batch_norm_statistics: BatchNormStatistics::Recomputed,
+        ..TrainingConfig::default()
     }
 }
 
@@ -722,4 +723,22 @@ fn hits_are_counted_against_rewritten_labels() {
     }
     let trained = finished(fit_on(&mut Nine));
     assert!(trained.history.iter().all(|epoch| (epoch.training_accuracy - 1.0).abs() < 1e-12));
+#[test]
+fn adversarial_training_resumes_to_the_same_weights_and_without_room_is_the_ordinary_one() {
+    let hardened = |epsilon| {
+        let adversarial = Some(crate::PerturbationConfig { epsilon, step: epsilon, steps: 2 });
+        TrainingConfig { adversarial, ..recipe() }
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let straight = finished(fit(&hardened(8.0), None, &mut ()));
+    let stopped = fit(&hardened(8.0), Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })));
+    let resumed = finished(fit(&hardened(8.0), Some(folder.path()), &mut ()));
+    assert_eq!(bytes(&straight.classifier), bytes(&resumed.classifier));
+
+    let loss = |trained: &Trained<Learner>| trained.history[0].loss;
+    let ordinary = loss(&finished(fit(&recipe(), None, &mut ())));
+    let without_room = loss(&finished(fit(&hardened(1e-4), None, &mut ())));
+    assert!((without_room - ordinary).abs() < 1e-2 * ordinary, "{without_room}, ordinary {ordinary}");
+    assert!(loss(&straight) > 1.01 * ordinary, "what is perturbed is harder: {}, {ordinary}", loss(&straight));
 }

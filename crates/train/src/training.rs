@@ -11,6 +11,7 @@ use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 
+use crate::adversarial::Adversarial;
 use crate::batches::{Augmentation, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
 use crate::observer::Blind;
@@ -153,6 +154,9 @@ pub fn train_group<B: TrainingBackend>(
     config: &TrainingConfig,
     device: &B::Device,
 ) -> Result<Vec<Outcome<B>>, TrainError> {
+    if config.adversarial.is_some() {
+        return Err(TrainError::Group("no adversarial training"));
+    }
     train_members(members, config, &Trainable::default(), None, device)
 }
 
@@ -190,8 +194,21 @@ pub fn train_member<B: TrainingBackend>(
     objective: Option<&mut dyn Objective<B>>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    let mut outcomes = train_members(vec![member], config, trainable, objective, device)?;
+    let mut outcomes = match (&config.adversarial, objective) {
+        (Some(_), Some(_)) => return Err(own_objective()),
+        (Some(perturbation), None) => {
+            let mut adversarial = Adversarial { config: perturbation, seed: member.seed };
+            train_members(vec![member], config, trainable, Some(&mut adversarial), device)?
+        }
+        (None, objective) => train_members(vec![member], config, trainable, objective, device)?,
+    };
     Ok(outcomes.remove(0))
+}
+
+/// Why an adversarial training has no other objective.
+fn own_objective() -> TrainError {
+    let allowed = "none, where a training descends on an objective of its own".to_owned();
+    TrainError::InvalidField { field: "adversarial", found: "given".into(), allowed }
 }
 
 /// A training of a group on its way.

@@ -45,6 +45,7 @@ fn loss_curve<B: TrainingBackend>(expert_form: ExpertForm, rate: f64, device: &B
         optimizer,
         schedule: ScheduleConfig::Cosine(CosineConfig::default()),
         batch_norm_statistics: BatchNormStatistics::Recomputed,
+        ..TrainingConfig::default()
     };
     let mut losses = Losses::default();
     train(classifier.expect("the configuration is valid"), &data, &config, 0, None, &mut losses, device)
