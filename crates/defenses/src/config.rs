@@ -8,9 +8,9 @@ use crate::{
     ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
     FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    ParameterScaling, PatchDrop, PatchShuffle, PruningSeries, RouterRetraining, RoutingDistance, ScaleUp, Scan,
-    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
-    TopologicalEvolution,
+    ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries, RouterNullSpace, RouterRetraining,
+    RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures,
+    StepwiseFinePruning, Strip, TopologicalEvolution,
 };
 
 defenses! {
@@ -32,6 +32,8 @@ defenses! {
         ExpertPruning(ExpertPruning): Repair = "expert-pruning",
         /// Draws the routers anew and trains nothing else.
         RouterRetraining(RouterRetraining): Repair = "router-retraining",
+        /// Fine-tunes with routers that keep how they score clean patches.
+        RouterNullSpace(RouterNullSpace): Repair = "router-null-space",
         /// Trains the experts and nothing else.
         ExpertFineTuning(ExpertFineTuning): Repair = "expert-fine-tuning",
         /// Switches off channels that answer much more strongly than others of their layer; needs no image.
@@ -70,6 +72,8 @@ defenses! {
         SpectralSignatures(SpectralSignatures): Filter = "spectral-signatures",
         /// Splits each class in two where two groups tell its features much better than one.
         Scan(Scan): Filter = "scan",
+        /// Pastes the part of each example that the gates look at into images of other classes.
+        PatchSearch(PatchSearch): Filter = "patch-search",
         /// Looks for the class whose logit can be driven farthest above all others.
         MmBd(MmBd): Inspect = "mm-bd",
         /// Looks for the class that images can be sent to by the smallest trigger.

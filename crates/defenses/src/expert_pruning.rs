@@ -46,6 +46,10 @@ pub enum SuspicionMeasure {
     /// expert that votes evenly, 1 for one that always votes for the same class. What an expert adds to a class is the
     /// sum of head weight times feature over its filters.
     Votes,
+    /// One minus its part of what all experts add, summed over images: 1 for an expert that clean images do without, as
+    /// `BadMoE` has its backdoor in experts that are hardly used (2025, arXiv:2504.18598). How much it adds to an image is the
+    /// largest minus the smallest of what it adds to the classes.
+    Idleness,
 }
 
 impl Default for ExpertPruning {
@@ -108,6 +112,7 @@ impl<B: TrainingBackend> ModelRepair<B> for ExpertPruning {
         let shares = match self.measure {
             SuspicionMeasure::Positions => favourite_places(&selections),
             SuspicionMeasure::Votes => favourite_classes(&plain, &images, device),
+            SuspicionMeasure::Idleness => idle_shares(&plain, &images, device),
         };
         let mut order: Vec<usize> = (0..shares.len()).collect();
         order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]).then(a.cmp(&b)));
@@ -155,30 +160,51 @@ fn favourite_places(selections: &Selections) -> Vec<f64> {
 
 /// Each expert's share of images on which it adds most to its favourite class.
 fn favourite_classes<B: Kernels>(classifier: &Classifier<B>, images: &ImageSet, device: &B::Device) -> Vec<f64> {
+    let classes = classifier.classes();
+    let mut votes = vec![vec![0usize; classes]; classifier.filter_groups().len()];
+    for_each_addition(classifier, images, device, |expert, added| {
+        // Ties go to the lower class.
+        votes[expert][(1..classes).fold(0, |best, class| if added[class] > added[best] { class } else { best })] += 1;
+    });
+    votes.iter().map(|votes| votes.iter().max().map_or(0.0, |&most| most as f64 / images.len() as f64)).collect()
+}
+
+/// One minus each expert's part of what all add.
+fn idle_shares<B: Kernels>(classifier: &Classifier<B>, images: &ImageSet, device: &B::Device) -> Vec<f64> {
+    let mut sums = vec![0.0f64; classifier.filter_groups().len()];
+    for_each_addition(classifier, images, device, |expert, added| {
+        let (least, most) =
+            added.iter().fold((f32::MAX, f32::MIN), |(least, most), &add| (least.min(add), most.max(add)));
+        sums[expert] += f64::from(most - least);
+    });
+    let total: f64 = sums.iter().sum();
+    sums.iter().map(|sum| if total > 0.0 { 1.0 - sum / total } else { 1.0 }).collect()
+}
+
+/// Hands out what each expert adds to each class, image by image.
+fn for_each_addition<B: Kernels>(
+    classifier: &Classifier<B>,
+    images: &ImageSet,
+    device: &B::Device,
+    mut of_expert: impl FnMut(usize, &[f32]),
+) {
     let head = &classifier.tensors()["head.weight"];
     let (classes, filters) = (head.shape[0], head.shape[1]);
     let weights: Vec<f32> = head.iter::<f32>().collect();
     let groups = classifier.filter_groups();
-    let mut votes = vec![vec![0usize; classes]; groups.len()];
     for batch in image_batches::<B>(images, BATCH, device) {
         let features: Vec<f32> = classifier.filter_activity(batch).features.into_data().iter::<f32>().collect();
         for row in features.chunks_exact(filters) {
-            for (group, votes) in groups.iter().zip(&mut votes) {
+            for (expert, group) in groups.iter().enumerate() {
                 let inside = group.first..group.first + group.count;
-                let added = |class: usize| -> f32 {
+                let added = (0..classes).map(|class| -> f32 {
                     let weights = &weights[class * filters..][inside.clone()];
                     weights.iter().zip(&row[inside.clone()]).map(|(weight, feature)| weight * feature).sum()
-                };
-                // Ties go to the lower class.
-                let best = (1..classes).fold((0, added(0)), |best, class| {
-                    let sum = added(class);
-                    if sum > best.1 { (class, sum) } else { best }
                 });
-                votes[best.0] += 1;
+                of_expert(expert, &added.collect::<Vec<_>>());
             }
         }
     }
-    votes.iter().map(|votes| votes.iter().max().map_or(0.0, |&most| most as f64 / images.len() as f64)).collect()
 }
 
 #[cfg(test)]
@@ -231,6 +257,18 @@ mod tests {
         );
         let share = favourite_classes::<Flex>(&varied, &shapes(20), &FlexDevice)[1];
         assert!((0.5..1.0).contains(&share), "both classes get votes: {share}");
+    }
+
+    #[test]
+    fn the_expert_that_alone_adds_anything_is_not_idle() {
+        // Filter 40 is one of expert 2; filter 20, of expert 1, says the same to all classes, which is nothing.
+        let mut weight = vec![0.0f32; 640];
+        weight[3 * 64 + 40] = 1.0;
+        (0..10).for_each(|class| weight[class * 64 + 20] = 5.0);
+        let head = ("head.weight".to_owned(), TensorData::new(weight, [10, 64]));
+        let classifier = ascending_filters().valid().with_tensors([head].into());
+        let shares = idle_shares::<Flex>(&classifier, &shapes(20), &FlexDevice);
+        assert_eq!(shares, [1.0, 1.0, 0.0, 1.0]);
     }
 
     #[test]

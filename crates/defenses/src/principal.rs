@@ -44,7 +44,7 @@ pub(crate) fn principal_axes(rows: &[Vec<f64>], count: usize) -> Vec<Vec<f64>> {
 }
 
 /// Eigenvalues and eigenvectors, vector by vector, of a symmetric matrix (Golub and Van Loan 2013, section 8.5).
-fn eigen(mut matrix: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
+pub(crate) fn eigen(mut matrix: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
     /// Ten are plenty: the off-diagonal shrinks quadratically.
     const SWEEPS: usize = 60;
     let length = matrix.len();

@@ -36,8 +36,8 @@ mod manifest;
 mod objective;
 mod observer;
 mod optimizer;
-mod pixel_gradient;
 mod perturbation;
+mod pixel_gradient;
 mod prediction;
 mod schedule;
 mod sgd;
@@ -56,8 +56,8 @@ pub use error::TrainError;
 pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy};
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
-pub use pixel_gradient::pixel_gradient;
 pub use perturbation::PerturbationConfig;
+pub use pixel_gradient::pixel_gradient;
 pub use prediction::{
     PREDICTION_BATCH, RoutedPrediction, Selections, classes_of, input_shape, predict, predict_features,
     predict_given_routing, predict_with_routing,

@@ -723,6 +723,8 @@ fn hits_are_counted_against_rewritten_labels() {
     }
     let trained = finished(fit_on(&mut Nine));
     assert!(trained.history.iter().all(|epoch| (epoch.training_accuracy - 1.0).abs() < 1e-12));
+}
+
 #[test]
 fn adversarial_training_resumes_to_the_same_weights_and_without_room_is_the_ordinary_one() {
     let hardened = |epsilon| {
