@@ -284,7 +284,7 @@ mod tests {
         };
         let scores = |classifier: &Classifier<Learner>| {
             let images = image_batches::<Flex>(&shapes(40), 40, &FlexDevice).next().expect("a batch");
-            let scores = classifier.valid().router_scores(images).expect("it routes");
+            let scores = classifier.valid().forward_with_scores(images).expect("it routes").1;
             scores.into_data().to_vec::<f32>().expect("f32")
         };
         let farthest = |classifier: &Classifier<Learner>| {
