@@ -148,7 +148,7 @@ fn what_cannot_be_defended_says_why_before_anything_is_written() {
     bench.file("broken.safetensors", "no weights");
     let refused = |weights: &str, file: &str, command: &str| {
         let refused = bench.run(&[command, "--weights", weights, "--defense", file]).expect(2);
-        refused.err().to_owned()
+        refused.err()
     };
     let said = refused("gone.safetensors", "mine.toml", "defend");
     assert!(said.contains("gone.safetensors"), "{said}");

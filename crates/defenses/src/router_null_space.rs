@@ -20,11 +20,12 @@ const BATCH: usize = 256;
 
 /// Fine-tunes, and lets the routers change only across the directions of clean patches.
 ///
-/// After GRIP (2026, arXiv:2601.16905), which keeps the routing of a language model so while it unlearns; for experts that choose patches the form is ours. The directions are the eigenvectors of the matrix of inner products
-/// of all clean patches' features, uncentred, largest first, until they hold `energy` of its trace. After every step the change
-/// of each gate's kernel since the beginning loses what lies in their span. With the trunk frozen
-/// and `energy = 1`, every score of the defender's clean patches stays what it was, and so do their selections, but for rounding: what the
-/// training then repairs, it repairs in the experts, or in the routing of patches unlike the clean ones.
+/// After GRIP (2026, arXiv:2601.16905), which keeps the routing of a language model so while it unlearns; for experts that
+/// choose patches the form is ours. The directions are the eigenvectors of the matrix of inner products of all clean patches'
+/// features, uncentred, largest first, until they hold `energy` of its trace. After every step the change of each gate's kernel
+/// since the beginning loses what lies in their span. With the trunk frozen and `energy = 1`, every score of the defender's
+/// clean patches stays what it was, and so do their selections, but for rounding: what the training then repairs, it repairs in
+/// the experts, or in the routing of patches unlike the clean ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct RouterNullSpace {
@@ -32,16 +33,16 @@ pub struct RouterNullSpace {
     pub energy: f64,
     /// How many of the defender's images the directions are taken from, at most.
     pub scored_images: usize,
-    /// Whether the trunk learns too. Without it, clean patches score what they scored; with it, their features move, and what is kept is
-    /// how the gates score features as they were.
+    /// Whether the trunk learns too. Without it, clean patches score what they scored; with it, their features move, and what
+    /// is kept is how the gates score features as they were.
     pub trunk: bool,
     /// How the defender's images are fitted.
     pub training: TrainingConfig,
 }
 
 impl Default for RouterNullSpace {
-    /// 90 % of the energy, all parts, as any fine-tuning; five epochs with the optimiser of the training, as the fine-tuning of Chan et al. (2025,
-    /// arXiv:2505.01811).
+    /// 90 % of the energy, all parts, as any fine-tuning; five epochs with the optimiser of the training, as the fine-tuning of
+    /// Chan et al. (2025, arXiv:2505.01811).
     fn default() -> Self {
         Self {
             energy: 0.9,

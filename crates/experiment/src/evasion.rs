@@ -32,7 +32,7 @@ enum Aim {
 
 /// Attacks images with what is known of a classifier, and says how many it still predicts right.
 ///
-/// For experts that choose there are two more aims besides the class, after AdvMoE (Zhang et al. 2023, arXiv:2308.10110): the
+/// For experts that choose there are two more aims besides the class, after `AdvMoE` (Zhang et al. 2023, arXiv:2308.10110): the
 /// routers' scores, as the sum over experts of the divergence of their softmax over patches from that of the untouched image; and
 /// the class, with the routing fixed.
 pub(crate) fn evade<B: TrainingBackend>(
@@ -47,7 +47,7 @@ pub(crate) fn evade<B: TrainingBackend>(
     let classifier = classifier.freeze_all_but(&[]);
     let attacked = Attacked { config, images, classifier: &classifier, valid: classifier.valid(), seed, watch, device };
     let routes = classifier.config().network().expert_choice().is_some();
-    let routed = |aim| routes.then(|| attacked.pgd_accuracy(aim)).transpose();
+    let if_it_routes = |aim| routes.then(|| attacked.pgd_accuracy(aim)).transpose();
     Ok(EvasionStanding {
         untouched_accuracy: attacked
             .accuracy(|batch| Ok(attacked.is_right(Aim::Classes, batch, batch.images.clone())))?,
@@ -56,8 +56,8 @@ pub(crate) fn evade<B: TrainingBackend>(
             Ok(attacked.is_right(Aim::Classes, batch, perturbed))
         })?,
         pgd_accuracy: attacked.pgd_accuracy(Aim::Classes)?,
-        pgd_router_accuracy: routed(Aim::Routers)?,
-        pgd_fixed_routing_accuracy: routed(Aim::FixedRouting)?,
+        pgd_router_accuracy: if_it_routes(Aim::Routers)?,
+        pgd_fixed_routing_accuracy: if_it_routes(Aim::FixedRouting)?,
     })
 }
 
@@ -176,7 +176,7 @@ mod tests {
     type Learner = Autodiff<Flex>;
 
     /// A classifier that nobody trained, and images under the labels that it gives them.
-    fn own_images(config: ClassifierConfig) -> (Classifier<Learner>, ImageSet) {
+    fn own_images(config: &ClassifierConfig) -> (Classifier<Learner>, ImageSet) {
         let input = InputShape { height: 32, width: 32, channels: 3 };
         let classifier = config.init::<Learner>(input, 10, &mut stream(0, "weights"), &FlexDevice).expect("valid");
         let shapes = DatasetConfig::Shapes(ShapesConfig { train: 24, test: 10, seed: 0 });
@@ -186,7 +186,7 @@ mod tests {
         (classifier, images.expect("as many labels"))
     }
 
-    fn evaded(config: ClassifierConfig, evasion: &EvasionConfig) -> EvasionStanding {
+    fn evaded(config: &ClassifierConfig, evasion: &EvasionConfig) -> EvasionStanding {
         let (classifier, images) = own_images(config);
         let watch = Watch { console: Console::plain(), stop: &AtomicBool::new(false) };
         evade(evasion, &images, classifier, 0, watch, &FlexDevice).expect("nothing stops it")
@@ -199,22 +199,22 @@ mod tests {
     #[test]
     fn a_change_of_no_size_changes_no_class_and_a_large_one_does() {
         let tiny = EvasionConfig { epsilon: 1e-5, step: 1e-5, steps: 1, ..EvasionConfig::default() };
-        let standing = evaded(experts(), &tiny);
+        let standing = evaded(&experts(), &tiny);
         assert_eq!((standing.untouched_accuracy, standing.fgsm_accuracy, standing.pgd_accuracy), (1.0, 1.0, 1.0));
         assert_eq!((standing.pgd_router_accuracy, standing.pgd_fixed_routing_accuracy), (Some(1.0), Some(1.0)));
         let large = EvasionConfig { epsilon: 32.0, step: 8.0, steps: 5, restarts: 2, ..EvasionConfig::default() };
-        let standing = evaded(experts(), &large);
+        let standing = evaded(&experts(), &large);
         assert!(standing.pgd_accuracy < 0.5, "{standing:?}");
         // Whoever looks at scores alone does less.
         assert!(standing.pgd_router_accuracy >= Some(standing.pgd_accuracy), "{standing:?}");
         assert!(standing.pgd_fixed_routing_accuracy < Some(1.0), "{standing:?}");
-        assert_eq!(standing, evaded(experts(), &large), "the same seed gives the same starts");
+        assert_eq!(standing, evaded(&experts(), &large), "the same seed gives the same starts");
     }
 
     #[test]
     fn a_dense_network_has_no_routers_to_attack() {
         let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
-        let standing = evaded(dense, &EvasionConfig { epsilon: 32.0, steps: 2, ..EvasionConfig::default() });
+        let standing = evaded(&dense, &EvasionConfig { epsilon: 32.0, steps: 2, ..EvasionConfig::default() });
         assert!(standing.pgd_router_accuracy.is_none() && standing.pgd_fixed_routing_accuracy.is_none());
         assert!(standing.fgsm_accuracy < 1.0, "{standing:?}");
     }

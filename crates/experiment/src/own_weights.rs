@@ -109,7 +109,9 @@ impl OwnWeights<'_> {
             }
         };
         let folder = directory.path();
-        notes.iter().for_each(|note| settings.console.say(format!("note: {note}")));
+        for note in &notes {
+            settings.console.say(format!("note: {note}"));
+        }
         write_preamble(&acquired, backend, settings.build, folder)?;
         let Acquired { plan, dataset, used, .. } = &acquired;
         let work = Defending {

@@ -22,7 +22,7 @@ pub struct EvasionConfig {
 }
 
 impl Default for EvasionConfig {
-    /// 8/255 in ten steps of 2/255, as AdvMoE and RT-ER measure on CIFAR-10; one start, on 1,000 images, are ours.
+    /// 8/255 in ten steps of 2/255, as `AdvMoE` and RT-ER measure on CIFAR-10; one start, on 1,000 images, are ours.
     fn default() -> Self {
         let PerturbationConfig { epsilon, step, steps } = PerturbationConfig::default();
         Self { epsilon, step, steps, restarts: 1, images: 1000 }
@@ -76,11 +76,11 @@ mod tests {
 
     #[test]
     fn a_run_that_measures_evasion_is_another_with_the_same_twin() {
-        let plan = |text: &str| Plan::from_text("a.toml", &format!("{GOOD}{text}"), &PlanOptions::default());
-        let (plain, attacked) = (plan("").unwrap(), plan("[evasion]\n").unwrap());
+        let read = |text: &str| Plan::from_text("a.toml", &format!("{GOOD}{text}"), &PlanOptions::default());
+        let (plain, attacked) = (read("").unwrap(), read("[evasion]\n").unwrap());
         assert_ne!(plain.hash("flex"), attacked.hash("flex"));
         assert_eq!(plain.twin_hash("flex", ""), attacked.twin_hash("flex", ""));
-        let said = plan("[evasion]\nepsilon = 0\nsteps = 0\nrestarts = 0\n").unwrap_err().to_string();
+        let said = read("[evasion]\nepsilon = 0\nsteps = 0\nrestarts = 0\n").unwrap_err().to_string();
         for field in ["epsilon", "steps", "restarts"] {
             assert!(said.contains(&format!("evasion.{field} is 0, expected")), "{said}");
         }
@@ -88,11 +88,11 @@ mod tests {
 
     #[test]
     fn adversarial_training_is_another_training_of_twin_and_victim() {
-        let plan = |text: &str| Plan::from_text("a.toml", &format!("{GOOD}{text}"), &PlanOptions::default());
-        let (plain, hardened) = (plan("").unwrap(), plan("[training.adversarial]\n").unwrap());
+        let read = |text: &str| Plan::from_text("a.toml", &format!("{GOOD}{text}"), &PlanOptions::default());
+        let (plain, hardened) = (read("").unwrap(), read("[training.adversarial]\n").unwrap());
         assert_ne!(plain.twin_hash("flex", ""), hardened.twin_hash("flex", ""));
         assert_eq!(hardened.config().training.adversarial.as_ref().map(|perturbation| perturbation.steps), Some(10));
-        let said = plan("[training.adversarial]\nepsilon = 300\n").unwrap_err().to_string();
+        let said = read("[training.adversarial]\nepsilon = 300\n").unwrap_err().to_string();
         assert!(said.contains("training.adversarial.epsilon is 300, expected a number in (0, 255]"), "{said}");
     }
 }

@@ -24,7 +24,7 @@ pub fn own_weights_table(result: &OwnWeightsResult, width: usize) -> String {
     }
     for defense in &result.defenses {
         if let Some(reason) = defense.failure() {
-            text.push_str(&format!("{} failed: {reason}\n", defense.title));
+            text.extend([&defense.title, " failed: ", reason, "\n"]);
         }
     }
     text

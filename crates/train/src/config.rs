@@ -249,18 +249,10 @@ impl TrainingConfig {
                 );
             }
         }
-        let named = |field: &str| match field {
-            "epsilon" => "adversarial.epsilon",
-            "step" => "adversarial.step",
-            _ => "adversarial.steps",
-        };
-        let perturbation = self.adversarial.iter().flat_map(PerturbationConfig::validate);
-        problems.extend(perturbation.map(|problem| match problem {
-            TrainError::InvalidField { field, found, allowed } => {
-                TrainError::InvalidField { field: named(field), found, allowed }
-            }
-            other => other,
-        }));
+        if let Some(adversarial) = &self.adversarial {
+            let names = ["adversarial.epsilon", "adversarial.step", "adversarial.steps"];
+            problems.extend(adversarial.validate_as(names));
+        }
         problems
     }
 }

@@ -31,6 +31,11 @@ impl Default for PerturbationConfig {
 impl PerturbationConfig {
     /// Every field that cannot be, by its name in the table.
     pub fn validate(&self) -> Vec<TrainError> {
+        self.validate_as(["epsilon", "step", "steps"])
+    }
+
+    /// The same with other names for the three fields.
+    pub(crate) fn validate_as(&self, [epsilon, step, steps]: [&'static str; 3]) -> Vec<TrainError> {
         let mut problems = Vec::new();
         let mut expect = |holds: bool, field: &'static str, found: String, allowed: &str| {
             if !holds {
@@ -39,9 +44,9 @@ impl PerturbationConfig {
         };
         let allowed = "a number in (0, 255], in steps of 1/255";
         let is_change = |change: f64| change > 0.0 && change <= 255.0;
-        expect(is_change(self.epsilon), "epsilon", self.epsilon.to_string(), allowed);
-        expect(is_change(self.step), "step", self.step.to_string(), allowed);
-        expect((1..=10_000).contains(&self.steps), "steps", self.steps.to_string(), "1 to 10000");
+        expect(is_change(self.epsilon), epsilon, self.epsilon.to_string(), allowed);
+        expect(is_change(self.step), step, self.step.to_string(), allowed);
+        expect((1..=10_000).contains(&self.steps), steps, self.steps.to_string(), "1 to 10000");
         problems
     }
 
