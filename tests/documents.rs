@@ -60,7 +60,8 @@ fn every_example_in_the_documents_is_accepted() {
             if !example.contains("dataset") {
                 example.insert_str(0, &format!("{shapes}\n"));
             }
-            let defaults = [(&["[trigger.", "[crafted."][..], "[trigger.square]"), (&["[model."], "[model.patch-moe]")];
+            let attacks = &["[trigger.", "[crafted.", "[controlled."][..];
+            let defaults = [(attacks, "[trigger.square]"), (&["[model."], "[model.patch-moe]")];
             for (tables, default) in defaults {
                 if !tables.iter().any(|table| example.contains(table)) {
                     example.push_str(default);

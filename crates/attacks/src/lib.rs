@@ -40,8 +40,8 @@ mod trojan_nn;
 
 pub use config::CraftedConfig;
 pub use controlled::{
-    ControlledAttack, ControlledConfig, ControlledKind, GeneratorConfig, HandInTraining, InputAwareConfig, Scene,
-    SsdtConfig,
+    ControlledAttack, ControlledConfig, ControlledKind, DoseConfig, ForcedExperts, ForcedRoutingConfig,
+    GeneratorConfig, HandInTraining, InputAwareConfig, LiraConfig, Scene, SsdtConfig,
 };
 pub use crafted_trigger::{Change, CraftedTrigger};
 pub use crafting::{Craft, Crafted, Crafting, Workshop};

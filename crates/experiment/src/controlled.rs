@@ -4,7 +4,7 @@ use patchdoor_attacks::{HandInTraining, Scene};
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_plan::ExperimentConfig;
-use patchdoor_record::{check_sealed, is_sealed, write_sealed};
+use patchdoor_record::{check_sealed, is_sealed, write_sealed, write_sealed_json};
 
 use crate::attack::Attack;
 use crate::console::Watch;
@@ -13,6 +13,9 @@ use crate::images::SeedImages;
 
 /// Name of the file with the networks that an attacker has trained beside the classifier.
 const GENERATOR: &str = "generator.safetensors";
+
+/// Name of the file with what is to be known of how an attack went.
+const RECORD: &str = "controlled.json";
 
 /// An attacker's hand in the training of a victim.
 pub(crate) type Hand<'a, B> = Box<dyn HandInTraining<B> + 'a>;
@@ -42,6 +45,7 @@ pub(crate) fn enter<'a, B: TrainingBackend>(
     let Some(controlled) = &config.controlled else { return Ok(None) };
     let scene = Scene {
         training: poisoned,
+        untouched: &images.training,
         plan: &attack.poisoning,
         poisoning: &config.poisoning,
         trigger: attack.trigger.as_ref(),
@@ -58,6 +62,9 @@ pub(crate) fn enter<'a, B: TrainingBackend>(
 pub(crate) fn save<B: TrainingBackend>(hand: &dyn HandInTraining<B>, folder: &Path) -> Step<()> {
     if let Some(bytes) = hand.to_safetensors()? {
         write_sealed(&folder.join(GENERATOR), &bytes)?;
+    }
+    if let Some(record) = hand.record() {
+        write_sealed_json(&folder.join(RECORD), &record)?;
     }
     Ok(())
 }

@@ -18,6 +18,18 @@ pub(crate) fn check_controlled(config: &ExperimentConfig, shape: ImageShape) -> 
     let kind = controlled.kind();
     let own = kind.validate(shape).into_iter().map(|error| problem(error, &table));
     let refused = kind.refuse(&config.poisoning.label_rule, config.placement.as_ref(), &config.model);
+    let data = &config.data;
+    let held_out = (kind.needs_validation() && data.validation_fraction == 0.0).then(|| Problem {
+        field: "data.validation-fraction".into(),
+        found: "0".into(),
+        allowed: format!("more, because {} looks at images that are held out", controlled.name()),
+    });
+    let still = (kind.needs_still_images() && !data.augmentation.is_none()).then(|| Problem {
+        field: "data.augmentation".into(),
+        found: "given".into(),
+        allowed: format!("none, because {} has to know which patches a trigger touches", controlled.name()),
+    });
+    let own = own.chain(held_out).chain(still);
     own.chain(refused.into_iter().map(|error| problem(error, ""))).collect()
 }
 
@@ -55,6 +67,14 @@ mod tests {
         assert!(
             of_all.contains("poisoning.label-rule is without a source class, expected \"source-specific\""),
             "{of_all}"
+        );
+        let dose = said("[data]\nvalidation-fraction = 0\n[controlled.dose.trigger.square]\nsize = 99\n");
+        assert!(dose.contains("data.validation-fraction is 0, expected more, because dose looks at images"), "{dose}");
+        assert!(dose.contains("controlled.dose.trigger.square.size is 99"), "{dose}");
+        let moved = said("[data]\naugmentation.flip = true\n[controlled.forced-routing]\n");
+        assert!(
+            moved.contains("data.augmentation is given, expected none, because forced-routing has to know"),
+            "{moved}"
         );
         assert!(plan("[poisoning]\nlabel-rule.source-specific = { source-class = 1 }\n[controlled.ssdt]\n").is_ok());
     }

@@ -32,6 +32,16 @@ pub trait ControlledKind {
         no_cells.into_iter().collect()
     }
 
+    /// Whether it looks at images that are held out of the training data.
+    fn needs_validation(&self) -> bool {
+        false
+    }
+
+    /// Whether training images must stay where they are, so that it knows which patches a trigger touches.
+    fn needs_still_images(&self) -> bool {
+        false
+    }
+
     /// Shortens what it trains for a run of seconds that keeps all paths.
     fn make_quick(&mut self) {}
 }
@@ -55,6 +65,8 @@ pub struct Scene<'a> {
     /// The images that the classifier is trained on, under the labels that the attacker gives them. Where the trigger is
     /// known beforehand, the poisoned ones carry it; where a generator is yet to make it, they are untouched.
     pub training: &'a ImageSet,
+    /// The same images untouched, under their true labels.
+    pub untouched: &'a ImageSet,
     /// Which of them are poisoned, and which are covers.
     pub plan: &'a PoisoningPlan,
     /// By what label rule.
@@ -86,6 +98,11 @@ pub trait HandInTraining<B: TrainingBackend>: Objective<B> {
     /// If they cannot be written so.
     fn to_safetensors(&self) -> Result<Option<Vec<u8>>, AttackError> {
         Ok(None)
+    }
+
+    /// What is to be known of how it went, for the record; `None` if that is nothing.
+    fn record(&self) -> Option<serde_json::Value> {
+        None
     }
 
     /// Takes back what [`to_safetensors`](Self::to_safetensors) gave.

@@ -2,7 +2,9 @@ use patchdoor_kernels::TrainingBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::controlled::registry::controlled_attacks;
-use crate::{ControlledAttack, ControlledKind, InputAwareConfig, SsdtConfig};
+use crate::{
+    ControlledAttack, ControlledKind, DoseConfig, ForcedRoutingConfig, InputAwareConfig, LiraConfig, SsdtConfig,
+};
 
 controlled_attacks! {
     /// Which attack an attacker makes who controls the training; in TOML the table `[controlled.input-aware]`, and so on,
@@ -14,8 +16,14 @@ controlled_attacks! {
     pub enum ControlledConfig {
         /// A pattern for each image, which works on no other.
         InputAware(InputAwareConfig) = "input-aware",
-        /// The same for images of one class alone.
+        /// Bounded noise for each image.
+        Lira(LiraConfig) = "lira",
+        /// The input-aware attack for images of one class alone.
         Ssdt(SsdtConfig) = "ssdt",
+        /// Experts that are forced to select the trigger's patches.
+        ForcedRouting(ForcedRoutingConfig) = "forced-routing",
+        /// A backdoor whose success is held down.
+        Dose(DoseConfig) = "dose",
     }
 }
 

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use burn::tensor::activation::tanh;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use patchdoor_data::{Image, StreamRng, Trigger};
 use patchdoor_kernels::Kernels;
@@ -15,6 +16,7 @@ pub(crate) struct GeneratedTrigger<B: Backend> {
 }
 
 /// How an image and what generators make of it become one.
+#[allow(clippy::large_enum_variant, reason = "one value per training")]
 pub(crate) enum GeneratedForm<B: Backend> {
     /// `x + (pattern - x) mask`.
     Masked {
@@ -22,6 +24,13 @@ pub(crate) enum GeneratedForm<B: Backend> {
         masks: Generator<B>,
         /// Of the pattern, shares in [0, 1].
         patterns: Generator<B>,
+    },
+    /// `x + bound tanh(noise)`, cut to [0, 1].
+    Bounded {
+        /// Of the noise.
+        noise: Generator<B>,
+        /// Largest change of a pixel's share, in (0, 1].
+        bound: f64,
     },
 }
 
@@ -34,6 +43,7 @@ impl<B: Kernels> GeneratedForm<B> {
                 let mask = mask_of(masks.learned(images.clone()));
                 masked(images.clone(), as_shares(patterns.learned(images)), mask)
             }
+            Self::Bounded { noise, bound } => bounded(images.clone(), noise.learned(images), *bound),
         }
     }
 }
@@ -48,6 +58,11 @@ pub(crate) fn mask_of<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
 /// - masks: `[batch, row, column, 1]`
 pub(crate) fn masked<B: Backend>(images: Tensor<B, 4>, patterns: Tensor<B, 4>, masks: Tensor<B, 4>) -> Tensor<B, 4> {
     images.clone() + (patterns - images) * masks
+}
+
+/// Adds noise of at most `bound` and cuts what leaves [0, 1].
+pub(crate) fn bounded<B: Backend>(images: Tensor<B, 4>, noise: Tensor<B, 4>, bound: f64) -> Tensor<B, 4> {
+    (images + tanh(noise).mul_scalar(bound)).clamp(0.0, 1.0)
 }
 
 impl<B: Kernels> Trigger for GeneratedTrigger<B> {

@@ -3,16 +3,25 @@
 mod attack;
 mod checks;
 mod config;
+mod dose;
+mod forced_routing;
 mod generated_trigger;
 mod generator;
 mod input_aware;
+mod lira;
 mod registry;
 mod ssdt;
-#[cfg(test)]
-pub(crate) mod testing;
+mod state;
+mod tensors;
 
 pub use attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
 pub use config::ControlledConfig;
+pub use dose::DoseConfig;
+pub use forced_routing::{ForcedExperts, ForcedRoutingConfig};
 pub use generator::GeneratorConfig;
 pub use input_aware::InputAwareConfig;
+pub use lira::LiraConfig;
 pub use ssdt::SsdtConfig;
+
+#[cfg(test)]
+pub(crate) mod testing;

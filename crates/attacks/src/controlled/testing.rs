@@ -127,6 +127,7 @@ pub(crate) fn attacked(
     let validation = patches("validation", 100);
     let scene = Scene {
         training: &training,
+        untouched: &own,
         plan: &plan,
         poisoning,
         trigger: trigger.as_ref(),
