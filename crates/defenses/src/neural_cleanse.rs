@@ -3,7 +3,8 @@ use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
-use crate::reversed_trigger::{ReversalConfig, ReversedTrigger};
+use crate::reversal::ReversalConfig;
+use crate::reversed_trigger::ReversedTrigger;
 use crate::{DefendedClassifier, Defense, DefenseError, Inspection, InspectionWork, ModelInspector, Need};
 
 /// What makes a normal distribution's median absolute deviation its standard deviation.

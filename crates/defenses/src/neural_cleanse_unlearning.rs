@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
 use crate::neural_cleanse::{check_anomaly, judged};
-use crate::reversed_trigger::{ReversalConfig, ReversedTrigger};
+use crate::reversal::ReversalConfig;
+use crate::reversed_trigger::ReversedTrigger;
 use crate::tuning::{field_training, tune, validate_training};
 use crate::{
     DefendedClassifier, DefenderData, Defense, DefenseError, ModelRepair, Need, RepairDetails, RepairWork, Repaired,
