@@ -61,6 +61,7 @@ pub(crate) fn surrogate() -> Classifier<Learner> {
     static TRAINED: OnceLock<BTreeMap<String, TensorData>> = OnceLock::new();
     let tensors = TRAINED.get_or_init(|| {
         let config = TrainingConfig {
+            adversarial: None,
             epochs: 12,
             batch_size: 40,
             learning_rate: 0.1,

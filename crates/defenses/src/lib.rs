@@ -100,7 +100,6 @@ pub use patch_shuffle::PatchShuffle;
 pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
 pub use pruning_series::PruningSeries;
 pub use reversal::ReversalConfig;
-pub use reversed_trigger::ReversalConfig;
 pub use router_null_space::RouterNullSpace;
 pub use router_retraining::RouterRetraining;
 pub use routing_distance::{RoutingDistance, RoutingSpace};
