@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape, LabelRule};
 use patchdoor_kernels::{Kernels, TrainingBackend};
-use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, cross_entropy, pixel_gradient, predict};
+use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, cross_entropy, gradient_by, predict};
 use patchdoor_triggers::PlacementConfig;
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,7 @@ impl LabelConsistentConfig {
             let mut images = batch.images.clone();
             for done in 0..self.steps {
                 workshop.step(number * self.steps + done, total)?;
-                let (gradient, ()) = pixel_gradient::<B, _>(images.clone(), |images| {
+                let (gradient, ()) = gradient_by::<B, 4, _>(images.clone(), |images| {
                     let labels = Tensor::from_inner(batch.labels.clone());
                     (cross_entropy(workshop.surrogate.forward(images), labels), ())
                 });

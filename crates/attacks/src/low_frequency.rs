@@ -2,7 +2,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape, LabelRule};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, pixel_gradient, predict};
+use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, gradient_by, predict};
 use patchdoor_triggers::PlacementConfig;
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +134,7 @@ impl LowFrequencyConfig {
                 ..pattern.clone()
             };
             let at = start.clone() + moved.tensor::<B::InnerBackend>(device);
-            let (gradient, distance) = pixel_gradient::<B, _>(at, |image| {
+            let (gradient, distance) = gradient_by::<B, 4, _>(at, |image| {
                 let logits = workshop.surrogate.forward(image);
                 let values: Vec<f64> = logits.clone().into_data().iter::<f64>().collect();
                 let best =

@@ -1,7 +1,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::{ImageShape, LabelRule};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_train::{BatchAssembler, cross_entropy, pixel_gradient};
+use patchdoor_train::{BatchAssembler, cross_entropy, gradient_by};
 use patchdoor_triggers::PlacementConfig;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,7 @@ impl Craft for NarcissusConfig {
         for (done, indices) in batches(own.len(), self.batch_size, workshop.seed).take(total).enumerate() {
             workshop.step(done, total)?;
             let batch = assembler.batch(&indices, device).images;
-            let (gradient, ()) = pixel_gradient::<B, _>(pattern.tensor(device), |pattern| {
+            let (gradient, ()) = gradient_by::<B, 4, _>(pattern.tensor(device), |pattern| {
                 let stamped = overlaid(Tensor::from_inner(batch), pattern, Tensor::from_inner(mask.clone()), true);
                 let labels = TensorData::new(vec![i32::from(target); indices.len()], [indices.len()]);
                 let labels = Tensor::<B, 1, Int>::from_data(labels, device);

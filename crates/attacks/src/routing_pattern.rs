@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape, LabelRule, stream, trigger_all_images};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::PatchMoeConfig;
-use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, Selections, pixel_gradient, predict_with_routing};
+use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, Selections, gradient_by, predict_with_routing};
 use patchdoor_triggers::{Anchor, BlockCells, CellsConfig, PlacementConfig};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -379,7 +379,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
             let inner = self.workshop.surrogate.valid();
             inner.forward_with_scores(images.clone()).expect("a surrogate with routers").1
         });
-        let (gradient, loss) = pixel_gradient::<B, _>(pattern.tensor(device), |pattern| {
+        let (gradient, loss) = gradient_by::<B, 4, _>(pattern.tensor(device), |pattern| {
             let stamped =
                 overlaid(Tensor::from_inner(images), pattern, Tensor::from_inner(mask), self.config.bound.is_some());
             let (logits, scores) =

@@ -2,7 +2,7 @@ use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageShape, LabelRule};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Tapped;
-use patchdoor_train::{BatchAssembler, pixel_gradient};
+use patchdoor_train::{BatchAssembler, gradient_by};
 use patchdoor_triggers::{Anchor, BlockCells, CellsConfig, PlacementConfig};
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ impl Craft for TrojanNnConfig {
         let (mut first, mut last) = (None, 0.0);
         for done in 0..=self.steps {
             workshop.step(done, self.steps)?;
-            let (gradient, value) = pixel_gradient::<B, _>(pattern.tensor(device), |pattern| {
+            let (gradient, value) = gradient_by::<B, 4, _>(pattern.tensor(device), |pattern| {
                 let [images, mask] = [images.clone(), tensor.clone()].map(Tensor::<B, 4>::from_inner);
                 let stamped = overlaid(images, pattern, mask, false);
                 let (_, mut taps) = workshop.surrogate.forward_with_taps(stamped, &["features"]);

@@ -3,13 +3,12 @@ use patchdoor_data::ImageSet;
 use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::Classifier;
 use patchdoor_train::{
-    AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy,
+    AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy, gradient_by,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
 use crate::error::invalid;
-use crate::gradients::gradient_by;
 use crate::tuning::{tune_on, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -271,7 +270,7 @@ fn gradient<B: TrainingBackend>(
     loss: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 1>,
 ) -> Vec<f64> {
     let at = tensor::<B>(at, images).inner();
-    let ((), gradient) = gradient_by::<B, 4, _>(&at, |perturbation| (loss(perturbation), ()));
+    let (gradient, ()) = gradient_by::<B, 4, _>(at, |perturbation| (loss(perturbation), ()));
     gradient.into_data().iter::<f64>().collect()
 }
 

@@ -18,6 +18,7 @@
 //! ```
 
 mod activation_clustering;
+mod adam;
 mod adversarial_neuron_pruning;
 mod attention_distillation;
 mod batch_stream;
@@ -36,7 +37,6 @@ mod feature_shift_tuning;
 mod filter_scores;
 mod fine_pruning;
 mod fine_tuning;
-mod gradients;
 mod implicit_backdoor_unlearning;
 mod mm_bd;
 mod neural_cleanse;

@@ -3,11 +3,11 @@ use patchdoor_data::stream;
 use patchdoor_kernels::{Kernels, TrainingBackend};
 use patchdoor_metrics::Gamma;
 use patchdoor_model::Classifier;
+use patchdoor_train::gradient_by;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
-use crate::gradients::gradient_by;
 use crate::{DefendedClassifier, Defense, DefenseError, Inspection, InspectionWork, ModelInspector};
 
 /// MM-BD (Wang et al. 2024, arXiv:2205.06900): looks for the class whose logit can be driven farthest above all others, over all
@@ -101,7 +101,7 @@ impl MmBd {
             if (work.is_stopped)() {
                 return Err(DefenseError::Interrupted { epochs: 0 });
             }
-            let (margins, gradient) = gradient_by::<B, 4, _>(&images, |images| {
+            let (gradient, margins) = gradient_by::<B, 4, _>(images.clone(), |images| {
                 let logits = classifier.forward(images);
                 let (margins, signs) = margins_of(logits.clone().inner(), class);
                 ((logits * Tensor::from_inner(signs)).sum(), margins)

@@ -2,15 +2,15 @@ use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
-use patchdoor_train::{classes_of, cross_entropy};
+use patchdoor_train::{classes_of, cross_entropy, gradient_by};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::DefenseError;
+use crate::adam::Adam;
 use crate::batch_stream::BatchStream;
 use crate::covered_gates::{cells, unselected};
 use crate::error::invalid;
-use crate::gradients::{Adam, gradient_by};
 use crate::reversed_trigger::{ReversedTrigger, mask_and_pattern, unsquashed};
 
 /// How the smallest trigger of a class is looked for: a mask and a pattern that together send clean images of all classes to it.
@@ -170,7 +170,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
             let count = batch.dims()[0];
             let target = Tensor::<B, 1, Int>::full([count], self.class as i64, device);
             let cost = self.schedule.cost;
-            let (predicted, gradient) = gradient_by::<B, 4, _>(&self.raw, |raw| {
+            let (gradient, predicted) = gradient_by::<B, 4, _>(self.raw.clone(), |raw| {
                 let [mask, pattern] = mask_and_pattern(raw);
                 let stamped = batch.clone() * (mask.clone().neg() + 1.0) + mask.clone() * pattern;
                 let (logits, routings) = classifier.forward_with_routing(stamped);

@@ -6,11 +6,11 @@ use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::Classifier;
 use patchdoor_train::{
     AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, classes_of, cross_entropy,
+    gradient_by,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
-use crate::gradients::gradient_by;
 use crate::tuning::{tune_on, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -136,7 +136,7 @@ impl<B: TrainingBackend> Unlearning<'_, B> {
         let classes = [&frozen, &self.before].map(|network| classes_of(network.valid().forward(images.clone())));
         let mut perturbation = images.zeros_like() + config.bound;
         for _ in 0..config.steps {
-            let (is_done, uphill) = gradient_by::<B, 4, _>(&perturbation, |perturbation| {
+            let (uphill, is_done) = gradient_by::<B, 4, _>(perturbation.clone(), |perturbation| {
                 let carried = batch.images.clone() + perturbation;
                 let logits = [frozen.forward(carried.clone()), self.before.forward(carried)];
                 let found = logits.each_ref().map(|logits| classes_of(logits.clone().inner()));

@@ -32,12 +32,12 @@ mod batches;
 mod checkpoint;
 mod config;
 mod error;
+mod gradient;
 mod manifest;
 mod objective;
 mod observer;
 mod optimizer;
 mod perturbation;
-mod pixel_gradient;
 mod prediction;
 mod schedule;
 mod sgd;
@@ -53,11 +53,11 @@ pub use config::{
     StepConfig, TrainingConfig,
 };
 pub use error::TrainError;
+pub use gradient::gradient_by;
 pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy};
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use perturbation::PerturbationConfig;
-pub use pixel_gradient::pixel_gradient;
 pub use prediction::{
     PREDICTION_BATCH, RoutedPrediction, Selections, classes_of, input_shape, predict, predict_features,
     predict_given_routing, predict_with_routing,

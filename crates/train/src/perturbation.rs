@@ -1,12 +1,11 @@
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::StreamRng;
-use patchdoor_kernels::{TrainingBackend, differentiate};
+use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::{TrainError, gradient_by};
 
 /// How far from an image a perturbation may lead, and how it is looked for: projected gradient ascent within a ball of the largest
 /// change of a pixel (Madry et al. 2018, arXiv:1706.06083).
@@ -68,7 +67,7 @@ impl PerturbationConfig {
     /// Climbs a loss from a start: each step adds `step` times the sign of the gradient, and goes back to the ball around the
     /// image and to [0, 1]. The classifier must be frozen: it then normalizes as in inference, and no weight takes a gradient.
     ///
-    /// The loss is called in [`differentiate`], and nothing else may happen in it.
+    /// The loss is called in [`differentiate`](patchdoor_kernels::differentiate), and nothing else may happen in it.
     ///
     /// # Shapes
     /// - images, start and output: `[batch, height, width, channel]`, pixels in [0, 1]
@@ -84,24 +83,11 @@ impl PerturbationConfig {
         let (lowest, highest) = ((images.clone() - epsilon).clamp_min(0.0), (images.clone() + epsilon).clamp_max(1.0));
         let mut perturbed = start;
         for _ in 0..self.steps {
-            let gradient = gradient_of(classifier, &perturbed, &loss);
+            let (gradient, ()) = gradient_by::<B, 4, _>(perturbed.clone(), |images| (loss(classifier, images), ()));
             perturbed = (perturbed + gradient.sign() * step).max_pair(lowest.clone()).min_pair(highest.clone());
         }
         perturbed
     }
-}
-
-/// The gradient of a loss with respect to the images.
-fn gradient_of<B: TrainingBackend>(
-    classifier: &Classifier<B>,
-    images: &Tensor<B::InnerBackend, 4>,
-    loss: &impl Fn(&Classifier<B>, Tensor<B, 4>) -> Tensor<B, 1>,
-) -> Tensor<<B as AutodiffBackend>::InnerBackend, 4> {
-    differentiate(|| {
-        let images = Tensor::<B, 4>::from_inner(images.clone()).require_grad();
-        let gradients = loss(classifier, images.clone()).backward();
-        images.grad(&gradients).expect("the loss follows from the pixels")
-    })
 }
 
 #[cfg(test)]

@@ -1,26 +1,5 @@
 use burn::tensor::Tensor;
-use patchdoor_kernels::{TrainingBackend, differentiate};
-
-/// Differentiates a loss by something that is no parameter of a classifier, such as images or a perturbation of them.
-///
-/// Returns what the loss came with, and the gradient; zeros if the loss does not depend on it. A classifier in the loss
-/// is to be frozen ([`Classifier::freeze_all_but`](patchdoor_model::Classifier::freeze_all_but)) if it shall normalize as
-/// in inference.
-///
-/// # Shapes
-/// - loss: `[1]`
-/// - gradient: as `at`
-pub(crate) fn gradient_by<B: TrainingBackend, const D: usize, T>(
-    at: &Tensor<B::InnerBackend, D>,
-    loss: impl FnOnce(Tensor<B, D>) -> (Tensor<B, 1>, T),
-) -> (T, Tensor<B::InnerBackend, D>) {
-    let (found, gradient) = differentiate(|| {
-        let at = Tensor::<B, D>::from_inner(at.clone()).require_grad();
-        let (loss, found) = loss(at.clone());
-        (found, at.grad(&loss.backward()))
-    });
-    (found, gradient.unwrap_or_else(|| at.zeros_like()))
-}
+use patchdoor_kernels::TrainingBackend;
 
 /// Adam (Kingma and Ba 2015, arXiv:1412.6980) over a tensor that is no parameter of a classifier.
 pub(crate) struct Adam<B: TrainingBackend, const D: usize> {
@@ -69,19 +48,6 @@ mod tests {
     fn near(found: Tensor<Flex, 1>, expected: [f64; 2]) {
         let found = found.into_data().iter::<f64>().collect::<Vec<_>>();
         assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6), "{found:?}");
-    }
-
-    #[test]
-    fn the_gradient_of_a_quadratic_is_its_derivative_and_that_of_a_constant_is_zero() {
-        // x^2 + 3 y at (2, 5): 4 + 15 = 19, (4, 3).
-        let (value, gradient) = gradient_by::<Learner, 1, _>(&vector([2.0, 5.0]), |at| {
-            let loss = at.clone().narrow(0, 0, 1).powi_scalar(2) + at.narrow(0, 1, 1) * 3.0;
-            (loss.clone(), loss.into_scalar())
-        });
-        assert!((value - 19.0).abs() < 1e-6);
-        near(gradient, [4.0, 3.0]);
-        let other = Tensor::<Learner, 1>::from_data([7.0], &FlexDevice).require_grad();
-        near(gradient_by::<Learner, 1, _>(&vector([2.0, 5.0]), |_| (other, ())).1, [0.0, 0.0]);
     }
 
     #[test]
