@@ -8,9 +8,9 @@ use crate::{
     ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
     FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries, RouterNullSpace, RouterRetraining,
-    RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures,
-    StepwiseFinePruning, Strip, TopologicalEvolution,
+    ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries, ReconstructiveNeuronPruning,
+    RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning,
+    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution,
 };
 
 defenses! {
@@ -52,6 +52,8 @@ defenses! {
         NeuralCleanseUnlearning(NeuralCleanseUnlearning): Repair = "neural-cleanse-unlearning",
         /// Unlearns perturbations that mislead the classifier and what it was before to the same wrong class.
         SharedAdversarialUnlearning(SharedAdversarialUnlearning): Repair = "shared-adversarial-unlearning",
+        /// Unlearns clean images and prunes the channels that have to be masked to learn them again.
+        ReconstructiveNeuronPruning(ReconstructiveNeuronPruning): Repair = "reconstructive-neuron-pruning",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.
