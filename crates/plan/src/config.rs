@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use patchdoor_attacks::{CraftedConfig, SurrogateConfig};
+use patchdoor_attacks::{CraftedConfig, Crafting, SurrogateConfig};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, PoisoningConfig};
 use patchdoor_model::ClassifierConfig;
 use patchdoor_train::TrainingConfig;
@@ -107,8 +107,7 @@ impl ExperimentConfig {
             return None;
         }
         let surrogate = self.surrogate.clone().unwrap_or_default();
-        let model =
-            surrogate.classifier(&self.model, chooses || crafts.is_some_and(|crafting| crafting.needs_routers()));
+        let model = surrogate.classifier(&self.model, chooses || crafts.is_some_and(Crafting::needs_routers));
         Some((surrogate, model))
     }
 }
