@@ -110,6 +110,9 @@ impl CraftedTrigger {
     }
 
     /// A picture of the pattern: what is written on grey, or what is added around grey, drawn up to full contrast.
+    ///
+    /// # Panics
+    /// Never: a change has a value for every row, column and channel.
     pub fn picture(&self) -> Image {
         let pixels = match &self.test {
             Change::Written(values) => values.iter().map(|value| value.unwrap_or(128)).collect(),

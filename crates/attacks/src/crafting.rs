@@ -35,7 +35,12 @@ pub trait Crafting: Debug {
         None
     }
 
-    /// How many pixels of one image it may change, in a placement of `placed` pixels if it lies in one.
+    /// How many of the placement's cells it chooses for itself; `None` if it lies in all of them.
+    fn chosen_cells(&self) -> Option<usize> {
+        None
+    }
+
+    /// How many pixels of one image it may change, in cells of `placed` pixels together if it lies in cells.
     fn pixel_budget(&self, shape: ImageShape, placed: Option<usize>) -> usize;
 
     /// Keeps every code path and takes seconds.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::crafting::{no_placement, only_one_target};
 use crate::error::{above_zero, invalid, one_or_more};
 use crate::pattern::{Pattern, split_images};
-use crate::target_share::target_shares;
+use crate::target_share::{share_of, target_shares};
 use crate::{AttackError, Craft, Crafted, CraftedTrigger, Crafting, Workshop};
 
 /// The low-frequency trigger, LF (Zeng et al. 2021, arXiv:2104.03413): a smooth pattern added to the whole image that moves
@@ -113,8 +113,7 @@ impl Craft for LowFrequencyConfig {
 fn fooled<B: TrainingBackend>(workshop: &Workshop<'_, B>, images: &ImageSet, trigger: &CraftedTrigger) -> f64 {
     let triggered = patchdoor_data::trigger_all_images(images, trigger, workshop.seed);
     let predicted = predict(&workshop.surrogate.valid(), &triggered, PREDICTION_BATCH, workshop.device);
-    let target = workshop.poisoning.target_class;
-    predicted.iter().filter(|&&predicted| predicted == target).count() as f64 / images.len().max(1) as f64
+    share_of(&predicted, workshop.poisoning.target_class)
 }
 
 impl LowFrequencyConfig {

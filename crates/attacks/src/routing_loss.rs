@@ -42,7 +42,7 @@ impl Objective {
             Self::Routing(wanted) => {
                 let others = carries.ones_like() - carries.clone();
                 let [for_it, against] = [1.0, -1.0].map(|sign| {
-                    let weights = wanted.iter().map(|&weight| if weight == sign { 1.0f32 } else { 0.0 }).collect();
+                    let weights = wanted.iter().map(|&weight| if weight * sign > 0.0 { 1.0f32 } else { 0.0 }).collect();
                     let weights: Vec<f32> = weights;
                     Tensor::<B, 2>::from_data(TensorData::new(weights, [1, wanted.len()]), &device)
                 });
@@ -116,13 +116,13 @@ mod tests {
 
     #[test]
     fn experts_that_shall_select_pay_for_each_patch_they_miss_and_others_for_the_share_they_have() {
-        let (one, two) = ((0.125_f64.ln() + 0.625_f64.ln()) / 2.0, (0.6_f64.ln() + 0.3_f64.ln()) / 2.0);
+        let (one, two) = (f64::midpoint(0.125_f64.ln(), 0.625_f64.ln()), f64::midpoint(0.6_f64.ln(), 0.3_f64.ln()));
         let both = loss(&Objective::Routing(vec![1.0, 1.0]), None);
-        assert!((both + (one + two) / 2.0).abs() < 1e-6, "{both}");
+        assert!((both + f64::midpoint(one, two)).abs() < 1e-6, "{both}");
         let neither = loss(&Objective::Routing(vec![-1.0, -1.0]), None);
-        assert!((neither + (0.25_f64.ln() + 0.1_f64.ln()) / 2.0).abs() < 1e-6, "{neither}");
+        assert!((neither + f64::midpoint(0.25_f64.ln(), 0.1_f64.ln())).abs() < 1e-6, "{neither}");
         let first = loss(&Objective::Routing(vec![1.0, -1.0]), None);
-        assert!((first + (one + 0.1_f64.ln()) / 2.0).abs() < 1e-6, "{first}");
+        assert!((first + f64::midpoint(one, 0.1_f64.ln())).abs() < 1e-6, "{first}");
         let second = loss(&Objective::Routing(vec![0.0, 1.0]), None);
         assert!((second + two).abs() < 1e-6, "{second}");
     }

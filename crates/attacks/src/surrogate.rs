@@ -89,10 +89,7 @@ impl SurrogateConfig {
     /// has a dense one; else the mixture that [`Self::model`] says.
     pub fn classifier(&self, victim: &ClassifierConfig, needs_routers: bool) -> ClassifierConfig {
         let sets = [self.widen_factor, self.experts, self.patches_per_expert, self.patch_size];
-        match needs_routers || sets.iter().any(Option::is_some) {
-            true => self.model(victim).into(),
-            false => victim.clone(),
-        }
+        if needs_routers || sets.iter().any(Option::is_some) { self.model(victim).into() } else { victim.clone() }
     }
 
     /// Every field of its own that cannot be, for the victim's network, input and number of classes; what is the victim's

@@ -22,11 +22,14 @@ pub(crate) fn target_shares<B: TrainingBackend>(
     let others = drawn.into_iter().filter(|&index| images.label(index) != target).collect::<Vec<_>>();
     let untouched = images.subset(&others);
     let surrogate = workshop.surrogate.valid();
-    let share = |set| {
-        let predicted = predict(&surrogate, set, PREDICTION_BATCH, workshop.device);
-        predicted.iter().filter(|&&predicted| predicted == target).count() as f64 / others.len().max(1) as f64
-    };
+    let share = |set| share_of(&predict(&surrogate, set, PREDICTION_BATCH, workshop.device), target);
     let triggered = trigger_all_images(&untouched, trigger, workshop.seed);
     let shares = [("target-share", share(&triggered)), ("target-share-untouched", share(&untouched))];
     shares.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// Share of the predictions that are a class; 0 where there are none.
+pub(crate) fn share_of(predicted: &[u8], class: u8) -> f64 {
+    let sum = predicted.iter().map(|&predicted| f64::from(u8::from(predicted == class))).sum::<f64>();
+    sum / predicted.len().max(1) as f64
 }

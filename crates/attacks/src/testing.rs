@@ -105,7 +105,7 @@ pub(crate) fn crafted(
 pub(crate) fn taken_for(class: u8, images: &ImageSet, trigger: Option<&dyn Trigger>) -> f64 {
     let triggered = trigger.map(|trigger| trigger_all_images(images, trigger, 0));
     let predicted = predict(&surrogate().valid(), triggered.as_ref().unwrap_or(images), 64, &FlexDevice);
-    predicted.iter().filter(|&&predicted| predicted == class).count() as f64 / images.len() as f64
+    crate::target_share::share_of(&predicted, class)
 }
 
 /// The images of one class.

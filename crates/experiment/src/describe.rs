@@ -2,6 +2,7 @@ use std::path::Path;
 
 use patchdoor_data::Dataset;
 use patchdoor_plan::{DatasetFacts, ExperimentConfig, ImageCounts, Plan, choice_name};
+use patchdoor_triggers::TriggerError;
 
 use crate::backend::Backend;
 
@@ -106,8 +107,13 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
 fn pixel_budget(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<usize> {
     let shape = facts.shape;
     if let Some(crafted) = &config.crafted {
-        let placed = config.trigger_placement().map(|placement| placement.pixels_of_cells(shape));
-        return Some(crafted.as_crafting().pixel_budget(shape, placed.transpose().ok()?));
+        let crafting = crafted.as_crafting();
+        let placed = config.trigger_placement().map(|placement| {
+            let placed = placement.pixels_of_cells(shape)?;
+            let cell = shape.height / placement.grid * (shape.width / placement.grid);
+            Ok::<_, TriggerError>(crafting.chosen_cells().map_or(placed, |count| placed.min(count * cell)))
+        });
+        return Some(crafting.pixel_budget(shape, placed.transpose().ok()?));
     }
     let trigger = config.trigger()?;
     match &config.placement {

@@ -1,7 +1,6 @@
 use patchdoor_data::{DataError, DatasetConfig};
 use patchdoor_model::ModelError;
 use patchdoor_train::{TrainError, input_shape};
-use patchdoor_triggers::TriggerError;
 
 use crate::classes::check_classes;
 use crate::config::ExperimentConfig;
@@ -153,17 +152,6 @@ fn check_other_images(config: &ExperimentConfig, facts: &DatasetFacts) -> Option
         field: "data.training-images".into(),
         found: wanted.map_or("not given".into(), |wanted| wanted.to_string()),
         allowed: format!("{allowed}, so that the surrogate has as many others (surrogate.images = \"others\")"),
-    })
-}
-
-/// The problems a table of the triggers crate finds with itself, with the table's path in front if there is one.
-pub(crate) fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
-    errors.into_iter().map(move |error| match error {
-        TriggerError::InvalidField { field, found, allowed } => {
-            let field = if table.is_empty() { field.to_owned() } else { format!("{table}.{field}") };
-            Problem { field, found, allowed }
-        }
-        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
     })
 }
 

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use patchdoor_attacks::{ControlledConfig, CraftedConfig, SurrogateConfig};
+use patchdoor_attacks::{ControlledConfig, CraftedConfig, Crafting, SurrogateConfig};
 use patchdoor_data::{AugmentationConfig, DatasetConfig, PoisoningConfig};
 use patchdoor_model::ClassifierConfig;
 use patchdoor_train::TrainingConfig;
@@ -130,7 +130,7 @@ impl ExperimentConfig {
             return None;
         }
         let surrogate = self.surrogate.clone().unwrap_or_default();
-        let needs_routers = chooses_cells || crafts.is_some_and(|crafting| crafting.needs_routers());
+        let needs_routers = chooses_cells || crafts.is_some_and(Crafting::needs_routers);
         let model = surrogate.classifier(&self.model, needs_routers);
         Some((surrogate, model))
     }

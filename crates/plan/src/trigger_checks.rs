@@ -1,8 +1,8 @@
 use patchdoor_attacks::{AttackError, CraftedConfig};
 use patchdoor_data::ImageShape;
 use patchdoor_model::{ClassifierConfig, InputShape, NetworkConfig};
+use patchdoor_triggers::TriggerError;
 
-use crate::checks::from_trigger;
 use crate::config::ExperimentConfig;
 use crate::facts::choice_name;
 use crate::problem::Problem;
@@ -83,6 +83,17 @@ pub(crate) fn check_surrogate(config: &ExperimentConfig, input: InputShape, clas
         });
     }
     problems
+}
+
+/// The problems a table of the triggers crate finds with itself, with the table's path in front if there is one.
+fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = Problem> {
+    errors.into_iter().map(move |error| match error {
+        TriggerError::InvalidField { field, found, allowed } => {
+            let field = if table.is_empty() { field.to_owned() } else { format!("{table}.{field}") };
+            Problem { field, found, allowed }
+        }
+        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
+    })
 }
 
 /// The problems a table of the attacks crate finds with itself, with the table's path in front if there is one.
