@@ -212,7 +212,7 @@ mod tests {
         let order = [2, 0, 1];
         let mut moved = Vec::new();
         for class in maps.chunks_exact(12).rev() {
-            order.iter().for_each(|expert| moved.extend(&class[expert * 4..][..4]));
+            moved.extend(order.into_iter().flat_map(|expert| &class[expert * 4..][..4]));
         }
         let similarity = order.map(|a| order.map(|b| similarity[a * 3 + b])).concat();
         let found = profile(&moved, &similarity, 3);

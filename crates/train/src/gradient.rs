@@ -15,13 +15,14 @@ pub fn gradient_by<B: TrainingBackend, const D: usize, T>(
     at: Tensor<B::InnerBackend, D>,
     pass: impl FnOnce(Tensor<B, D>) -> (Tensor<B, 1>, T),
 ) -> (Tensor<B::InnerBackend, D>, T) {
-    let leaf = Tensor::<B, D>::from_inner(at.clone());
+    let (shape, device) = (at.dims(), at.device());
+    let leaf = Tensor::<B, D>::from_inner(at);
     let (gradient, found) = differentiate(|| {
         let leaf = leaf.require_grad();
         let (scalar, found) = pass(leaf.clone());
         (leaf.grad(&scalar.backward()), found)
     });
-    (gradient.unwrap_or_else(|| at.zeros_like()), found)
+    (gradient.unwrap_or_else(|| Tensor::zeros(shape, &device)), found)
 }
 
 #[cfg(test)]
