@@ -1090,7 +1090,8 @@ mod tests {
         let one_class = PoisoningConfig { label_rule: LabelRule::CleanLabel(CleanLabel::default()), ..config };
         assert_eq!(
             one_class.validate(4)[0].to_string(),
-            "selection is by-class, expected \"random\" where the label rule poisons images of class 1 alone"
+            "selection is by-class, expected \"random\" or \"smallest-margin\" where the label rule poisons images of class 1 \
+             alone"
         );
     }
 

@@ -54,7 +54,7 @@ pub(crate) enum Command {
                       finished ones and goes on with interrupted ones.\n\n\
                       Exit codes: 0 done, 1 a defense failed, 2 unusable weights, file or images, 130 interrupted.\n\n\
                       Examples:\n  cargo xtask defend --weights mine.safetensors --defense mine.toml\n  \
-                      cargo xtask defend --weights mine.safetensors --model network.toml --defense mine.toml --set seeds=[1]"
+                      cargo xtask defend --weights mine.safetensors --model network.toml --defense mine.toml"
     )]
     Defend(OwnWeightsArguments),
     /// Score images with weights of your own and the detectors of a file
