@@ -65,7 +65,8 @@ mod tests {
         assert!(dense.contains("controlled.input-aware.generator.channels is 0, expected 1 or more"), "{dense}");
         let of_all = said("[controlled.ssdt]\n");
         assert!(
-            of_all.contains("poisoning.label-rule is without a source class (the default), expected \"source-specific\""),
+            of_all
+                .contains("poisoning.label-rule is without a source class (the default), expected \"source-specific\""),
             "{of_all}"
         );
         let dose = said("[data]\nvalidation-fraction = 0\n[controlled.dose.trigger.square]\nsize = 99\n");
