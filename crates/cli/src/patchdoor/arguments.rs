@@ -1,4 +1,8 @@
-#![allow(clippy::doc_markdown, reason = "the comments are the help text, which is read as it is")]
+#![allow(
+    clippy::doc_markdown,
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are the help text, which is read as it is"
+)]
 
 use std::path::PathBuf;
 
