@@ -187,6 +187,7 @@ mod tests {
     }
 
     fn evaded(config: &ClassifierConfig, evasion: &EvasionConfig) -> EvasionStanding {
+        let _alone = crate::testing::alone();
         let (classifier, images) = own_images(config);
         let watch = Watch { console: Console::plain(), stop: &AtomicBool::new(false) };
         evade(evasion, &images, classifier, 0, watch, &FlexDevice).expect("nothing stops it")

@@ -74,6 +74,8 @@ mod sources;
 mod speed;
 mod stealth;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod toolkit;
 mod training;
 mod weights_error;

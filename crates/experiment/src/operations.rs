@@ -221,6 +221,7 @@ mod tests {
 
     #[test]
     fn the_cpu_agrees_with_itself_to_the_bit() {
+        let _alone = crate::testing::alone();
         let checks = check_operations(&BackendChoice::Flex.resolve().expect("built"), Precision::F32, 0.0)
             .expect("flex is built");
         assert_eq!(checks.len(), 15);
