@@ -96,6 +96,38 @@ fn every_defense_starts_from_the_same_model_and_is_measured_before_and_after() {
 }
 
 #[test]
+fn a_tuned_repair_is_the_strongest_that_the_validation_images_allow_and_says_what_it_tried() {
+    let bench = Bench::new();
+    let repair = "fine-tuning = { training = { epochs = 1, batch-size = 32, learning-rate = 0.05 } }";
+    let tuned = format!("[[defenses]]\ntwin = true\ntune = {{ max-accuracy-drop = 0.99 }}\n{repair}\n");
+    let dear = format!("[[defenses]]\nlabel = \"none to spare\"\ntune = {{ max-accuracy-drop = 0.0 }}\n{repair}\n");
+    bench.file("tuned.toml", &format!("{SMALL}{tuned}{dear}"));
+    let finished = bench.run(&["run", "tuned.toml"]).expect(0);
+    assert!(finished.err().contains("5 epochs at most, as strong as validation images allow"), "{}", finished.err());
+    assert!(finished.err().contains("training.learning-rate 0.5 taken"), "{}", finished.err());
+
+    let defenses = bench.run_directory().join("seed-0/defenses");
+    let measured = json(&defenses.join("0-fine-tuning/result.json"));
+    assert_eq!(measured["peak-memory"].is_u64(), cfg!(target_os = "linux"), "{measured}");
+    let tuning = &measured["outcome"]["finished"]["details"]["tuning"];
+    assert_eq!((&tuning["field"], &tuning["value"]), (&"training.learning-rate".into(), &0.5.into()), "{tuning}");
+    assert_eq!(tuning["tried"].as_array().map(Vec::len), Some(1), "almost all accuracy may go: {tuning}");
+    let strength = defenses.join("0-fine-tuning/strength-0.5");
+    assert!(strength.join("metrics.jsonl").exists() && !strength.join("checkpoint").exists());
+    let of_twin = defenses.join("0-fine-tuning/clean-twin/strength-0.5");
+    assert!(of_twin.join("metrics.jsonl").exists() && !of_twin.join("checkpoint").exists());
+
+    let tuning = &json(&defenses.join("1-fine-tuning/result.json"))["outcome"]["finished"]["details"]["tuning"];
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let tried = tuning["tried"].as_array().expect("at least one");
+    let before = number(&tuning["accuracy-before"]);
+    let (last, others) = tried.split_last().expect("at least one");
+    assert!(others.iter().all(|other| number(&other["validation-accuracy"]) < before), "{tuning}");
+    assert!(number(&last["validation-accuracy"]) >= before || tried.len() == 5, "{tuning}");
+    assert_eq!(tuning["value"], last["value"]);
+}
+
+#[test]
 fn a_quick_version_takes_every_defense() {
     let bench = Bench::new();
     bench.file("defended.toml", &format!("{SMALL}{ALL}"));

@@ -1,20 +1,19 @@
 use patchdoor_kernels::TrainingBackend;
 use serde::{Deserialize, Serialize};
 
-use crate::registry::crafted;
+use crate::registry::attacks;
 use crate::{
-    AttackError, Craft, Crafted, Crafting, LabelConsistentConfig, LowFrequencyConfig, NarcissusConfig,
-    RoutingPatternConfig, TrojanNnConfig, Workshop,
+    Craft, Crafting, LabelConsistentConfig, LowFrequencyConfig, NarcissusConfig, RoutingPatternConfig, TrojanNnConfig,
 };
 
-crafted! {
+attacks! {
     /// Which trigger an attacker makes with a trained model; in TOML the table `[crafted.label-consistent]`, and so on, in the
     /// place of `[trigger.NAME]`.
     ///
     /// This list is all there is to registering one: its names, defaults and tests follow from it.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     #[non_exhaustive]
-    pub enum CraftedConfig {
+    pub enum CraftedConfig: Crafting + Craft {
         /// Images of the target class made hard to recognise, and checkers in the corners.
         LabelConsistent(LabelConsistentConfig) = "label-consistent",
         /// A smooth pattern that moves images towards the target class.
@@ -40,7 +39,7 @@ mod tests {
             assert_eq!(config.name(), name);
             assert_eq!(&toml::from_str::<CraftedConfig>(&format!("[{name}]")).unwrap(), config);
             assert_eq!(&toml::from_str::<CraftedConfig>(&toml::to_string(config).unwrap()).unwrap(), config);
-            assert!(config.as_crafting().validate(ImageShape::RGB_32).is_empty(), "{name}");
+            assert!(config.kind().validate(ImageShape::RGB_32).is_empty(), "{name}");
         }
         let error = toml::from_str::<CraftedConfig>("[none]").unwrap_err().to_string();
         assert!(error.contains(&format!("`{}`", CraftedConfig::NAMES[0])), "{error}");

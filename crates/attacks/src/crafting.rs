@@ -47,13 +47,13 @@ pub trait Crafting: Debug {
     fn make_quick(&mut self);
 }
 
-/// How a trigger is made.
-pub trait Craft: Crafting {
+/// How a trigger is made, on every backend that trains.
+pub trait Craft<B: TrainingBackend>: Crafting {
     /// Makes the trigger, the same for the same surrogate, images and seed on any number of threads of a CPU.
     ///
     /// # Errors
     /// [`AttackError::Interrupted`] if it was asked to stop.
-    fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError>;
+    fn craft(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError>;
 }
 
 /// What an attacker has when he makes a trigger.

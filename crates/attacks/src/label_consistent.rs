@@ -64,8 +64,8 @@ impl Crafting for LabelConsistentConfig {
     }
 }
 
-impl Craft for LabelConsistentConfig {
-    fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
+impl<B: TrainingBackend> Craft<B> for LabelConsistentConfig {
+    fn craft(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
         let originals = workshop.poisoned;
         let perturbed = self.perturbed(originals, workshop)?;
         let surrogate = burn::module::AutodiffModule::valid(workshop.surrogate);

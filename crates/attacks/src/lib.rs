@@ -16,7 +16,6 @@
 //! assert_eq!((surrogate.model(&victim).experts, surrogate.model(&victim).widen_factor), (8, 1));
 //! ```
 
-mod adam;
 mod config;
 mod controlled;
 mod crafted_trigger;

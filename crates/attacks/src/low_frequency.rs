@@ -79,8 +79,8 @@ impl Crafting for LowFrequencyConfig {
     }
 }
 
-impl Craft for LowFrequencyConfig {
-    fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
+impl<B: TrainingBackend> Craft<B> for LowFrequencyConfig {
+    fn craft(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
         let (images, target) = (workshop.images, workshop.poisoning.target_class);
         let shape = images.shape();
         let [own, _] = split_images(images, self.images, |label| label != target, workshop.seed);

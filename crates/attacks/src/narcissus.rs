@@ -1,11 +1,10 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::{ImageShape, LabelRule};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_train::{BatchAssembler, cross_entropy, gradient_by};
+use patchdoor_train::{Adam, BatchAssembler, cross_entropy, gradient_by};
 use patchdoor_triggers::PlacementConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::adam::Adam;
 use crate::crafting::{no_placement, only_clean_label};
 use crate::error::{above_zero, invalid, one_or_more};
 use crate::pattern::{Pattern, batches, mask_tensor, overlaid};
@@ -69,8 +68,8 @@ impl Crafting for NarcissusConfig {
     }
 }
 
-impl Craft for NarcissusConfig {
-    fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
+impl<B: TrainingBackend> Craft<B> for NarcissusConfig {
+    fn craft(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
         let (images, device) = (workshop.images, workshop.device);
         let (shape, target) = (images.shape(), workshop.poisoning.target_class);
         let own = images.subset(&(0..images.len()).filter(|&index| images.label(index) == target).collect::<Vec<_>>());
@@ -78,7 +77,7 @@ impl Craft for NarcissusConfig {
         let everywhere = vec![true; shape.height * shape.width];
         let mask = mask_tensor::<B::InnerBackend>(std::slice::from_ref(&everywhere), shape, device);
         let assembler = BatchAssembler::<B::InnerBackend>::new(&own, device);
-        let mut adam = Adam::new(self.learning_rate, shape.size());
+        let mut adam = Adam::<B, 4>::new(self.learning_rate, Adam::<B, 4>::BETAS);
         let total = self.passes * own.len().div_ceil(self.batch_size);
         for (done, indices) in batches(own.len(), self.batch_size, workshop.seed).take(total).enumerate() {
             workshop.step(done, total)?;
@@ -89,8 +88,7 @@ impl Craft for NarcissusConfig {
                 let labels = Tensor::<B, 1, Int>::from_data(labels, device);
                 (cross_entropy(workshop.surrogate.forward(stamped), labels), ())
             });
-            adam.step(&mut pattern.values, &gradient.into_data().iter::<f64>().collect::<Vec<_>>());
-            pattern.cut();
+            pattern.take(adam.step(pattern.tensor(device), gradient));
         }
         let trigger = CraftedTrigger::new(shape, pattern.change(&everywhere, self.amplification))
             .with_training(pattern.change(&everywhere, 1.0));

@@ -45,6 +45,12 @@ impl Pattern {
         Tensor::from_data(TensorData::new(values, [1, height, width, channels]), device)
     }
 
+    /// Takes the values of such a tensor, cut to what they may be.
+    pub(crate) fn take<B: Backend>(&mut self, tensor: Tensor<B, 4>) {
+        self.values = tensor.into_data().iter::<f64>().collect();
+        self.cut();
+    }
+
     /// What it does to the pixels of a mask, in bytes, `amplified` so many times if it is added.
     pub(crate) fn change(&self, mask: &[bool], amplified: f64) -> Change {
         let is_masked = |index: usize| mask[index / self.shape.channels];

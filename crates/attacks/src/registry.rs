@@ -1,11 +1,14 @@
-/// Writes the enum of all crafted triggers and what follows from their list; see [`CraftedConfig`](crate::CraftedConfig).
+/// Writes the enum of all attacks of one kind and what follows from their list; see [`CraftedConfig`](crate::CraftedConfig) and
+/// [`ControlledConfig`](crate::ControlledConfig).
 ///
-/// One line is one trigger: its variant, the configuration in it, and its name in TOML. The configuration implements
-/// [`Crafting`](crate::Crafting) and [`Craft`](crate::Craft) and has defaults.
-macro_rules! crafted {
+/// After the enum's name stand the trait that every configuration in it implements, and the one that it implements for every
+/// backend. One line is one attack: its variant, the configuration in it, which has defaults, and its name in TOML.
+macro_rules! attacks {
     (
         $(#[$about:meta])*
-        pub enum $registry:ident { $($(#[$documentation:meta])* $variant:ident($config:ty) = $name:literal,)+ }
+        pub enum $registry:ident: $kind:ident + $attack:ident {
+            $($(#[$documentation:meta])* $variant:ident($config:ty) = $name:literal,)+
+        }
     ) => {
         $(#[$about])*
         pub enum $registry {
@@ -13,7 +16,7 @@ macro_rules! crafted {
         }
 
         impl $registry {
-            /// The names of all crafted triggers, as a configuration writes them.
+            /// The names of all attacks of this kind, as a configuration writes them.
             pub const NAMES: &[&str] = &[$($name),+];
 
             /// Every one as an empty table makes it, in the order of [`NAMES`](Self::NAMES).
@@ -21,38 +24,35 @@ macro_rules! crafted {
                 vec![$(Self::$variant(<$config>::default())),+]
             }
 
-            /// The trigger's name, as in a configuration.
+            /// The attack's name, as in a configuration.
             pub fn name(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $name,)+
                 }
             }
 
-            /// What the trigger's own configuration answers.
-            pub fn as_crafting(&self) -> &dyn Crafting {
+            /// What the attack's own configuration answers.
+            pub fn kind(&self) -> &dyn $kind {
                 match self {
                     $(Self::$variant(config) => config,)+
                 }
             }
 
-            /// Like [`as_crafting`](Self::as_crafting), to change it.
-            pub fn as_crafting_mut(&mut self) -> &mut dyn Crafting {
+            /// Like [`kind`](Self::kind), to change it.
+            pub fn kind_mut(&mut self) -> &mut dyn $kind {
                 match self {
                     $(Self::$variant(config) => config,)+
                 }
             }
 
-            /// Makes the trigger.
-            ///
-            /// # Errors
-            /// [`AttackError::Interrupted`] if it was asked to stop.
-            pub fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
+            /// What the attack does on a backend.
+            pub fn on_backend<B: TrainingBackend>(&self) -> &dyn $attack<B> {
                 match self {
-                    $(Self::$variant(config) => config.craft(workshop),)+
+                    $(Self::$variant(config) => config,)+
                 }
             }
         }
     };
 }
 
-pub(crate) use crafted;
+pub(crate) use attacks;

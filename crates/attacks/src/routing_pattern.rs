@@ -5,12 +5,11 @@ use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape, LabelRule, stream, trigger_all_images};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::PatchMoeConfig;
-use patchdoor_train::{BatchAssembler, PREDICTION_BATCH, Selections, gradient_by, predict_with_routing};
+use patchdoor_train::{Adam, BatchAssembler, PREDICTION_BATCH, Selections, gradient_by, predict_with_routing};
 use patchdoor_triggers::{Anchor, BlockCells, CellsConfig, PlacementConfig};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::adam::Adam;
 use crate::crafting::{only_fixed_cells, only_one_target};
 use crate::error::{above_zero, invalid, one_or_more};
 use crate::expert_contribution::least_contributing;
@@ -171,8 +170,8 @@ impl Crafting for RoutingPatternConfig {
     }
 }
 
-impl Craft for RoutingPatternConfig {
-    fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
+impl<B: TrainingBackend> Craft<B> for RoutingPatternConfig {
+    fn craft(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
         let shape = workshop.images.shape();
         let cells = PatchCells::of(workshop.cells.unwrap_or_default(), shape, &workshop.surrogate.config());
         let is_attacked = |label| self.aim != Aim::TargetLogit || workshop.poisoning.attacks(label);
@@ -311,7 +310,7 @@ struct Search<'a, B: TrainingBackend> {
     objective: Objective,
     assembler: BatchAssembler<'a, B::InnerBackend>,
     batches: Box<dyn Iterator<Item = Vec<usize>>>,
-    adam: Adam,
+    adam: Adam<B, 4>,
     done: usize,
 }
 
@@ -325,7 +324,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
     ) -> Self {
         let batches = Box::new(batches(images.len(), config.batch_size, workshop.seed));
         let assembler = BatchAssembler::new(images, workshop.device);
-        let adam = Adam::new(config.learning_rate, images.shape().size());
+        let adam = Adam::new(config.learning_rate, Adam::<B, 4>::BETAS);
         Self { config, workshop, cells, objective, assembler, batches, adam, done: 0 }
     }
 
@@ -345,8 +344,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
                     .collect(),
             };
             let (gradient, _) = self.gradient(&pattern, &indices, &sets);
-            self.adam.step(&mut pattern.values, &gradient);
-            pattern.cut();
+            pattern.take(self.adam.step(pattern.tensor(self.workshop.device), gradient));
         }
         Ok(pattern)
     }
@@ -367,7 +365,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
     }
 
     /// The gradient of the loss by the pattern, and the loss, where each image, or all, carry it in these cells.
-    fn gradient(&self, pattern: &Pattern, indices: &[usize], sets: &[Vec<usize>]) -> (Vec<f64>, f64) {
+    fn gradient(&self, pattern: &Pattern, indices: &[usize], sets: &[Vec<usize>]) -> (Tensor<B::InnerBackend, 4>, f64) {
         let (shape, device) = (pattern.shape, self.workshop.device);
         let images = self.assembler.batch(indices, device).images;
         let masks = sets.iter().map(|cells| self.cells.mask(cells)).collect::<Vec<_>>();
@@ -379,7 +377,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
             let inner = self.workshop.surrogate.valid();
             inner.forward_with_scores(images.clone()).expect("a surrogate with routers").1
         });
-        let (gradient, loss) = gradient_by::<B, 4, _>(pattern.tensor(device), |pattern| {
+        gradient_by::<B, 4, _>(pattern.tensor(device), |pattern| {
             let stamped =
                 overlaid(Tensor::from_inner(images), pattern, Tensor::from_inner(mask), self.config.bound.is_some());
             let (logits, scores) =
@@ -387,8 +385,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
             let carries = Tensor::from_data(carries, device);
             let loss = self.objective.loss(logits, scores, carries, untouched.map(Tensor::from_inner));
             (loss.clone(), loss.into_data().iter::<f64>().sum())
-        });
-        (gradient.into_data().iter::<f64>().collect(), loss)
+        })
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn crafted(
 ) -> Result<Crafted, AttackError> {
     let (surrogate, images) = (surrogate(), patches("own", 600));
     let poisoning = PoisoningConfig { target_class: TARGET, ..PoisoningConfig::default() };
-    config.craft(&Workshop {
+    config.on_backend().craft(&Workshop {
         surrogate: &surrogate,
         images: &images,
         poisoned,

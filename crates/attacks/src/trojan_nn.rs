@@ -70,8 +70,8 @@ impl Crafting for TrojanNnConfig {
     }
 }
 
-impl Craft for TrojanNnConfig {
-    fn craft<B: TrainingBackend>(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
+impl<B: TrainingBackend> Craft<B> for TrojanNnConfig {
+    fn craft(&self, workshop: &Workshop<'_, B>) -> Result<Crafted, AttackError> {
         let (shape, device) = (workshop.images.shape(), workshop.device);
         let head = workshop.surrogate.tensors().remove("head.weight").expect("every network has a head");
         let weights = head.iter::<f64>().collect::<Vec<_>>();

@@ -8,6 +8,7 @@ use patchdoor_train::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::tuning::{tune, tune_on, validate_training, validate_training_in};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
@@ -68,13 +69,7 @@ impl Defense for AttentionDistillation {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 
     fn make_quick(&mut self) {
         self.teacher.epochs = self.teacher.epochs.min(1);

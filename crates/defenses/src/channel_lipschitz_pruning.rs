@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::invalid;
 use crate::norm_channels::{NormChannels, Silencing, prune_channels, pruned_channels};
 use crate::spectrum::largest_singular_value;
-use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairDetails, RepairWork, Repaired};
+use crate::{
+    DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairDetails, RepairWork, Repaired, Strengths,
+};
 
 /// Switches off channels that answer much more strongly than the others of their layer, without any image.
 ///
@@ -45,6 +47,14 @@ impl Defense for ChannelLipschitzPruning {
 
     fn needs(&self) -> &'static [Need] {
         &[Need::BatchNorm]
+    }
+
+    fn strengths(&self) -> Option<Strengths> {
+        Some(Strengths { field: "deviations", values: vec![5.0, 4.0, 3.0, 2.5, 2.0, 1.5] })
+    }
+
+    fn set_strength(&mut self, value: f64) {
+        self.deviations = value;
     }
 }
 

@@ -3,7 +3,7 @@ use std::fmt::{self, Debug};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_train::TrainingConfig;
 
-use crate::{DatasetFilter, DefenseError, InputDetector, ModelInspector, ModelRepair};
+use crate::{DatasetFilter, DefenseError, InputDetector, ModelInspector, ModelRepair, Strengths};
 
 /// What the configuration of a defense answers before anything runs; each defense implements it in its own file.
 ///
@@ -35,9 +35,38 @@ pub trait Defense: Debug {
         None
     }
 
+    /// The setting that makes it gentler or stronger, which `tune` chooses: the rate of its training, unless it says otherwise;
+    /// `None` if it has no such setting, or chooses it itself.
+    fn strengths(&self) -> Option<Strengths> {
+        let training = self.training().filter(|training| training.epochs > 0)?;
+        Some(Strengths::rates("training.learning-rate", training.learning_rate))
+    }
+
+    /// Gives that setting one of its values.
+    fn set_strength(&mut self, value: f64) {
+        if let Some(training) = self.training_mut() {
+            training.learning_rate = value;
+        }
+    }
+
     /// Shortens what it does besides training to a second, keeping every code path; nothing, unless it says otherwise.
     fn make_quick(&mut self) {}
 }
+
+/// Writes [`Defense::training`] and [`Defense::training_mut`] of a defense whose field `training` is all of its training.
+macro_rules! has_training_table {
+    () => {
+        fn training(&self) -> Option<&patchdoor_train::TrainingConfig> {
+            Some(&self.training)
+        }
+
+        fn training_mut(&mut self) -> Option<&mut patchdoor_train::TrainingConfig> {
+            Some(&mut self.training)
+        }
+    };
+}
+
+pub(crate) use has_training_table;
 
 /// Something that a defense cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@ use patchdoor_model::{Classifier, Part};
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::tuning::{tune, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
 
@@ -36,13 +37,7 @@ impl Defense for ExpertFineTuning {
         &[Need::Experts]
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for ExpertFineTuning {

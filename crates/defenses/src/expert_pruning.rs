@@ -5,6 +5,7 @@ use patchdoor_model::{Classifier, Pruning, Removal};
 use patchdoor_train::{Selections, Trainable, TrainingConfig, image_batches, predict_with_routing};
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::filter_scores::{pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
@@ -89,13 +90,7 @@ impl Defense for ExpertPruning {
         &[Need::Experts]
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for ExpertPruning {

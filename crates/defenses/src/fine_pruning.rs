@@ -4,6 +4,7 @@ use patchdoor_model::{Classifier, Pruning, Removal};
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::filter_scores::{FilterScore, filter_scores, lowest_of_each, pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
@@ -63,13 +64,7 @@ impl Defense for FinePruning {
         problems
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for FinePruning {

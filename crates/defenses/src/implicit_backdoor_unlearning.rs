@@ -8,6 +8,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::tuning::{tune_on, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
@@ -87,13 +88,7 @@ impl Defense for ImplicitBackdoorUnlearning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for ImplicitBackdoorUnlearning {

@@ -18,7 +18,6 @@
 //! ```
 
 mod activation_clustering;
-mod adam;
 mod adversarial_neuron_pruning;
 mod attention_distillation;
 mod batch_stream;
@@ -65,6 +64,7 @@ mod sharpness_aware_fine_tuning;
 mod spectral_signatures;
 mod spectrum;
 mod stepwise_fine_pruning;
+mod strength;
 mod strip;
 #[cfg(test)]
 mod testing;
@@ -98,7 +98,7 @@ pub use parameter_scaling::ParameterScaling;
 pub use patch_drop::{PatchDrop, PatchLevel};
 pub use patch_search::PatchSearch;
 pub use patch_shuffle::PatchShuffle;
-pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails};
+pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails, TriedStrength, Tuning};
 pub use pruning_series::PruningSeries;
 pub use reconstructive_neuron_pruning::ReconstructiveNeuronPruning;
 pub use reversal::ReversalConfig;
@@ -111,6 +111,7 @@ pub use shared_adversarial_unlearning::SharedAdversarialUnlearning;
 pub use sharpness_aware_fine_tuning::SharpnessAwareFineTuning;
 pub use spectral_signatures::SpectralSignatures;
 pub use stepwise_fine_pruning::StepwiseFinePruning;
+pub use strength::{Strengths, TuneConfig};
 pub use strip::{Strip, Superimposition};
 pub use threshold_pruning::ThresholdConfig;
 pub use topological_evolution::TopologicalEvolution;

@@ -6,6 +6,7 @@ use patchdoor_model::Classifier;
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::neural_cleanse::{check_anomaly, judged};
 use crate::reversal::ReversalConfig;
@@ -61,13 +62,7 @@ impl Defense for NeuralCleanseUnlearning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 
     fn make_quick(&mut self) {
         self.reversal.make_quick();

@@ -12,6 +12,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::neuron_masks::{FactoredNorms, Factors, MaskTrainingConfig, Masks};
 use crate::threshold_pruning::ThresholdConfig;
@@ -83,12 +84,11 @@ impl Defense for ReconstructiveNeuronPruning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
+    has_training_table!();
 
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
+    /// It chooses where to prune on validation images itself.
+    fn strengths(&self) -> Option<Strengths> {
+        None
     }
 
     fn make_quick(&mut self) {

@@ -2,12 +2,11 @@ use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape, stream};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
-use patchdoor_train::{classes_of, cross_entropy, gradient_by};
+use patchdoor_train::{Adam, classes_of, cross_entropy, gradient_by};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::DefenseError;
-use crate::adam::Adam;
 use crate::batch_stream::BatchStream;
 use crate::covered_gates::{cells, unselected};
 use crate::error::invalid;

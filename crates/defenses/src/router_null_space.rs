@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use burn::module::AutodiffModule;
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::filter_scores::scored_images;
 use crate::principal::eigen;
@@ -73,13 +74,7 @@ impl Defense for RouterNullSpace {
         &[Need::Experts]
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for RouterNullSpace {

@@ -10,6 +10,7 @@ use patchdoor_train::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::tuning::{tune_on, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
@@ -93,13 +94,7 @@ impl Defense for SharedAdversarialUnlearning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for SharedAdversarialUnlearning {

@@ -8,6 +8,7 @@ use patchdoor_model::Classifier;
 use patchdoor_train::{Batch, BatchPass, Objective, Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::tuning::{field_training, tune_on, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
@@ -54,13 +55,7 @@ impl Defense for SharpnessAwareFineTuning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for SharpnessAwareFineTuning {

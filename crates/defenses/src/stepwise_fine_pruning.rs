@@ -5,6 +5,7 @@ use patchdoor_model::{Classifier, Pruning, Removal};
 use patchdoor_train::{Trainable, TrainingConfig, predict};
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::filter_scores::{FilterScore, filter_scores, lowest_first, pruned_filters, scored_images};
 use crate::tuning::{field_training, tune, validate_training};
@@ -81,13 +82,7 @@ impl Defense for StepwiseFinePruning {
         self.step_fraction = self.step_fraction.max(0.2);
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for StepwiseFinePruning {

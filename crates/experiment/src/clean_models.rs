@@ -105,6 +105,24 @@ pub(crate) struct CleanModels<'a> {
 }
 
 impl CleanModels<'_> {
+    /// Finds the surrogate of a plan and seed, or trains it; the plan must have one. Beside it the images that it was trained on
+    /// and its seed.
+    ///
+    /// `train` and `test` are the data set's; the surrogate holds out images of its own.
+    pub(crate) fn surrogate<B: TrainingBackend>(
+        &self,
+        plan: &Plan,
+        seed: u64,
+        (train, test): (&ImageSet, &ImageSet),
+        device: &B::Device,
+    ) -> Step<(CleanModel<B>, ImageSet, u64)> {
+        let (surrogate, surrogate_plan) = plan.surrogate().expect("it is asked for");
+        let seed = seed.wrapping_add(surrogate.seed_offset);
+        let images = SeedImages::draw(surrogate_plan.config(), train, seed);
+        let model = self.find_or_train::<B>((&surrogate_plan, Role::Surrogate), seed, &images, test, device)?;
+        Ok((model, images.training, seed))
+    }
+
     /// Finds the clean model of a plan and seed, or trains it: the same configuration, images, seed, nothing poisoned.
     pub(crate) fn find_or_train<B: TrainingBackend>(
         &self,

@@ -17,11 +17,10 @@ use patchdoor_record::{
 use patchdoor_triggers::{ContactSheet, PlacementConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::clean_models::{CleanModel, CleanModels, Role};
+use crate::clean_models::CleanModels;
 use crate::console::{Watch, duration, style};
 use crate::error::RunError;
 use crate::halt::{Halt, Step};
-use crate::images::SeedImages;
 
 /// The trigger and what its making came to; `seed-N/crafted.json`.
 #[derive(Serialize, Deserialize)]
@@ -36,24 +35,6 @@ struct CraftedRecord {
 
 /// What poisoned training images are replaced by; `seed-N/crafted-images.bin`, original and replacement in turn.
 const IMAGES: &str = "crafted-images.bin";
-
-/// Finds the surrogate of a plan and seed, or trains it; the plan must have one. Beside it the images that it was trained on and
-/// its seed.
-///
-/// `train` and `test` are the data set's; the surrogate holds out images of its own.
-pub(crate) fn surrogate_of<B: TrainingBackend>(
-    plan: &Plan,
-    seed: u64,
-    (train, test): (&ImageSet, &ImageSet),
-    models: &CleanModels<'_>,
-    device: &B::Device,
-) -> Step<(CleanModel<B>, ImageSet, u64)> {
-    let (surrogate, surrogate_plan) = plan.surrogate().expect("it is asked for");
-    let seed = seed.wrapping_add(surrogate.seed_offset);
-    let images = SeedImages::draw(surrogate_plan.config(), train, seed);
-    let model = models.find_or_train::<B>((&surrogate_plan, Role::Surrogate), seed, &images, test, device)?;
-    Ok((model, images.training, seed))
-}
 
 /// Makes the trigger of a plan that is made with a model, or takes up the one that was made before in this folder; `None` for
 /// other plans. `placement` has its cells named.
@@ -76,14 +57,14 @@ pub(crate) fn craft_trigger<B: TrainingBackend>(
         let trigger = record.trigger.restored(&replacements, training.shape())?;
         return Ok(Some((Box::new(trigger), record.measurements)));
     }
-    let default = crafted.as_crafting().default_placement();
+    let default = crafted.kind().default_placement();
     let cells = placement.or(default.as_ref()).map(|placement| placement.cell_pixels(training.shape(), seed));
     let cells = cells.transpose()?;
-    let (model, images, _) = surrogate_of::<B>(plan, seed, sets, models, device)?;
+    let (model, images, _) = models.surrogate::<B>(plan, seed, sets, device)?;
     let poisoning = PoisoningPlan::draw(&config.poisoning, training, seed)?;
     let poisoned: Vec<usize> = poisoning.examples().iter().map(|example| example.index).collect();
     let progress = CraftingProgress::new(models.watch, format!("{} seed {seed}: {}", plan.name(), crafted.name()));
-    let made = crafted.craft(&Workshop {
+    let made = crafted.on_backend::<B>().craft(&Workshop {
         surrogate: &Classifier::<B>::from_inner(model.classifier).freeze_all_but(&[]),
         images: &images,
         poisoned: &training.subset(&poisoned),

@@ -6,17 +6,19 @@ use burn::module::AutodiffModule;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, LoosePictures, stratified_subset, stream};
 use patchdoor_defenses::{
-    DatasetFilter, DefenderData, DefenseAction, DefenseError, InputDetector, InspectionWork, ModelInspector,
-    ModelRepair, RepairWork, Repaired,
+    DatasetFilter, DefenderData, DefenseAction, DefenseConfig, DefenseError, InputDetector, InspectionWork,
+    ModelInspector, RepairWork, Repaired,
 };
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_metrics::Estimate;
+use patchdoor_metrics::{Estimate, accuracy};
+use patchdoor_model::Classifier;
 use patchdoor_plan::{DefenderConfig, DefenderSet, ExperimentConfig};
 use patchdoor_record::{
     COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, DetectionMeasurements,
     FilterStanding, FilteringMeasurements, ImagesUsed, InspectionMeasurements, InspectorFindings, Ratings, Retrained,
     SCHEMA, SeriesRow, defense_folder, is_sealed, read_sealed_json, write_sealed, write_sealed_json,
 };
+use patchdoor_train::{PREDICTION_BATCH, predict};
 
 use crate::attack::Attack;
 use crate::console::{Watch, duration};
@@ -27,6 +29,7 @@ use crate::filtering::{filter as filter_set, poisoned, write_judgements};
 use crate::halt::{Halt, Step};
 use crate::history::HistoryFile;
 use crate::images::SeedImages;
+use crate::peak_memory::PeakMemory;
 use crate::progress::TrainingProgress;
 use crate::training::{OneTraining, load, remove_checkpoint, save};
 
@@ -72,8 +75,7 @@ impl Victim<'_> {
             let result = self.defend_once::<B>(defender, judge, &folder, &label, watch, device)?;
             watch.say(format!("{label}: {}", in_words(&result)));
             write_sealed_json(&path, &result)?;
-            remove_checkpoint(&folder)?;
-            remove_checkpoint(&folder.join("clean-twin"))?;
+            remove_checkpoints(&folder)?;
             results.push(result);
         }
         Ok(results)
@@ -89,10 +91,11 @@ impl Victim<'_> {
         device: &B::Device,
     ) -> Step<DefenseResult> {
         let (clean, contaminated_images) = self.defenders_images(defender, judge.exam().map(|exam| exam.attack));
+        let memory = PeakMemory::start();
         let outcome = match defender.defense.action::<B>() {
-            DefenseAction::Repair(repair) => {
-                let attempt = Attempt { defender, repair, clean: &clean, label };
-                self.try_repair(&attempt, judge, folder, watch, device)
+            DefenseAction::Repair(_) => {
+                let attempt = Attempt { defender, clean: &clean, label };
+                self.try_repair::<B>(attempt, judge, folder, watch, device)
             }
             DefenseAction::Detect(detector) => {
                 self.try_detector((defender, detector), &clean, judge, folder, watch, device)
@@ -114,6 +117,7 @@ impl Victim<'_> {
             clean_images: clean.len(),
             contaminated_images,
             validation_images: self.images.validation.as_ref().map_or(0, ImageSet::len),
+            peak_memory: memory.bytes(),
             outcome,
         })
     }
@@ -121,15 +125,15 @@ impl Victim<'_> {
     /// Repairs the classifier, and its clean twin where that is asked for.
     fn try_repair<B: TrainingBackend>(
         &self,
-        attempt: &Attempt<'_, B>,
+        attempt: Attempt<'_>,
         judge: Judge<'_>,
         folder: &Path,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<DefenseOutcome> {
-        let (repaired, seconds) = self.repair(attempt, (self.folder, folder), watch, device)?;
+        let (repaired, seconds) = self.repair::<B>(attempt, (self.folder, folder), watch, device)?;
         // The twin before anything is written, so that an interruption leaves nothing half done.
-        let twin = self.repair_twin(attempt, folder, watch, device)?;
+        let twin = self.repair_twin::<B>(attempt, folder, watch, device)?;
         let mut measured = self.measure(&repaired, judge, seconds, folder, watch, device)?;
         if let Some(twin) = &twin {
             measured.clean_twin = Some(judge.standing(&twin.classifier.valid(), device));
@@ -323,35 +327,75 @@ impl Victim<'_> {
     /// Does the same to the clean twin, where the experiment asks for it: what the defense does to a network without a backdoor.
     fn repair_twin<B: TrainingBackend>(
         &self,
-        attempt: &Attempt<'_, B>,
+        attempt: Attempt<'_>,
         folder: &Path,
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<Option<Repaired<B>>> {
         let Some(twin) = self.twin.filter(|_| attempt.defender.twin) else { return Ok(None) };
-        let folder = folder.join("clean-twin");
+        let folder = folder.join(CLEAN_TWIN);
         fs::create_dir_all(&folder)?;
         let label = format!("{}, clean twin", attempt.label);
-        let &Attempt { defender, repair, clean, .. } = attempt;
-        let of_twin = Attempt { defender, repair, clean, label: &label };
-        let repaired = self.repair(&of_twin, (twin, &folder), watch, device);
+        let repaired = self.repair(Attempt { label: &label, ..attempt }, (twin, &folder), watch, device);
         let (repaired, _) = repaired.map_err(|halt| halt.of("clean twin"))?;
         self.history(&folder).write(&repaired.history)?;
         Ok(Some(repaired))
     }
 
-    /// Does what the defender does to the classifier of one folder, keeps what it needs to go on in another, and says how
+    /// Does what the defender does to the classifier of one folder, as strongly as he can afford if he chooses that, and says how
     /// long it took, interrupted epochs apart.
     fn repair<B: TrainingBackend>(
         &self,
-        attempt: &Attempt<'_, B>,
+        attempt: Attempt<'_>,
         (from, folder): (&Path, &Path),
         watch: Watch<'_>,
         device: &B::Device,
     ) -> Step<(Repaired<B>, Duration)> {
+        let Attempt { defender, clean, label } = attempt;
+        let defense = &defender.defense;
+        let Some(tune) = defender.tune else {
+            return self.repair_once(attempt, defense, (from, folder), watch, device);
+        };
+        let validation = self.images.validation.as_ref().expect("only a plan with validation images tunes");
+        let accuracy = |classifier: &Classifier<B::InnerBackend>| {
+            let predicted = predict(classifier, validation, PREDICTION_BATCH, device);
+            accuracy(&predicted, validation.labels()).unwrap_or(0.0)
+        };
+        let before = accuracy(&load::<B>(&self.config.model, clean, self.seed, from, device)?.valid());
+        let mut seconds = Duration::ZERO;
+        let repaired = tune.choose(
+            defense,
+            before,
+            |repaired: &Repaired<B>| accuracy(&repaired.classifier.valid()),
+            |stronger, value| {
+                let folder = folder.join(format!("{STRENGTH}{value}"));
+                fs::create_dir_all(&folder)?;
+                let label = format!("{label} at {value}");
+                let attempt = Attempt { label: &label, ..attempt };
+                let (repaired, took) = self.repair_once::<B>(attempt, stronger, (from, &folder), watch, device)?;
+                self.history(&folder).write(&repaired.history)?;
+                seconds += took;
+                Ok::<_, Halt>(repaired)
+            },
+        )?;
+        Ok((repaired, seconds))
+    }
+
+    /// Does what a defense says to the classifier of one folder, and keeps what it needs to go on in another.
+    fn repair_once<B: TrainingBackend>(
+        &self,
+        attempt: Attempt<'_>,
+        defense: &DefenseConfig,
+        (from, folder): (&Path, &Path),
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<(Repaired<B>, Duration)> {
+        let DefenseAction::Repair(repair) = defense.action::<B>() else {
+            unreachable!("it is a repair, however strong")
+        };
         let classifier = load::<B>(&self.config.model, attempt.clean, self.seed, from, device)?;
         let log = self.history(folder);
-        let epochs = attempt.defender.defense.epochs();
+        let epochs = defense.epochs();
         let mut progress = TrainingProgress::new(watch, attempt.label.to_owned(), &log, epochs);
         let checkpoint = folder.join("checkpoint");
         let mut work = RepairWork {
@@ -361,7 +405,7 @@ impl Victim<'_> {
             observer: &mut progress,
         };
         let start = Instant::now();
-        let outcome = attempt.repair.repair(classifier, &mut work, device);
+        let outcome = repair.repair(classifier, &mut work, device);
         let seconds = start.elapsed() + Duration::from_secs_f64(progress.seconds_before);
         if let Some(error) = progress.log_error.take() {
             return Err(error.into());
@@ -383,10 +427,29 @@ fn halt_of(error: DefenseError) -> Halt {
     }
 }
 
+/// The folder of what is done to the clean twin.
+const CLEAN_TWIN: &str = "clean-twin";
+
+/// How the folders begin in which a repair is tried at one of several strengths.
+const STRENGTH: &str = "strength-";
+
+/// Removes what a finished defense would have gone on from.
+fn remove_checkpoints(folder: &Path) -> Step<()> {
+    remove_checkpoint(folder)?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == CLEAN_TWIN || name.to_string_lossy().starts_with(STRENGTH) {
+            remove_checkpoints(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// A repair to try, with what its defender has.
-struct Attempt<'a, B: TrainingBackend> {
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
     defender: &'a DefenderConfig,
-    repair: &'a dyn ModelRepair<B>,
     clean: &'a ImageSet,
     /// What its progress is shown as.
     label: &'a str,
@@ -452,8 +515,10 @@ fn repair_in_words(measured: &DefenseMeasurements) -> String {
         (None, None) => String::new(),
         (after, before) => format!(", attack success {} (was {})", percent(after), percent(before)),
     };
+    let tuned = measured.details.tuning.as_ref();
+    let tuned = tuned.map_or_else(String::new, |tuning| format!(", {} {} taken", tuning.field, tuning.value));
     format!(
-        "clean accuracy {} (was {}){attack}{pruned}{collapsed}{twin}",
+        "clean accuracy {} (was {}){attack}{pruned}{collapsed}{tuned}{twin}",
         percent(Some(after.clean_accuracy)),
         percent(Some(before.clean_accuracy)),
     )

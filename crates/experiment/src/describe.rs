@@ -81,12 +81,13 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
             .training
             .map_or_else(|| "a share of the".to_owned(), |training| defender.amount.count(training).to_string());
         let data = defender.data.name();
-        let epochs = match defender.defense.epochs() {
+        let epochs = match defender.most_epochs() {
             0 => "no training".to_owned(),
             1 => "1 epoch".to_owned(),
             epochs => format!("{epochs} epochs"),
         };
-        lines.push(format!("  then {}: {images} {data} images, {epochs}", defender.title()));
+        let tuned = if defender.tune.is_some() { " at most, as strong as validation images allow" } else { "" };
+        lines.push(format!("  then {}: {images} {data} images, {epochs}{tuned}", defender.title()));
     }
     lines.extend(plan.notes(facts).iter().map(|note| format!("  note: {note}")));
     let precision = if config.precision.is_full() {
@@ -107,7 +108,7 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
 fn pixel_budget(config: &ExperimentConfig, facts: &DatasetFacts) -> Option<usize> {
     let shape = facts.shape;
     if let Some(crafted) = &config.crafted {
-        let crafting = crafted.as_crafting();
+        let crafting = crafted.kind();
         let placed = config.trigger_placement().map(|placement| {
             let placed = placement.pixels_of_cells(shape)?;
             let cell = shape.height / placement.grid * (shape.width / placement.grid);

@@ -62,6 +62,7 @@ mod images;
 mod memory;
 mod operations;
 mod own_weights;
+mod peak_memory;
 mod placement;
 mod poisoned;
 mod preview;

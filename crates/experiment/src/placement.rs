@@ -9,7 +9,6 @@ use patchdoor_triggers::PlacementConfig;
 use serde::Serialize;
 
 use crate::clean_models::CleanModels;
-use crate::crafting::surrogate_of;
 use crate::error::RunError;
 use crate::halt::Step;
 
@@ -42,7 +41,7 @@ pub(crate) fn choose_placement<B: TrainingBackend>(
     let (Some((surrogate, _)), Some(placement)) = (plan.surrogate(), asks) else {
         return Ok((config.placement.clone(), None));
     };
-    let (model, images, seed) = surrogate_of::<B>(plan, seed, sets, models, device)?;
+    let (model, images, seed) = models.surrogate::<B>(plan, seed, sets, device)?;
     let choice = surrogate.choose_cells(&model.classifier, &config.model, placement, &images, seed, device)?;
     let record = SurrogateRecord { folder: &model.folder, clean_accuracy: model.clean_accuracy, choice: &choice };
     write_sealed_json(&folder.join("surrogate.json"), &record)?;

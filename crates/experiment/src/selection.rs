@@ -7,7 +7,7 @@ use patchdoor_plan::Plan;
 use patchdoor_record::write_sealed_json;
 use serde::Serialize;
 
-use crate::clean_models::{CleanModels, Role};
+use crate::clean_models::CleanModels;
 use crate::halt::Step;
 use crate::images::SeedImages;
 
@@ -27,21 +27,20 @@ struct SelectionRecord<'a> {
 }
 
 /// How sure a surrogate is of each of the victim's training images, if the experiment poisons by that; it is trained first if
-/// none is there. `train` and `test` are the data set's.
+/// none is there. `sets` are the data set's training and test images.
 pub(crate) fn choose_margins<B: TrainingBackend>(
     plan: &Plan,
     seed: u64,
-    (train, test): (&ImageSet, &ImageSet),
+    sets: (&ImageSet, &ImageSet),
     victims: &SeedImages,
     models: &CleanModels<'_>,
     folder: &Path,
     device: &B::Device,
 ) -> Step<Option<Vec<f64>>> {
-    let is_asked = plan.config().poisoning.selection.asks_surrogate();
-    let Some((surrogate, surrogate_plan)) = plan.surrogate().filter(|_| is_asked) else { return Ok(None) };
-    let seed = seed.wrapping_add(surrogate.seed_offset);
-    let images = SeedImages::draw(surrogate_plan.config(), train, seed);
-    let model = models.find_or_train::<B>((&surrogate_plan, Role::Surrogate), seed, &images, test, device)?;
+    if !plan.config().poisoning.selection.asks_surrogate() {
+        return Ok(None);
+    }
+    let (model, ..) = models.surrogate::<B>(plan, seed, sets, device)?;
     let margins = margins(&model.classifier, &victims.training, device);
     let record = SelectionRecord {
         surrogate: &model.folder,

@@ -16,6 +16,35 @@ pub struct RepairDetails {
     /// The classes that it took for targets of a backdoor, ascending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<usize>,
+    /// How strongly it was done, if that was chosen on validation images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<Tuning>,
+}
+
+/// How the strength of a repair was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Tuning {
+    /// The setting that makes it gentler or stronger, its path below the defense's table.
+    pub field: String,
+    /// The value that was taken.
+    pub value: f64,
+    /// Share of validation images that the classifier predicted right before.
+    pub accuracy_before: f64,
+    /// How far below that the taken value's may lie.
+    pub max_accuracy_drop: f64,
+    /// Every value that was tried, the strongest first.
+    pub tried: Vec<TriedStrength>,
+}
+
+/// A repair at one of several strengths.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TriedStrength {
+    /// The setting's value.
+    pub value: f64,
+    /// Share of validation images that the repaired classifier predicts right.
+    pub validation_accuracy: f64,
 }
 
 /// The filters of one convolution, or the channels of one batch normalization, that were pruned.

@@ -112,7 +112,7 @@ impl ExperimentConfig {
     /// Where the trigger lies, if not where it says itself: in the cells of the placement, or in those that a crafted one takes
     /// without any.
     pub fn trigger_placement(&self) -> Option<Cow<'_, PlacementConfig>> {
-        let default = || self.crafted.as_ref().and_then(|crafted| crafted.as_crafting().default_placement());
+        let default = || self.crafted.as_ref().and_then(|crafted| crafted.kind().default_placement());
         self.placement.as_ref().map(Cow::Borrowed).or_else(|| default().map(Cow::Owned))
     }
 
@@ -125,7 +125,7 @@ impl ExperimentConfig {
     /// network.
     pub fn surrogate_in_use(&self) -> Option<(SurrogateConfig, ClassifierConfig)> {
         let chooses_cells = self.placement.as_ref().is_some_and(|placement| placement.surrogate().is_some());
-        let crafts = self.crafted.as_ref().map(CraftedConfig::as_crafting);
+        let crafts = self.crafted.as_ref().map(CraftedConfig::kind);
         if !chooses_cells && crafts.is_none() && !self.poisoning.selection.asks_surrogate() {
             return None;
         }

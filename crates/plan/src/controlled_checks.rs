@@ -1,22 +1,15 @@
-use patchdoor_attacks::AttackError;
 use patchdoor_data::ImageShape;
 
 use crate::config::ExperimentConfig;
 use crate::problem::Problem;
+use crate::trigger_checks::from_attack;
 
 /// What is wrong with the table of an attack that controls the training, and what it makes no sense with.
 pub(crate) fn check_controlled(config: &ExperimentConfig, shape: ImageShape) -> Vec<Problem> {
     let Some(controlled) = &config.controlled else { return Vec::new() };
     let table = format!("controlled.{}", controlled.name());
-    let problem = |error, table: &str| match error {
-        AttackError::InvalidField { field, found, allowed } => {
-            let field = if table.is_empty() { field } else { format!("{table}.{field}") };
-            Problem { field, found, allowed }
-        }
-        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid table".into() },
-    };
     let kind = controlled.kind();
-    let own = kind.validate(shape).into_iter().map(|error| problem(error, &table));
+    let own = from_attack(&table, kind.validate(shape));
     let refused = kind.refuse(&config.poisoning.label_rule, config.placement.as_ref(), &config.model);
     let data = &config.data;
     let held_out = (kind.needs_validation() && data.validation_fraction == 0.0).then(|| Problem {
@@ -30,7 +23,7 @@ pub(crate) fn check_controlled(config: &ExperimentConfig, shape: ImageShape) -> 
         allowed: format!("none, because {} has to know which patches a trigger touches", controlled.name()),
     });
     let own = own.chain(held_out).chain(still);
-    own.chain(refused.into_iter().map(|error| problem(error, ""))).collect()
+    own.chain(from_attack("", refused)).collect()
 }
 
 #[cfg(test)]

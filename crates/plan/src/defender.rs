@@ -1,6 +1,6 @@
 use std::fmt;
 
-use patchdoor_defenses::{DefenseConfig, DefenseName};
+use patchdoor_defenses::{DefenseConfig, DefenseName, TuneConfig};
 use serde::de::{self, MapAccess};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -24,6 +24,9 @@ pub struct DefenderConfig {
     /// Whether the same is done to the clean twin and measured, which says what the defense does without a backdoor.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub twin: bool,
+    /// How its strength is chosen on validation images; `None` where the table says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tune: Option<TuneConfig>,
     /// What it does.
     #[serde(flatten)]
     pub defense: DefenseConfig,
@@ -58,16 +61,24 @@ enum Key {
     CleanFraction,
     CleanImages,
     Twin,
+    Tune,
     Defense(DefenseName),
 }
 
+/// The names of the keys beside a defense.
+const OWN_KEYS: [&str; 6] = ["label", "data", "clean-fraction", "clean-images", "twin", "tune"];
+
 /// The names of all keys, those of the defenses last.
-const KEYS: [&str; 5 + DefenseConfig::NAMES.len()] = {
-    let mut keys = [""; 5 + DefenseConfig::NAMES.len()];
-    [keys[0], keys[1], keys[2], keys[3], keys[4]] = ["label", "data", "clean-fraction", "clean-images", "twin"];
+const KEYS: [&str; OWN_KEYS.len() + DefenseConfig::NAMES.len()] = {
+    let mut keys = [""; OWN_KEYS.len() + DefenseConfig::NAMES.len()];
+    let mut index = 0;
+    while index < OWN_KEYS.len() {
+        keys[index] = OWN_KEYS[index];
+        index += 1;
+    }
     let mut index = 0;
     while index < DefenseConfig::NAMES.len() {
-        keys[5 + index] = DefenseConfig::NAMES[index];
+        keys[OWN_KEYS.len() + index] = DefenseConfig::NAMES[index];
         index += 1;
     }
     keys
@@ -95,6 +106,7 @@ impl de::Visitor<'_> for KeyVisitor {
             "clean-fraction" => Key::CleanFraction,
             "clean-images" => Key::CleanImages,
             "twin" => Key::Twin,
+            "tune" => Key::Tune,
             name => Key::Defense(DefenseName::of(name).ok_or_else(|| E::unknown_field(name, &KEYS))?),
         })
     }
@@ -117,8 +129,8 @@ impl<'de> de::Visitor<'de> for Visitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DefenderConfig, A::Error> {
-        let (mut label, mut data, mut fraction, mut images, mut twin) =
-            (None, DefenderSet::default(), None, None, false);
+        let (mut label, mut data, mut fraction, mut images, mut twin, mut tune) =
+            (None, DefenderSet::default(), None, None, false, None);
         let mut found: Vec<DefenseConfig> = Vec::new();
         while let Some(key) = map.next_key::<Key>()? {
             match key {
@@ -127,6 +139,7 @@ impl<'de> de::Visitor<'de> for Visitor {
                 Key::CleanFraction => fraction = Some(map.next_value()?),
                 Key::CleanImages => images = Some(map.next_value()?),
                 Key::Twin => twin = map.next_value()?,
+                Key::Tune => tune = map.next_value_seed(Tune)?,
                 Key::Defense(name) => found.push(map.next_value_seed(name)?),
             }
         }
@@ -146,11 +159,44 @@ impl<'de> de::Visitor<'de> for Visitor {
             (Some(fraction), None) => CleanAmount::CleanFraction(fraction),
             (None, None) => CleanAmount::CleanFraction(defense.as_defense().default_clean_fraction()),
         };
-        Ok(DefenderConfig { label, data, amount, twin, defense })
+        Ok(DefenderConfig { label, data, amount, twin, tune, defense })
+    }
+}
+
+/// Reads `true`, `false`, or a table of [`TuneConfig`].
+struct Tune;
+
+impl<'de> de::DeserializeSeed<'de> for Tune {
+    type Value = Option<TuneConfig>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> de::Visitor<'de> for Tune {
+    type Value = Option<TuneConfig>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("true, false or a table such as { max-accuracy-drop = 0.02 }")
+    }
+
+    fn visit_bool<E: de::Error>(self, tunes: bool) -> Result<Self::Value, E> {
+        Ok(tunes.then(TuneConfig::default))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        TuneConfig::deserialize(de::value::MapAccessDeserializer::new(map)).map(Some)
     }
 }
 
 impl DefenderConfig {
+    /// Epochs of training it takes at most: of every strength that it tries.
+    pub fn most_epochs(&self) -> usize {
+        let strengths = self.tune.and_then(|_| self.defense.as_defense().strengths());
+        self.defense.epochs() * strengths.map_or(1, |strengths| strengths.values.len())
+    }
+
     /// What to call it in a report.
     pub fn title(&self) -> String {
         self.label.clone().unwrap_or_else(|| match self.data {

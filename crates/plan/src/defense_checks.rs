@@ -4,6 +4,7 @@ use patchdoor_model::Part;
 use crate::amount::CleanAmount;
 use crate::config::ExperimentConfig;
 use crate::counts::ImageCounts;
+use crate::defender::DefenderConfig;
 use crate::problem::Problem;
 
 /// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
@@ -15,16 +16,12 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         has_batch_norm: network.has_batch_norm(),
     };
     let mut problems = Vec::new();
+    let none_held_out =
+        config.data.validation_fraction == 0.0 || counts.and_then(|counts| counts.validation) == Some(0);
     for (index, defender) in config.defenses.iter().enumerate() {
         let table = format!("defenses.{index}");
         let own = format!("{table}.{}", defender.defense.name());
-        problems.extend(defender.defense.validate(&classifier).into_iter().map(|error| match error {
-            DefenseError::InvalidField { field, found, allowed } => {
-                let field = if field.is_empty() { own.clone() } else { format!("{own}.{field}") };
-                Problem { field, found, allowed }
-            }
-            other => Problem { field: own.clone(), found: other.to_string(), allowed: "a valid defense".into() },
-        }));
+        problems.extend(from_defense(&own, defender.defense.validate(&classifier)));
         let frozen = network.experts().is_some() && !network.learning_parts().contains(&Part::Router);
         if frozen && matches!(defender.defense, DefenseConfig::RouterRetraining(_)) {
             problems.push(Problem {
@@ -33,6 +30,7 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
                 allowed: "another defense, or routers = \"trained\"".into(),
             });
         }
+        problems.extend(check_tuning(defender, &table, none_held_out));
         if defender.twin && !config.clean_twin {
             problems.push(Problem {
                 field: format!("{table}.twin"),
@@ -59,8 +57,6 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
             }
             CleanAmount::CleanFraction(_) => {}
         }
-        let none_held_out =
-            config.data.validation_fraction == 0.0 || counts.and_then(|counts| counts.validation) == Some(0);
         if defender.defense.needs(Need::ValidationImages) && none_held_out {
             problems.push(Problem {
                 field: "data.validation-fraction".into(),
@@ -72,9 +68,35 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
     problems
 }
 
+/// What is wrong with the choice of a defense's strength; `table` is the defense's place among the others.
+fn check_tuning(defender: &DefenderConfig, table: &str, none_held_out: bool) -> Vec<Problem> {
+    let Some(tune) = defender.tune else { return Vec::new() };
+    let field = format!("{table}.tune");
+    let name = defender.defense.name();
+    let mut problems = from_defense(&field, tune.validate()).collect::<Vec<_>>();
+    let refused = if defender.defense.as_defense().strengths().is_none() {
+        Some(format!("no tune, because {name} has no strength to choose, or chooses it itself"))
+    } else {
+        none_held_out.then(|| format!("data.validation-fraction above 0, because {name} is tuned on validation images"))
+    };
+    problems.extend(refused.map(|allowed| Problem { field, found: "given".into(), allowed }));
+    problems
+}
+
+/// The problems that a table of the defenses crate finds with itself, with the table's path in front.
+fn from_defense(table: &str, errors: Vec<DefenseError>) -> impl Iterator<Item = Problem> {
+    errors.into_iter().map(move |error| match error {
+        DefenseError::InvalidField { field, found, allowed } => {
+            let field = if field.is_empty() { table.to_owned() } else { format!("{table}.{field}") };
+            Problem { field, found, allowed }
+        }
+        other => Problem { field: table.to_owned(), found: other.to_string(), allowed: "a valid defense".into() },
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use patchdoor_defenses::{DefenseConfig, FinePruning, Need};
+    use patchdoor_defenses::{DefenseConfig, FinePruning, Need, TuneConfig};
 
     use crate::{DefenderSet, Plan, PlanOptions};
 
@@ -91,6 +113,29 @@ mod tests {
         let text = format!("clean-twin = false\n{GOOD}{table}");
         let refused = Plan::from_text("a.toml", &text, &PlanOptions::default()).expect_err("no twin").to_string();
         assert!(refused.contains("defenses.0.twin is true, expected false"), "{refused}");
+    }
+
+    #[test]
+    fn a_strength_is_tuned_where_there_is_one_and_images_to_choose_on() {
+        let said = |text: &str| plan(text).expect_err("it is refused").to_string();
+        let tuned = plan("[[defenses]]\ntune = true\nfine-tuning = {}\n").expect("valid");
+        let defender = &tuned.config().defenses[0];
+        assert_eq!((defender.tune, defender.most_epochs()), (Some(TuneConfig::default()), 25));
+        assert_eq!(
+            Plan::from_text("a.toml", &tuned.to_toml(), &PlanOptions::default()).unwrap().config(),
+            tuned.config()
+        );
+        let text = "[[defenses]]\ntune = { max-accuracy-drop = 0.1 }\nfine-tuning = {}\n";
+        assert_eq!(plan(text).unwrap().config().defenses[0].tune, Some(TuneConfig { max_accuracy_drop: 0.1 }));
+        assert_eq!(plan("[[defenses]]\ntune = false\nstrip = {}\n").unwrap().config().defenses[0].tune, None);
+        let detector = said("[[defenses]]\ntune = true\nstrip = {}\n");
+        assert!(detector.contains("defenses.0.tune is given, expected no tune, because strip has no"), "{detector}");
+        let blind = said("[data]\nvalidation-fraction = 0\n[[defenses]]\ntune = true\nfine-tuning = {}\n");
+        assert!(blind.contains("defenses.0.tune is given, expected data.validation-fraction above 0"), "{blind}");
+        let drop = said("[[defenses]]\ntune.max-accuracy-drop = 1\nfine-tuning = {}\n");
+        assert!(drop.contains("defenses.0.tune.max-accuracy-drop is 1, expected a fraction in [0, 1)"), "{drop}");
+        let misspelt = said("[[defenses]]\ntune = \"yes\"\nfine-tuning = {}\n");
+        assert!(misspelt.contains("true, false or a table such as"), "{misspelt}");
     }
 
     #[test]

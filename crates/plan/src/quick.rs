@@ -26,7 +26,7 @@ pub(crate) fn make_quick(config: &mut ExperimentConfig, facts: &DatasetFacts) {
     config.training.batch_size = config.training.batch_size.min(64);
     config.defenses.iter_mut().for_each(|defender| defender.make_quick(training));
     if let Some(crafted) = &mut config.crafted {
-        crafted.as_crafting_mut().make_quick();
+        crafted.kind_mut().make_quick();
     }
     config.model.network_mut().make_quick();
     if let Some(controlled) = &mut config.controlled {

@@ -28,7 +28,7 @@ pub(crate) fn check_trigger(config: &ExperimentConfig, images: ImageShape, class
         problems.extend(from_trigger("", trigger.validate_use(images, rule, placement)));
     }
     if let Some(crafted) = &config.crafted {
-        let crafting = crafted.as_crafting();
+        let crafting = crafted.kind();
         problems.extend(from_attack(&table_of(crafted), crafting.validate(images)));
         problems.extend(from_attack("", crafting.refuse(rule, placement)));
         if config.poisoning.selection.asks_surrogate() {
@@ -52,8 +52,8 @@ pub(crate) fn check_surrogate(config: &ExperimentConfig, input: InputShape, clas
     let own = surrogate.validate(&config.model, input, classes);
     let mut problems = from_attack("surrogate", own).collect::<Vec<_>>();
     let valid = model.validate(input, classes).is_empty();
-    if let Some(crafted) = config.crafted.as_ref().filter(|crafted| crafted.as_crafting().needs_routers()) {
-        problems.extend(from_attack(&table_of(crafted), crafted.as_crafting().refuse_mixture(&model)));
+    if let Some(crafted) = config.crafted.as_ref().filter(|crafted| crafted.kind().needs_routers()) {
+        problems.extend(from_attack(&table_of(crafted), crafted.kind().refuse_mixture(&model)));
         if valid && model.patches_per_expert == model.patches(input) {
             problems.push(Problem {
                 field: table_of(crafted),
@@ -97,7 +97,7 @@ fn from_trigger(table: &str, errors: Vec<TriggerError>) -> impl Iterator<Item = 
 }
 
 /// The problems a table of the attacks crate finds with itself, with the table's path in front if there is one.
-fn from_attack(table: &str, errors: Vec<AttackError>) -> impl Iterator<Item = Problem> {
+pub(crate) fn from_attack(table: &str, errors: Vec<AttackError>) -> impl Iterator<Item = Problem> {
     errors.into_iter().map(move |error| match error {
         AttackError::InvalidField { field, found, allowed } => {
             let parts = [table, field.as_str()].into_iter().filter(|part| !part.is_empty());

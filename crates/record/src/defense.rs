@@ -22,6 +22,10 @@ pub struct DefenseResult {
     pub contaminated_images: usize,
     /// Images it could choose on.
     pub validation_images: usize,
+    /// Bytes of main memory that the program held at most while it defended, all that it held for other reasons included; `None`
+    /// where the system does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
     /// What was measured, or why nothing was.
     pub outcome: DefenseOutcome,
 }
@@ -170,9 +174,15 @@ impl DefenseKind {
     /// The numbers that its tables show, by their names in [`METRICS`](crate::METRICS).
     pub fn columns(self) -> &'static [&'static str] {
         match self {
-            Self::Repair => {
-                &["clean-accuracy", "asr", "robust-accuracy", "defense-effectiveness", "robust-improvement", "seconds"]
-            }
+            Self::Repair => &[
+                "clean-accuracy",
+                "asr",
+                "robust-accuracy",
+                "defense-effectiveness",
+                "robust-improvement",
+                "seconds",
+                "peak-memory",
+            ],
             Self::Detector => &[
                 "detection-auc",
                 "clean-twin-detection-auc",
@@ -183,6 +193,7 @@ impl DefenseKind {
                 "true-positive-rate",
                 "false-positive-rate",
                 "seconds",
+                "peak-memory",
             ],
             Self::Filter => &[
                 "detection-auc",
@@ -192,8 +203,11 @@ impl DefenseKind {
                 "clean-accuracy",
                 "asr",
                 "seconds",
+                "peak-memory",
             ],
-            Self::Inspector => &["targets-flagged", "target-rank", "wrongly-flagged", "clean-twin-flagged", "seconds"],
+            Self::Inspector => {
+                &["targets-flagged", "target-rank", "wrongly-flagged", "clean-twin-flagged", "seconds", "peak-memory"]
+            }
         }
     }
 }

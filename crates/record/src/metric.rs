@@ -37,6 +37,8 @@ pub enum Unit {
     Size,
     /// Wall-clock time.
     Seconds,
+    /// Main memory.
+    Mebibytes,
 }
 
 /// Which way a number is better.
@@ -54,6 +56,11 @@ impl Unit {
         matches!(self, Self::Share | Self::Points)
     }
 
+    /// Whether it is what a computation cost, and says nothing of its outcome.
+    pub fn is_cost(self) -> bool {
+        matches!(self, Self::Seconds | Self::Mebibytes)
+    }
+
     /// In one word, for programs.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,6 +72,7 @@ impl Unit {
             Self::Count => "count",
             Self::Size => "size",
             Self::Seconds => "seconds",
+            Self::Mebibytes => "mebibytes",
         }
     }
 
@@ -75,7 +83,7 @@ impl Unit {
             Self::Share | Self::Points => format!("{:.2}", 100.0 * value + 0.0),
             Self::Images if value.fract() == 0.0 => format!("{value:.0}"),
             Self::Images | Self::Count => format!("{value:.1}"),
-            Self::Seconds => format!("{value:.0}"),
+            Self::Seconds | Self::Mebibytes => format!("{value:.0}"),
             Self::Size => format!("{:.2}", value + 0.0),
             Self::Index | Self::Coefficient => format!("{:.4}", value + 0.0),
         }
@@ -86,7 +94,13 @@ impl Unit {
         match self {
             Self::Share => " %",
             Self::Points => " points",
-            Self::Seconds | Self::Size | Self::Images | Self::Count | Self::Index | Self::Coefficient => "",
+            Self::Seconds
+            | Self::Mebibytes
+            | Self::Size
+            | Self::Images
+            | Self::Count
+            | Self::Index
+            | Self::Coefficient => "",
         }
     }
 
@@ -96,7 +110,7 @@ impl Unit {
         match self {
             Self::Share | Self::Points => Self::Points,
             Self::Index | Self::Coefficient => Self::Coefficient,
-            Self::Images | Self::Count | Self::Size | Self::Seconds => self,
+            Self::Images | Self::Count | Self::Size | Self::Seconds | Self::Mebibytes => self,
         }
     }
 
@@ -104,7 +118,7 @@ impl Unit {
     pub fn bounded(self, value: f64) -> f64 {
         match self {
             Self::Share | Self::Index => value.clamp(0.0, 1.0),
-            Self::Seconds | Self::Size | Self::Images | Self::Count => value.max(0.0),
+            Self::Seconds | Self::Mebibytes | Self::Size | Self::Images | Self::Count => value.max(0.0),
             // A difference of two shares.
             Self::Points => value.clamp(-1.0, 1.0),
             // Numbers of other programs are among these, and nobody knows where they end.
@@ -158,7 +172,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 /// Every number of the results, in the order in which tables show them.
 pub const METRICS: [MetricInfo; 87] = {
     use Better::{Higher, Lower};
-    use Unit::{Coefficient, Count, Images, Index, Points, Seconds, Share, Size};
+    use Unit::{Coefficient, Count, Images, Index, Mebibytes, Points, Seconds, Share, Size};
     [
         metric("poisoned-images", "poisoned", "poisoned images", Images, None),
         metric("clean-accuracy", "CA", "clean accuracy (CA)", Share, Some(Higher)),
@@ -240,6 +254,7 @@ pub const METRICS: [MetricInfo; 87] = {
         metric("wrongly-flagged", "others flagged", "  other classes flagged", Count, Some(Lower)),
         metric("clean-twin-flagged", "twin's flagged", "  classes of the clean twin flagged", Count, Some(Lower)),
         metric("seconds", "seconds", "seconds", Seconds, Some(Lower)),
+        metric("peak-memory", "peak MiB", "most memory, MiB", Mebibytes, Some(Lower)),
         metric("trigger-capture", "trigger capture", "trigger capture", Index, None),
         metric("trigger-capture-untouched", "trigger capture untouched", "  the same patches, untouched", Index, None),
         metric(

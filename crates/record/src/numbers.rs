@@ -124,6 +124,11 @@ const INSPECTION_NUMBERS: [InspectionNumber; 4] = [
 /// The time of a defense.
 const SECONDS: &str = "seconds";
 
+/// The most memory that the program held meanwhile.
+const PEAK_MEMORY: &str = "peak-memory";
+
+const MEBIBYTE: f64 = (1 << 20) as f64;
+
 /// A number of what routers select: its name, where it stands, and what it would be without any relation.
 pub type RoutingNumber = (&'static str, fn(&RoutingNumbers) -> Option<f64>, fn(&RoutingMeasurements) -> Option<f64>);
 
@@ -243,6 +248,9 @@ pub(crate) fn of_result(result: &DefenseResult) -> Vec<(&'static str, f64)> {
         DefenseOutcome::Failed { .. } => Vec::new(),
     };
     numbers.extend(result.seconds().map(|seconds| (SECONDS, seconds)));
+    if result.failure().is_none() {
+        numbers.extend(result.peak_memory.map(|bytes| (PEAK_MEMORY, bytes as f64 / MEBIBYTE)));
+    }
     numbers
 }
 

@@ -146,6 +146,7 @@ mod tests {
                 clean_images: 5,
                 contaminated_images: 0,
                 validation_images: 1,
+                peak_memory: None,
                 outcome,
             }],
         }

@@ -106,10 +106,12 @@ fn defense_table(runs: &[RunSummary], kind: DefenseKind, width: usize) -> String
         let cells = |name: String, metrics: &BTreeMap<String, Summary>, collapsed: usize| {
             let shown = numbers.iter().filter_map(|number| metrics.get(number.name));
             let count = shown.map(|summary| summary.count).max().unwrap_or(0);
-            let cells = numbers.iter().map(|number| match number.name {
+            let cells = numbers.iter().map(|number| {
                 // Where a classifier of one class stands says nothing, least of all as a mean.
-                name if collapsed > 0 && name != "seconds" => format!("collapse ({collapsed} of {count})"),
-                name => spread(metrics.get(name), number, count),
+                if collapsed > 0 && !number.unit.is_cost() {
+                    return format!("collapse ({collapsed} of {count})");
+                }
+                spread(metrics.get(number.name), number, count)
             });
             Row::Cells([name, count.to_string()].into_iter().chain(cells).collect())
         };

@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adam;
 mod adversarial;
 mod batches;
 mod checkpoint;
@@ -47,6 +48,7 @@ mod training;
 #[cfg(test)]
 mod tests;
 
+pub use adam::Adam;
 pub use batches::{Batch, BatchAssembler, image_batches};
 pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,

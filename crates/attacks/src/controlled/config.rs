@@ -1,19 +1,19 @@
 use patchdoor_kernels::TrainingBackend;
 use serde::{Deserialize, Serialize};
 
-use crate::controlled::registry::controlled_attacks;
+use crate::registry::attacks;
 use crate::{
     ControlledAttack, ControlledKind, DoseConfig, ForcedRoutingConfig, InputAwareConfig, LiraConfig, SsdtConfig,
 };
 
-controlled_attacks! {
+attacks! {
     /// Which attack an attacker makes who controls the training; in TOML the table `[controlled.input-aware]`, and so on,
     /// which stands in the place of `[trigger]`.
     ///
     /// This list is all there is to registering such an attack.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     #[non_exhaustive]
-    pub enum ControlledConfig {
+    pub enum ControlledConfig: ControlledKind + ControlledAttack {
         /// A pattern for each image, which works on no other.
         InputAware(InputAwareConfig) = "input-aware",
         /// Bounded noise for each image.

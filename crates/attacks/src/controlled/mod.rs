@@ -9,7 +9,6 @@ mod generated_trigger;
 mod generator;
 mod input_aware;
 mod lira;
-mod registry;
 mod ssdt;
 mod state;
 mod tensors;

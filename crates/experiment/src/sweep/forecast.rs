@@ -224,7 +224,7 @@ fn repairs(plan: &Plan) -> Option<f64> {
     let images = plan.config().defenses.iter().map(|defender| {
         // Each repaired classifier predicts the test images twice.
         let classifiers = if defender.twin { 2 } else { 1 };
-        classifiers * (defender.amount.count(training) * defender.defense.epochs() + counts.test.unwrap_or(0) * 2 / 3)
+        classifiers * (defender.amount.count(training) * defender.most_epochs() + counts.test.unwrap_or(0) * 2 / 3)
     });
     Some(images.sum::<usize>() as f64)
 }

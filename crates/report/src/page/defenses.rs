@@ -91,7 +91,7 @@ fn table(run: &RunSummary, kind: DefenseKind) -> Table {
         let seeds = count(&defense.metrics);
         let mut row = front(label(defense), index + 1, &defense.data, seeds);
         row.extend(numbers.iter().map(|number| match number.name {
-            name if defense.collapsed > 0 && name != "seconds" => {
+            _ if defense.collapsed > 0 && !number.unit.is_cost() => {
                 Cell::text(format!("collapse ({} of {seeds})", defense.collapsed))
             }
             name => mean_cell(defense.metrics.get(name), number.unit, seeds),

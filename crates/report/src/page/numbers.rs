@@ -76,6 +76,7 @@ pub(crate) fn unit_in_words(unit: Unit) -> &'static str {
         Unit::Share => "%",
         Unit::Points => "points",
         Unit::Seconds => "s",
+        Unit::Mebibytes => "MiB",
         Unit::Images => "images",
         Unit::Index | Unit::Coefficient | Unit::Count | Unit::Size => "",
     }

@@ -1,22 +1,30 @@
 use burn::tensor::Tensor;
 use patchdoor_kernels::TrainingBackend;
 
-/// Adam (Kingma and Ba 2015, arXiv:1412.6980) over a tensor that is no parameter of a classifier.
-pub(crate) struct Adam<B: TrainingBackend, const D: usize> {
+/// Adam (Kingma and Ba 2015, arXiv:1412.6980) over a tensor that is no parameter of a classifier, with 1e-8 beside the root.
+#[derive(Clone, Debug)]
+pub struct Adam<B: TrainingBackend, const D: usize> {
     rate: f64,
     betas: [f64; 2],
-    /// Running means of the gradient and of its square.
+    /// Running means of the gradient and of its square; `None` before the first step.
     means: Option<[Tensor<B::InnerBackend, D>; 2]>,
     steps: i32,
 }
 
 impl<B: TrainingBackend, const D: usize> Adam<B, D> {
-    pub(crate) fn new(rate: f64, betas: [f64; 2]) -> Self {
+    /// The moments that the paper proposes.
+    pub const BETAS: [f64; 2] = [0.9, 0.999];
+
+    /// One that has not stepped yet; `betas` in [0, 1) are the shares of the running means that a step keeps.
+    pub fn new(rate: f64, betas: [f64; 2]) -> Self {
         Self { rate, betas, means: None, steps: 0 }
     }
 
     /// Where a step down the gradient leads.
-    pub(crate) fn step(
+    ///
+    /// # Shapes
+    /// - at, gradient and output: the same in every step
+    pub fn step(
         &mut self,
         at: Tensor<B::InnerBackend, D>,
         gradient: Tensor<B::InnerBackend, D>,
@@ -36,10 +44,10 @@ impl<B: TrainingBackend, const D: usize> Adam<B, D> {
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::Autodiff;
     use burn_flex::{Flex, FlexDevice};
 
     use super::*;
-    use crate::testing::Learner;
 
     fn vector(values: [f32; 2]) -> Tensor<Flex, 1> {
         Tensor::from_data(values, &FlexDevice)
@@ -54,7 +62,7 @@ mod tests {
     fn two_steps_of_adam_worked_out_by_hand() {
         // Betas 0.5 and 0.9, rate 0.1. Gradients 2, then -1: m = 1, v = 0.4; 1 / 0.5 = 2, sqrt(0.4 / 0.1) = 2, a step of 1.
         // m = 0, v = 0.46: no step. The second coordinate has no gradient.
-        let mut adam = Adam::<Learner, 1>::new(0.1, [0.5, 0.9]);
+        let mut adam = Adam::<Autodiff<Flex>, 1>::new(0.1, [0.5, 0.9]);
         let at = adam.step(vector([1.0, 1.0]), vector([2.0, 0.0]));
         near(at.clone(), [0.9, 1.0]);
         near(adam.step(at.clone(), vector([-1.0, 0.0])), [0.9, 1.0]);
