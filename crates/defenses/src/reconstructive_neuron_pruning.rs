@@ -17,7 +17,7 @@ use crate::error::invalid;
 use crate::neuron_masks::{FactoredNorms, Factors, MaskTrainingConfig, Masks};
 use crate::threshold_pruning::ThresholdConfig;
 use crate::tuning::validate_training;
-use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired, Strengths};
 
 /// Unlearns clean images, and prunes the channels that have to be masked to learn them again.
 ///

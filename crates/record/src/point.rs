@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use patchdoor_metrics::Summary;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,47 @@ pub struct MetricResult {
     pub interval_95: Option<[f64; 2]>,
     /// The value of each seed.
     pub values: BTreeMap<u64, f64>,
+}
+
+impl PointResult {
+    /// Takes in the seeds that another table has of the same point and this one has not.
+    pub(crate) fn take_seeds_of(&mut self, other: &Self) {
+        let own = self.seeds();
+        let is_new = |seed: &u64| !own.contains(seed);
+        let mut metrics = other.metrics.iter().map(|metric| metric.name.as_str()).collect::<Vec<_>>();
+        metrics.extend(self.metrics.iter().map(|metric| metric.name.as_str()));
+        let mut names: Vec<&str> = Vec::new();
+        for name in metrics {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let of = |name: &str| {
+            let theirs = other.metric(name).into_iter().flat_map(|metric| &metric.values);
+            let ours = self.metric(name).into_iter().flat_map(|metric| &metric.values);
+            let values = theirs.filter(|(seed, _)| is_new(seed)).chain(ours);
+            MetricResult::of(name, values.map(|(&seed, &value)| (seed, value)).collect())
+        };
+        let metrics = names.into_iter().filter_map(of).collect();
+        let new = |all: &BTreeMap<u64, String>| {
+            all.iter().filter(|(seed, _)| is_new(seed)).map(|(&seed, text)| (seed, text.clone())).collect::<Vec<_>>()
+        };
+        self.runs.extend(new(&other.runs));
+        self.failed.extend(new(&other.failed));
+        for (defense, seeds) in &other.failed_defenses {
+            self.failed_defenses.entry(defense.clone()).or_default().extend(new(seeds));
+        }
+        self.failed_defenses.retain(|_, seeds| !seeds.is_empty());
+        let cells = other.chosen_cells.iter().filter(|(seed, _)| is_new(seed));
+        self.chosen_cells.extend(cells.map(|(&seed, cells)| (seed, cells.clone())));
+        self.metrics = metrics;
+    }
+
+    /// The seeds that ended, be it without numbers.
+    fn seeds(&self) -> BTreeSet<u64> {
+        let measured = self.metrics.iter().flat_map(|metric| metric.values.keys());
+        measured.chain(self.failed.keys()).copied().collect()
+    }
 }
 
 impl MetricResult {

@@ -200,6 +200,32 @@ impl ResultTable {
         }
     }
 
+    /// Takes in the seeds that another table has of the same sweep, computed elsewhere by the same clean build; says whether it is
+    /// such a table. Of seeds that both have, this table's numbers stay.
+    pub fn take_seeds_of(&mut self, other: &Self) -> bool {
+        let is_same = |(own, other): (&PointResult, &PointResult)| {
+            own.label == other.label && own.coordinates == other.coordinates
+        };
+        let is_more_of_it = self.result == other.result
+            && self.backend == other.backend
+            && self.datasets == other.datasets
+            && self.notes == other.notes
+            && self.points.len() == other.points.len()
+            && self.points.iter().zip(&other.points).all(is_same)
+            && matches!((self.clean_build(), other.clean_build()), (Ok(own), Ok(theirs)) if own == theirs);
+        if !is_more_of_it {
+            return false;
+        }
+        for (point, other) in self.points.iter_mut().zip(&other.points) {
+            point.take_seeds_of(other);
+        }
+        other.devices.iter().for_each(|device| add(&mut self.devices, device));
+        self.seeds.extend(&other.seeds);
+        self.seeds.sort_unstable();
+        self.seeds.dedup();
+        true
+    }
+
     /// Finished runs, counted once for each point.
     pub fn finished(&self) -> usize {
         self.points.iter().map(PointResult::finished).sum()

@@ -31,8 +31,9 @@ pub enum Collected {
 /// Copies the tables of finished sweeps and runs below `runs` to `into`, one compact file for each experiment, ready to be
 /// committed.
 ///
-/// Quick versions and runs on stand-in images are left out, and seeds that are not finished at every point. A result that has
-/// more seeds than the new one is replaced only with `force`. If one of those that would be taken was not computed by one
+/// Quick versions and runs on stand-in images are left out, and seeds that are not finished at every point. Seeds of the same sweep that
+/// the same build computed elsewhere, and that were collected before, are kept beside the new ones. Any other result that has more seeds
+/// than the new one is replaced only with `force`, which keeps nothing. If one of those that would be taken was not computed by one
 /// commit with unchanged source, nothing is.
 ///
 /// # Errors
@@ -102,11 +103,11 @@ pub fn collect_results(runs: &Path, into: &Path, force: bool) -> Result<Vec<Coll
         return Err(ResultsError::Unclean { refused });
     }
     fs::create_dir_all(into)?;
-    for (name, (_, table)) in best {
+    for (name, (_, mut table)) in best {
         let path = into.join(format!("{name}.json"));
-        if path.is_file() {
+        if path.is_file() && !force {
             let known = read_result(&path)?;
-            if known.seeds.len() > table.seeds.len() && !force {
+            if !table.take_seeds_of(&known) && known.seeds.len() > table.seeds.len() {
                 let reason =
                     format!("{} has {} seeds, this has {}", path.display(), known.seeds.len(), table.seeds.len());
                 collected.push(Collected::Skipped {
@@ -324,6 +325,50 @@ mod tests {
         assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1, 2]);
         collect_results(runs.path(), &into, true).unwrap();
         assert_eq!(read_result(&into.join("rates.json")).unwrap().seeds, [0, 1]);
+    }
+
+    #[test]
+    fn seeds_that_the_same_build_computed_elsewhere_stay_beside_the_new_ones() {
+        let of_seeds = |seeds: [u64; 2]| {
+            let renamed = |seed: &u64| seeds[*seed as usize];
+            let mut table = example_table();
+            table.seeds = seeds.to_vec();
+            for point in &mut table.points {
+                let moved = |values: &BTreeMap<u64, f64>| values.iter().map(|(s, &v)| (renamed(s), v)).collect();
+                let metrics = point.metrics.iter().filter_map(|one| MetricResult::of(&one.name, moved(&one.values)));
+                point.metrics = metrics.collect();
+                point.failed = point.failed.iter().map(|(seed, why)| (renamed(seed), why.clone())).collect();
+                point.chosen_cells.clear();
+                point.failed_defenses.clear();
+            }
+            table
+        };
+        let runs = runs(&of_seeds([3, 1]));
+        let into = runs.path().join("results");
+        fs::create_dir(&into).unwrap();
+        let path = into.join("rates.json");
+        let mut before = of_seeds([0, 1]);
+        before.devices = vec!["another processor".into()];
+        // What both have is the new one's.
+        before.points[0].metrics[3] = MetricResult::of("asr", [(0, 0.25), (1, 0.0)].into()).unwrap();
+        write_result(&path, &before).unwrap();
+        let collected = collect_results(runs.path(), &into, false).unwrap();
+        assert_eq!(collected, [Collected::Written { path: path.clone(), seeds: 3 }]);
+        let whole = read_result(&path).unwrap();
+        assert_eq!((&whole.seeds, whole.devices.len()), (&vec![0, 1, 3], 2));
+        assert_eq!(whole.points[0].metric("asr").unwrap().values, [(0, 0.25), (1, 1.0), (3, 0.9)].into());
+        assert_eq!(whole.points[0].metric("asr").unwrap().count, 3);
+        assert_eq!(whole.points[1].failed.keys().collect::<Vec<_>>(), [&1], "once failed, and twice the same seed");
+        assert_eq!(whole.points[1].metric("asr").unwrap().values, [(0, 0.125), (3, 0.125)].into());
+
+        // Another build, or another sweep, is another result.
+        let other = ResultTable { commits: vec!["fedcba9876543210".into()], ..before.clone() };
+        write_result(&path, &other).unwrap();
+        collect_results(runs.path(), &into, false).unwrap();
+        assert_eq!(read_result(&path).unwrap().seeds, [3, 1]);
+        write_result(&path, &before).unwrap();
+        collect_results(runs.path(), &into, true).unwrap();
+        assert_eq!(read_result(&path).unwrap().seeds, [3, 1], "force keeps nothing");
     }
 
     #[test]
