@@ -8,9 +8,10 @@ use crate::{
     ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
     DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
     FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries, ReconstructiveNeuronPruning,
-    RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning,
-    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution,
+    NeuralPolarizer, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries,
+    ReconstructiveNeuronPruning, RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan,
+    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
+    TopologicalEvolution,
 };
 
 defenses! {
@@ -54,6 +55,8 @@ defenses! {
         SharedAdversarialUnlearning(SharedAdversarialUnlearning): Repair = "shared-adversarial-unlearning",
         /// Unlearns clean images and prunes the channels that have to be masked to learn them again.
         ReconstructiveNeuronPruning(ReconstructiveNeuronPruning): Repair = "reconstructive-neuron-pruning",
+        /// Inserts one linear map of channels that turns perturbed images back, and learns it alone.
+        NeuralPolarizer(NeuralPolarizer): Repair = "neural-polarizer",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.

@@ -149,8 +149,8 @@ impl<B: TrainingBackend> FactoredNorms<B> {
 }
 
 /// Lets these parameters learn and no other.
-struct Only {
-    learning: Vec<ParamId>,
+pub(crate) struct Only {
+    pub(crate) learning: Vec<ParamId>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Only {
