@@ -5,10 +5,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
-    DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
-    FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    NeuralPolarizer, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries,
+    ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, BanFineTuning,
+    ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning,
+    FeatureShiftTuning, FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse,
+    NeuralCleanseUnlearning, NeuralPolarizer, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries,
     ReconstructiveNeuronPruning, RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan,
     SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
     TopologicalEvolution,
@@ -57,6 +57,8 @@ defenses! {
         ReconstructiveNeuronPruning(ReconstructiveNeuronPruning): Repair = "reconstructive-neuron-pruning",
         /// Inserts one linear map of channels that turns perturbed images back, and learns it alone.
         NeuralPolarizer(NeuralPolarizer): Repair = "neural-polarizer",
+        /// Fine-tunes with the neurons as they are and as harmfully disturbed as can be.
+        BanFineTuning(BanFineTuning): Repair = "ban-fine-tuning",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.

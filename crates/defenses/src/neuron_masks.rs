@@ -126,7 +126,8 @@ impl<B: TrainingBackend> FactoredNorms<B> {
         Some(self.norms.iter().map(of).collect())
     }
 
-    fn multiplied(&self, factors: &[Factors]) -> BTreeMap<String, TensorData> {
+    /// Scales and shifts of all normalizations times their factors, by their paths.
+    pub(crate) fn multiplied(&self, factors: &[Factors]) -> BTreeMap<String, TensorData> {
         let product = |values: &[f64], factors: &[f64]| {
             let products =
                 values.iter().zip(factors).map(|(value, factor)| (value * factor) as f32).collect::<Vec<_>>();
@@ -137,6 +138,15 @@ impl<B: TrainingBackend> FactoredNorms<B> {
                 (format!("{}.gamma", norm.path), product(&norm.gamma, &factors.scale)),
                 (format!("{}.beta", norm.path), product(&norm.beta, &factors.shift)),
             ]
+        };
+        self.norms.iter().zip(factors).flat_map(of).collect()
+    }
+
+    /// The factors under the ids of the parameters that they multiply.
+    pub(crate) fn factors_by_id(&self, factors: &[Factors]) -> BTreeMap<ParamId, Vec<f64>> {
+        let of = |(norm, factors): (&NormParameters, &Factors)| {
+            let [scale, shift] = norm.ids;
+            [(scale, factors.scale.clone()), (shift, factors.shift.clone())]
         };
         self.norms.iter().zip(factors).flat_map(of).collect()
     }
