@@ -19,6 +19,7 @@
 
 mod activation_clustering;
 mod adam;
+mod adversarial_feature_map_pruning;
 mod adversarial_neuron_pruning;
 mod attention_distillation;
 mod ban_fine_tuning;
@@ -79,6 +80,7 @@ mod two_means;
 mod view;
 
 pub use activation_clustering::ActivationClustering;
+pub use adversarial_feature_map_pruning::AdversarialFeatureMapPruning;
 pub use adversarial_neuron_pruning::AdversarialNeuronPruning;
 pub use attention_distillation::AttentionDistillation;
 pub use ban_fine_tuning::BanFineTuning;
