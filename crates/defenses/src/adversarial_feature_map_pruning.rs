@@ -63,7 +63,7 @@ impl Default for AdversarialFeatureMapPruning {
                 batch_size: 128,
                 learning_rate: 0.01,
                 optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: false, weight_decay: 0.0 }),
-                schedule: ScheduleConfig::Cosine(CosineConfig { floor: 1e-4 }),
+                schedule: ScheduleConfig::Cosine(CosineConfig { floor: 0.01 }),
                 ..TrainingConfig::default()
             },
         }
