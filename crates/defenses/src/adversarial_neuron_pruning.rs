@@ -143,7 +143,7 @@ impl AdversarialNeuronPruning {
 }
 
 /// A step by the sign of the gradient, back within the bound.
-fn climb(noise: &mut [f64], uphill: &[f64], step: f64, bound: f64) {
+pub(crate) fn climb(noise: &mut [f64], uphill: &[f64], step: f64, bound: f64) {
     for (noise, uphill) in noise.iter_mut().zip(uphill) {
         // The sign of zero is zero.
         let sign = if *uphill == 0.0 { 0.0 } else { uphill.signum() };

@@ -5,12 +5,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    ActionKind, ActivationClustering, AdversarialNeuronPruning, AttentionDistillation, ChannelLipschitzPruning,
-    DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning,
-    FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning,
-    ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries, ReconstructiveNeuronPruning,
-    RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning,
-    SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution,
+    ActionKind, ActivationClustering, AdversarialFeatureMapPruning, AdversarialNeuronPruning, AttentionDistillation,
+    BanFineTuning, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning,
+    ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse,
+    NeuralCleanseUnlearning, NeuralPolarizer, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries,
+    ReconstructiveNeuronPruning, RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan,
+    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
+    TopologicalEvolution,
 };
 
 defenses! {
@@ -54,6 +55,12 @@ defenses! {
         SharedAdversarialUnlearning(SharedAdversarialUnlearning): Repair = "shared-adversarial-unlearning",
         /// Unlearns clean images and prunes the channels that have to be masked to learn them again.
         ReconstructiveNeuronPruning(ReconstructiveNeuronPruning): Repair = "reconstructive-neuron-pruning",
+        /// Inserts one linear map of channels that turns perturbed images back, and learns it alone.
+        NeuralPolarizer(NeuralPolarizer): Repair = "neural-polarizer",
+        /// Prunes the feature maps that a small step of the images moves at the highest cost, then trains.
+        AdversarialFeatureMapPruning(AdversarialFeatureMapPruning): Repair = "adversarial-feature-map-pruning",
+        /// Fine-tunes with the neurons as they are and as harmfully disturbed as can be.
+        BanFineTuning(BanFineTuning): Repair = "ban-fine-tuning",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.

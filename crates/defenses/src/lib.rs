@@ -18,8 +18,10 @@
 //! ```
 
 mod activation_clustering;
+mod adversarial_feature_map_pruning;
 mod adversarial_neuron_pruning;
 mod attention_distillation;
+mod ban_fine_tuning;
 mod batch_stream;
 mod calibration;
 mod channel_lipschitz_pruning;
@@ -40,7 +42,9 @@ mod implicit_backdoor_unlearning;
 mod mm_bd;
 mod neural_cleanse;
 mod neural_cleanse_unlearning;
+mod neural_polarizer;
 mod neuron_masks;
+mod neuron_noise;
 mod norm_channels;
 mod parameter_scaling;
 mod patch_drop;
@@ -76,8 +80,10 @@ mod two_means;
 mod view;
 
 pub use activation_clustering::ActivationClustering;
+pub use adversarial_feature_map_pruning::AdversarialFeatureMapPruning;
 pub use adversarial_neuron_pruning::AdversarialNeuronPruning;
 pub use attention_distillation::AttentionDistillation;
+pub use ban_fine_tuning::BanFineTuning;
 pub use calibration::Calibrated;
 pub use channel_lipschitz_pruning::ChannelLipschitzPruning;
 pub use config::{DefenseConfig, DefenseName};
@@ -93,6 +99,7 @@ pub use implicit_backdoor_unlearning::ImplicitBackdoorUnlearning;
 pub use mm_bd::MmBd;
 pub use neural_cleanse::NeuralCleanse;
 pub use neural_cleanse_unlearning::NeuralCleanseUnlearning;
+pub use neural_polarizer::NeuralPolarizer;
 pub use neuron_masks::MaskTrainingConfig;
 pub use parameter_scaling::ParameterScaling;
 pub use patch_drop::{PatchDrop, PatchLevel};

@@ -126,7 +126,8 @@ impl<B: TrainingBackend> FactoredNorms<B> {
         Some(self.norms.iter().map(of).collect())
     }
 
-    fn multiplied(&self, factors: &[Factors]) -> BTreeMap<String, TensorData> {
+    /// Scales and shifts of all normalizations times their factors, by their paths.
+    pub(crate) fn multiplied(&self, factors: &[Factors]) -> BTreeMap<String, TensorData> {
         let product = |values: &[f64], factors: &[f64]| {
             let products =
                 values.iter().zip(factors).map(|(value, factor)| (value * factor) as f32).collect::<Vec<_>>();
@@ -141,6 +142,15 @@ impl<B: TrainingBackend> FactoredNorms<B> {
         self.norms.iter().zip(factors).flat_map(of).collect()
     }
 
+    /// The factors under the ids of the parameters that they multiply.
+    pub(crate) fn factors_by_id(&self, factors: &[Factors]) -> BTreeMap<ParamId, Vec<f64>> {
+        let of = |(norm, factors): (&NormParameters, &Factors)| {
+            let [scale, shift] = norm.ids;
+            [(scale, factors.scale.clone()), (shift, factors.shift.clone())]
+        };
+        self.norms.iter().zip(factors).flat_map(of).collect()
+    }
+
     /// Values of all scales' channels under their normalizations' paths.
     pub(crate) fn named(&self, scales: Vec<Vec<f64>>) -> Vec<NormChannels<f64>> {
         let paths = self.norms.iter().map(|norm| norm.path.clone());
@@ -149,8 +159,8 @@ impl<B: TrainingBackend> FactoredNorms<B> {
 }
 
 /// Lets these parameters learn and no other.
-struct Only {
-    learning: Vec<ParamId>,
+pub(crate) struct Only {
+    pub(crate) learning: Vec<ParamId>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Only {
