@@ -144,6 +144,6 @@ mod tests {
         let set = "defenses.0.fine-tuning.training.epochs=3".to_owned();
         let options = PlanOptions { overrides: vec![set], ..PlanOptions::default() };
         let plan = Plan::from_text("a.toml", &text, &options).expect("valid");
-        assert_eq!(plan.config().defenses[0].defense.epochs(), 3);
+        assert_eq!(plan.config().defenses[0].defense.epochs(&plan.config().training), 3);
     }
 }
