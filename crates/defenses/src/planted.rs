@@ -90,33 +90,17 @@ impl Planted {
 
     /// What a defense trains on the set that the victim was trained on, or on that of the clean twin.
     pub(crate) fn train_on(&self, poisoned: bool, defense: &impl TrainingDefense<Learner>) -> SafelyTrained<Learner> {
-        let set = if poisoned { &self.poisoned } else { &self.own };
-        self.with_work(|work| {
-            work.set = set;
-            defense.train(work, &FlexDevice)
-        })
-        .expect("nothing fails")
-    }
-
-    /// What comes of the work of a training on the poisoned set.
-    pub(crate) fn with_work<'a, T>(&'a self, act: impl FnOnce(&mut TrainingWork<'a>) -> T) -> T
-    where
-        Self: 'static,
-    {
-        act(&mut TrainingWork {
-            set: &self.poisoned,
+        let mut work = TrainingWork {
+            set: if poisoned { &self.poisoned } else { &self.own },
             validation: Some(&self.validation),
-            augmentation: Box::leak(Box::default()),
-            model: Box::leak(Box::new(untrained().config())),
-            recipe: Box::leak(Box::new(recipe())),
+            augmentation: &AugmentationConfig::default(),
+            model: &untrained().config(),
+            recipe: &recipe(),
             seed: 0,
             checkpoints: None,
-            observer: Box::leak(Box::new(())),
-        })
-    }
-
-    pub(crate) fn poisoned_examples(&self) -> ImageSet {
-        self.poisoned.subset(&(0..self.poisoned.len()).filter(|&index| is_poisoned(index)).collect::<Vec<_>>())
+            observer: &mut (),
+        };
+        defense.train(&mut work, &FlexDevice).expect("nothing fails")
     }
 
     /// What became of the poisoned examples and of the others, given those that a defense isolated.
@@ -128,10 +112,13 @@ impl Planted {
     /// Asserts that a classifier which a defense trains on poisoned images has less than this attack success, and that it and one
     /// trained on clean images have at most so much less accuracy than without the defense.
     pub(crate) fn assert_trains(&self, most: f64, drop: f64, defense: &impl TrainingDefense<Learner>) {
-        let [defended, untouched] = [true, false].map(|poisoned| self.train_on(poisoned, defense).classifier);
+        let defended = self.train_on(true, defense).classifier;
+        let untouched = self.train_on(false, defense).classifier;
         let success = self.attack_success(&defended);
-        let accuracies = [(self.victim(), defended), (self.clean_twin(), untouched)]
-            .map(|(before, after)| [self.accuracy(&before), self.accuracy(&after)]);
+        let accuracies = [
+            [self.accuracy(&self.victim()), self.accuracy(&defended)],
+            [self.accuracy(&self.clean_twin()), self.accuracy(&untouched)],
+        ];
         assert!(success < most, "attack success {success}, accuracies without and with it {accuracies:?}");
         for [before, after] in accuracies {
             assert!(after > before - drop, "accuracy {before} without it, {after} with it, attack success {success}");
@@ -172,7 +159,7 @@ impl Planted {
 
 /// Every fifth image.
 fn is_poisoned(index: usize) -> bool {
-    index % 5 == 0
+    index.is_multiple_of(5)
 }
 
 /// How victim and twin are trained.
