@@ -222,6 +222,45 @@ fn a_filter_and_an_inspector_are_measured_against_what_was_poisoned() {
     assert_eq!(inspected["targets"].as_array().map(Vec::len), Some(1));
 }
 
+#[test]
+fn a_training_from_scratch_is_measured_beside_the_undefended_one_and_what_it_isolates_against_the_poisoning() {
+    let bench = Bench::new();
+    let trainings = "[[defenses]]\ntwin = true\nanti-backdoor-learning = { isolated-fraction = 0.1, isolation-epochs = 1, rest-epochs = 2, \
+                     unlearning-epochs = 1 }\n[[defenses]]\ntrap-expert = { trap-epochs = 1 }\n";
+    bench.file("trained.toml", &format!("{SMALL}{trainings}"));
+    let planned = bench.run(&["run", "trained.toml", "--dry-run"]).expect(0);
+    let said = "then anti-backdoor-learning: trained from scratch on the poisoned set, 4 epochs";
+    assert!(planned.out().contains(said), "{}", planned.out());
+    let finished = bench.run(&["run", "trained.toml"]).expect(0);
+    assert!(finished.out().contains("trainings on the poisoned set, in percent"), "{}", finished.out());
+    assert!(finished.err().contains("anti-backdoor-learning: clean accuracy "), "{}", finished.err());
+
+    let seed = bench.run_directory().join("seed-0");
+    let measured = &json(&seed.join("result.json"))["outcome"]["finished"];
+    let trained = &measured["defenses"][0]["outcome"]["trained"];
+    for field in ["clean-accuracy", "asr", "robust-accuracy"] {
+        assert_eq!(trained["before"][field], measured[field], "{field}");
+        assert!(trained["after"][field].is_number() && trained["clean-twin"][field].is_number(), "{trained}");
+    }
+    let phases = trained["phases"].as_array().expect("phases");
+    let phases = phases.iter().map(|phase| (phase["images"].as_u64(), phase["epochs"].as_u64())).collect::<Vec<_>>();
+    // A tenth of 216 training images, 21 of them poisoned, is set apart.
+    assert_eq!(phases, [(Some(216), Some(1)), (Some(195), Some(2)), (Some(21), Some(1))]);
+    let count = |standing: &Value, field: &str| standing["isolation"]["outcome"][field].as_u64().expect("a count");
+    assert_eq!(count(trained, "true-positives") + count(trained, "false-positives"), 21);
+    assert_eq!(count(trained, "true-positives") + count(trained, "false-negatives"), 21);
+    assert_eq!(count(&trained["clean-twin"], "false-positives"), 21, "nothing is poisoned");
+    let folder = seed.join("defenses/0-anti-backdoor-learning");
+    assert!(folder.join("weights.safetensors").exists() && !folder.join("checkpoint").exists());
+    assert!(!folder.join("clean-twin/checkpoint").exists());
+    let lines = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("a history");
+    let epochs = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("a record")["epoch"].as_u64());
+    assert_eq!(epochs.collect::<Vec<_>>(), (0..4).map(Some).collect::<Vec<_>>());
+    let judged = std::fs::read_to_string(folder.join("scores.csv")).expect("judgements are kept");
+    assert_eq!((judged.lines().count(), judged.matches(",true\n").count()), (217, 21));
+    assert!(measured["defenses"][1]["outcome"]["trained"].get("clean-twin").is_none(), "only where it is asked for");
+}
+
 /// Two defenses, the second long enough to be stopped in its middle.
 const LONG: &str = r"
 [[defenses]]
@@ -231,29 +270,22 @@ pruning-series = { fractions = [0.5] }
 fine-pruning = { keep-mask = true, training = { epochs = 30, batch-size = 32, learning-rate = 0.05 } }
 ";
 
-fn weights(bench: &Bench) -> Vec<u8> {
-    let path = bench.run_directory().join("seed-0/defenses/1-fine-pruning/weights.safetensors");
-    std::fs::read(path).expect("weights are saved")
-}
-
+/// Starts an experiment and interrupts it once there is an epoch in a folder of its first seed.
 #[cfg(unix)]
-#[test]
-fn an_interrupted_defense_goes_on_and_finished_ones_are_not_repeated() {
+fn interrupt(bench: &Bench, experiment: &str, checkpoint: &str) {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    let bench = Bench::new();
-    bench.file("long.toml", &format!("{SMALL}{LONG}"));
     let mut child = bench
-        .command(&["run", "long.toml"])
+        .command(&["run", experiment])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the runner starts");
     let start = Instant::now();
-    let has_checkpoint = |bench: &Bench| {
+    let has_checkpoint = || {
         let Ok(runs) = std::fs::read_dir(bench.path().join("runs")) else { return false };
-        let checkpoint = |run: PathBuf| run.join("seed-0/defenses/1-fine-pruning/checkpoint");
+        let checkpoint = |run: PathBuf| run.join("seed-0").join(checkpoint);
         let mut folders = runs.filter_map(|entry| entry.ok().map(|entry| checkpoint(entry.path())));
         folders.any(|folder| {
             std::fs::read_dir(folder).is_ok_and(|mut epochs| {
@@ -261,7 +293,7 @@ fn an_interrupted_defense_goes_on_and_finished_ones_are_not_repeated() {
             })
         })
     };
-    while !has_checkpoint(&bench) {
+    while !has_checkpoint() {
         assert!(child.try_wait().expect("it is ours").is_none(), "the run ended before a checkpoint was seen");
         assert!(start.elapsed() < Duration::from_mins(4), "no checkpoint appeared");
         std::thread::sleep(Duration::from_millis(2));
@@ -271,6 +303,19 @@ fn an_interrupted_defense_goes_on_and_finished_ones_are_not_repeated() {
     let output = child.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
+}
+
+fn weights(bench: &Bench, defense: &str) -> Vec<u8> {
+    let path = bench.run_directory().join(format!("seed-0/defenses/{defense}/weights.safetensors"));
+    std::fs::read(path).expect("weights are saved")
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_defense_goes_on_and_finished_ones_are_not_repeated() {
+    let bench = Bench::new();
+    bench.file("long.toml", &format!("{SMALL}{LONG}"));
+    interrupt(&bench, "long.toml", "defenses/1-fine-pruning/checkpoint");
 
     let first = |bench: &Bench| bench.run_directory().join("seed-0/defenses/0-pruning-series/result.json");
     let written = |path: &Path| -> SystemTime {
@@ -284,5 +329,24 @@ fn an_interrupted_defense_goes_on_and_finished_ones_are_not_repeated() {
     let straight = Bench::new();
     straight.file("long.toml", &format!("{SMALL}{LONG}"));
     straight.run(&["run", "long.toml"]).expect(0);
-    assert_eq!(weights(&bench), weights(&straight), "the same weights as without an interruption");
+    let [resumed, straight] = [&bench, &straight].map(|bench| weights(bench, "1-fine-pruning"));
+    assert_eq!(resumed, straight, "the same weights as without an interruption");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_training_from_scratch_passes_over_its_finished_phases() {
+    let training =
+        "[[defenses]]\nanti-backdoor-learning = { isolation-epochs = 2, rest-epochs = 30, unlearning-epochs = 2 }\n";
+    let bench = Bench::new();
+    bench.file("long.toml", &format!("{SMALL}{training}"));
+    interrupt(&bench, "long.toml", "defenses/0-anti-backdoor-learning/checkpoint/rest");
+    let resumed = bench.run(&["run", "long.toml"]).expect(0);
+    assert!(resumed.err().contains("anti-backdoor-learning: goes on after epoch 2 of 34"), "{}", resumed.err());
+
+    let straight = Bench::new();
+    straight.file("long.toml", &format!("{SMALL}{training}"));
+    straight.run(&["run", "long.toml"]).expect(0);
+    let [resumed, straight] = [&bench, &straight].map(|bench| weights(bench, "0-anti-backdoor-learning"));
+    assert_eq!(resumed, straight, "the same weights as without an interruption");
 }

@@ -1,17 +1,18 @@
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_train::TrainingConfig;
 use serde::de::DeserializeSeed;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
-    ActionKind, ActivationClustering, AdversarialFeatureMapPruning, AdversarialNeuronPruning, AttentionDistillation,
-    BanFineTuning, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction, DefenseError, ExpertFineTuning,
-    ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning, ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse,
-    NeuralCleanseUnlearning, NeuralPolarizer, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PruningSeries,
-    ReconstructiveNeuronPruning, RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan,
-    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
-    TopologicalEvolution,
+    ActionKind, ActivationClustering, AdversarialFeatureMapPruning, AdversarialNeuronPruning, AntiBackdoorLearning,
+    AttentionDistillation, BanFineTuning, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction,
+    DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
+    ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning, NeuralPolarizer, ParameterScaling,
+    PatchDrop, PatchSearch, PatchShuffle, PruningSeries, ReconstructiveNeuronPruning, RouterNullSpace,
+    RouterRetraining, RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning, SharpnessAwareFineTuning,
+    SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution, TrapExpert,
 };
 
 defenses! {
@@ -87,6 +88,10 @@ defenses! {
         MmBd(MmBd): Inspect = "mm-bd",
         /// Looks for the class that images can be sent to by the smallest trigger.
         NeuralCleanse(NeuralCleanse): Inspect = "neural-cleanse",
+        /// Trains so that what is learned first stands out, and unlearns it.
+        AntiBackdoorLearning(AntiBackdoorLearning): Train = "anti-backdoor-learning",
+        /// Trains an expert first that takes the shortcut, and drops it.
+        TrapExpert(TrapExpert): Train = "trap-expert",
     }
 }
 
@@ -112,9 +117,9 @@ impl DefenseConfig {
         self.as_defense().needs().contains(&need)
     }
 
-    /// Epochs of training it takes.
-    pub fn epochs(&self) -> usize {
-        self.as_defense().training().map_or(0, |training| training.epochs)
+    /// Epochs of training it takes, beside an undefended training of that recipe.
+    pub fn epochs(&self, recipe: &TrainingConfig) -> usize {
+        self.as_defense().epochs(recipe)
     }
 
     /// Shortens it to a second, keeping every code path it takes: one epoch of small batches, and what the defense says.
@@ -134,15 +139,14 @@ mod tests {
 
     use burn::module::AutodiffModule;
     use burn_flex::FlexDevice;
-    use patchdoor_data::{ImageSet, stream};
+    use patchdoor_data::{AugmentationConfig, ImageSet, stream};
     use patchdoor_model::{Classifier, ClassifierConfig, InputShape, WideResNetConfig};
-    use patchdoor_train::TrainingConfig;
 
     use super::*;
-    use crate::testing::{Learner, ascending_filters, bits, shapes};
+    use crate::testing::{Learner, ascending_filters, bits, quick_training, shapes};
     use crate::{
         Calibrated, DefenderData, DetectionThreshold, Filtering, Inputs, Inspection, InspectionWork, RepairDetails,
-        RepairWork,
+        RepairWork, SafelyTrained, TrainingPhase, TrainingWork,
     };
 
     const EXPERTS: DefendedClassifier<'_> =
@@ -204,12 +208,16 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_defense_is_a_valid_one_of_one_epoch_at_most_in_small_batches() {
+    fn a_quick_defense_is_a_valid_one_of_one_epoch_a_phase_at_most_in_small_batches() {
         for before in DefenseConfig::defaults() {
             let mut quick = before.clone();
             quick.make_quick();
             assert!(quick.validate(&EXPERTS).is_empty(), "{quick:?}");
-            assert_eq!(quick.epochs(), before.epochs().min(1), "{quick:?}");
+            let [before, after] = [&before, &quick].map(|defense| defense.epochs(&quick_training()));
+            match quick.kind() {
+                ActionKind::Train => assert!((1..=3).contains(&after) && after <= before, "{quick:?}"),
+                _ => assert_eq!(after, before.min(1), "{quick:?}"),
+            }
             assert!(quick.as_defense().training().is_none_or(|training| training.batch_size <= 64), "{quick:?}");
             let mut again = quick.clone();
             again.make_quick();
@@ -227,6 +235,7 @@ mod tests {
         Detected { scores: Vec<f64>, threshold: f64 },
         Filtered(Filtering),
         Inspected(Inspection),
+        Trained { weights: BTreeMap<String, Vec<u32>>, phases: Vec<TrainingPhase>, isolation: Filtering },
     }
 
     /// What a defense makes of a classifier of four experts or none, given validation images or not.
@@ -256,6 +265,21 @@ mod tests {
                 let work = InspectionWork { data, seed: 0, is_stopped: &|| false };
                 inspector.inspect(classifier, &work, &FlexDevice).map(Acted::Inspected)
             }
+            DefenseAction::Train(training) => {
+                let (set, model, recipe) = (shapes(60), classifier.config(), quick_training());
+                let mut work = TrainingWork {
+                    set: &set,
+                    validation,
+                    augmentation: &AugmentationConfig::default(),
+                    model: &model,
+                    recipe: &recipe,
+                    seed: 0,
+                    checkpoints: None,
+                    observer: &mut (),
+                };
+                let SafelyTrained { classifier, phases, isolation, .. } = training.train(&mut work, &FlexDevice)?;
+                Ok(Acted::Trained { weights: bits(&classifier), phases, isolation })
+            }
         }
     }
 
@@ -269,13 +293,23 @@ mod tests {
             assert!(first == second, "{name}");
             match first {
                 Acted::Repaired { weights, epochs, .. } => {
-                    assert_eq!(epochs, defense.epochs(), "{name}");
+                    assert_eq!(epochs, defense.epochs(&quick_training()), "{name}");
                     assert!(weights.values().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
                 }
                 Acted::Detected { scores, .. } => assert!(scores.iter().all(|score| score.is_finite()), "{name}"),
                 Acted::Inspected(Inspection { scores, is_flagged }) => {
                     assert_eq!((scores.len(), is_flagged.len()), (10, 10), "{name}");
                     assert!(scores.iter().all(|score| score.is_finite()), "{name}");
+                }
+                Acted::Trained { weights, phases, isolation } => {
+                    assert_eq!(
+                        phases.iter().map(|phase| phase.epochs).sum::<usize>(),
+                        defense.epochs(&quick_training()),
+                        "{name}"
+                    );
+                    assert!(weights.values().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
+                    assert_eq!((isolation.scores.len(), isolation.is_suspect.len()), (60, 60), "{name}");
+                    assert!(isolation.scores.iter().all(|score| score.is_finite()), "{name}");
                 }
                 Acted::Filtered(Filtering { scores, is_suspect }) => {
                     assert_eq!((scores.len(), is_suspect.len()), (60, 60), "{name}");

@@ -3,11 +3,11 @@ use std::fmt::{self, Debug};
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_train::TrainingConfig;
 
-use crate::{DatasetFilter, DefenseError, InputDetector, ModelInspector, ModelRepair, Strengths};
+use crate::{DatasetFilter, DefenseError, InputDetector, ModelInspector, ModelRepair, Strengths, TrainingDefense};
 
 /// What the configuration of a defense answers before anything runs; each defense implements it in its own file.
 ///
-/// What it then does is one of the four traits of this crate, for every backend; [`DefenseConfig`](crate::DefenseConfig)
+/// What it then does is one of the five traits of this crate, for every backend; [`DefenseConfig`](crate::DefenseConfig)
 /// lists the defenses and says which.
 pub trait Defense: Debug {
     /// Checks every field against the classifier that it shall defend and returns all problems at once; fields are those
@@ -47,6 +47,12 @@ pub trait Defense: Debug {
         if let Some(training) = self.training_mut() {
             training.learning_rate = value;
         }
+    }
+
+    /// Epochs of training it takes in all, beside an undefended training of that `recipe`; those of
+    /// [`training`](Self::training), unless it says otherwise.
+    fn epochs(&self, _recipe: &TrainingConfig) -> usize {
+        self.training().map_or(0, |training| training.epochs)
     }
 
     /// Shortens what it does besides training to a second, keeping every code path; nothing, unless it says otherwise.
@@ -123,6 +129,8 @@ pub enum ActionKind {
     Filter,
     /// It looks at a classifier.
     Inspect,
+    /// It trains a classifier from scratch.
+    Train,
 }
 
 impl ActionKind {
@@ -133,6 +141,7 @@ impl ActionKind {
             Self::Detect => "scores inputs",
             Self::Filter => "drops training examples",
             Self::Inspect => "looks at a classifier",
+            Self::Train => "trains a classifier from scratch",
         }
     }
 }
@@ -147,4 +156,6 @@ pub enum DefenseAction<'a, B: TrainingBackend> {
     Filter(&'a dyn DatasetFilter<B>),
     /// Looks at a classifier.
     Inspect(&'a dyn ModelInspector<B>),
+    /// Trains a classifier from scratch.
+    Train(&'a dyn TrainingDefense<B>),
 }

@@ -39,6 +39,9 @@ pub enum DefenseError {
     /// The training inside a defense failed.
     #[error("fine-tuning failed")]
     Training(#[from] patchdoor_train::TrainError),
+    /// The classifier to train cannot be made.
+    #[error("the classifier cannot be made")]
+    Model(#[from] patchdoor_model::ModelError),
     /// The observer stopped the defense.
     #[error("defense was interrupted after {epochs} epochs")]
     Interrupted {

@@ -1,10 +1,10 @@
 //! What a defender does to a data set, a model or an input.
 //!
-//! A defense is one of four, by what it acts on: [`DatasetFilter`], [`ModelInspector`],
-//! [`ModelRepair`], [`InputDetector`]. None of them can see the trigger, the poisoning plan or a test
+//! A defense is one of five, by what it acts on: [`DatasetFilter`], [`ModelInspector`],
+//! [`ModelRepair`], [`InputDetector`], [`TrainingDefense`]. None of them can see the trigger, the poisoning plan or a test
 //! image: this crate does not depend on `patchdoor-triggers`, and [`DefenderData`] is all it gets.
 //!
-//! A new defense is a new file, whose configuration implements [`Defense`] and one of the four, and a new line of
+//! A new defense is a new file, whose configuration implements [`Defense`] and one of the five, and a new line of
 //! [`DefenseConfig`].
 //!
 //! ```
@@ -20,6 +20,7 @@
 mod activation_clustering;
 mod adversarial_feature_map_pruning;
 mod adversarial_neuron_pruning;
+mod anti_backdoor_learning;
 mod attention_distillation;
 mod ban_fine_tuning;
 mod batch_stream;
@@ -39,6 +40,7 @@ mod filter_scores;
 mod fine_pruning;
 mod fine_tuning;
 mod implicit_backdoor_unlearning;
+mod label_likelihood;
 mod mm_bd;
 mod neural_cleanse;
 mod neural_cleanse_unlearning;
@@ -74,7 +76,9 @@ mod strip;
 mod testing;
 mod threshold_pruning;
 mod topological_evolution;
+mod training_work;
 mod traits;
+mod trap_expert;
 mod tuning;
 mod two_means;
 mod view;
@@ -82,6 +86,7 @@ mod view;
 pub use activation_clustering::ActivationClustering;
 pub use adversarial_feature_map_pruning::AdversarialFeatureMapPruning;
 pub use adversarial_neuron_pruning::AdversarialNeuronPruning;
+pub use anti_backdoor_learning::{AntiBackdoorLearning, IsolationLoss, LossScope};
 pub use attention_distillation::AttentionDistillation;
 pub use ban_fine_tuning::BanFineTuning;
 pub use calibration::Calibrated;
@@ -105,7 +110,9 @@ pub use parameter_scaling::ParameterScaling;
 pub use patch_drop::{PatchDrop, PatchLevel};
 pub use patch_search::PatchSearch;
 pub use patch_shuffle::PatchShuffle;
-pub use patchdoor_metrics::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails, TriedStrength, Tuning};
+pub use patchdoor_metrics::{
+    ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails, TrainingPhase, TriedStrength, Tuning,
+};
 pub use pruning_series::PruningSeries;
 pub use reconstructive_neuron_pruning::ReconstructiveNeuronPruning;
 pub use reversal::ReversalConfig;
@@ -122,8 +129,10 @@ pub use strength::{Strengths, TuneConfig};
 pub use strip::{Strip, Superimposition};
 pub use threshold_pruning::ThresholdConfig;
 pub use topological_evolution::TopologicalEvolution;
+pub use training_work::TrainingWork;
 pub use traits::{
     DatasetFilter, DetectionThreshold, Filtering, InputDetector, Inspection, ModelInspector, ModelRepair, Repaired,
-    Scorer, SeriesPoint,
+    SafelyTrained, Scorer, SeriesPoint, TrainingDefense,
 };
+pub use trap_expert::{TrapExpert, TrapUse};
 pub use view::{DefenderData, Inputs, InspectionWork, RepairWork};

@@ -7,7 +7,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::TensorData;
 use burn_flex::FlexDevice;
 use patchdoor_data::{AugmentationConfig, ImageSet, ImageShape, StreamRng, stream};
-use patchdoor_metrics::AttackOutcome;
+use patchdoor_metrics::{AttackOutcome, DetectionOutcome};
 use patchdoor_model::{BatchNormConfig, Classifier, ClassifierConfig, InputShape, PatchMoeConfig};
 use patchdoor_train::{
     BatchNormStatistics, OneCycleConfig, OptimizerConfig, Outcome, ScheduleConfig, SgdConfig, TrainingConfig,
@@ -16,7 +16,10 @@ use patchdoor_train::{
 use rand::RngExt;
 
 use crate::testing::Learner;
-use crate::{DefenderData, Inspection, InspectionWork, ModelInspector, ModelRepair, RepairWork, Repaired};
+use crate::{
+    DefenderData, Inspection, InspectionWork, ModelInspector, ModelRepair, RepairWork, Repaired, SafelyTrained,
+    TrainingDefense, TrainingWork,
+};
 
 /// Side of an image in pixels.
 const SIDE: usize = 16;
@@ -28,6 +31,8 @@ const COLOURS: [[i32; 3]; 4] = [[190, 60, 60], [60, 190, 60], [60, 60, 190], [19
 pub(crate) struct Planted {
     victim: BTreeMap<String, TensorData>,
     twin: BTreeMap<String, TensorData>,
+    own: ImageSet,
+    poisoned: ImageSet,
     clean: ImageSet,
     validation: ImageSet,
     test: ImageSet,
@@ -44,20 +49,10 @@ impl Planted {
     fn train() -> Self {
         let [own, clean, validation, test] = [("own", 800), ("clean", 200), ("validation", 200), ("test", 400)]
             .map(|(name, count)| patches(name, count));
-        let config = TrainingConfig {
-            epochs: 15,
-            batch_size: 40,
-            learning_rate: 0.1,
-            optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
-            schedule: ScheduleConfig::OneCycle(OneCycleConfig::default()),
-            batch_norm_statistics: BatchNormStatistics::Recomputed,
-            ..TrainingConfig::default()
-        };
-        // Every fifth image is poisoned.
-        let poisoned = stamped(&own, |index| index % 5 == 0, true);
-        let [twin, victim] = [&own, &poisoned].map(|set| fit(set, &config).tensors());
+        let poisoned = stamped(&own, is_poisoned, true);
+        let [twin, victim] = [&own, &poisoned].map(|set| fit(set, &recipe()).tensors());
         let triggered = stamped(&test, |_| true, false);
-        Self { victim, twin, clean, validation, test, triggered }
+        Self { victim, twin, own, poisoned, clean, validation, test, triggered }
     }
 
     pub(crate) fn victim(&self) -> Classifier<Learner> {
@@ -93,6 +88,43 @@ impl Planted {
         inspector.inspect(classifier, &work, &FlexDevice).expect("nothing fails")
     }
 
+    /// What a defense trains on the set that the victim was trained on, or on that of the clean twin.
+    pub(crate) fn train_on(&self, poisoned: bool, defense: &impl TrainingDefense<Learner>) -> SafelyTrained<Learner> {
+        let mut work = TrainingWork {
+            set: if poisoned { &self.poisoned } else { &self.own },
+            validation: Some(&self.validation),
+            augmentation: &AugmentationConfig::default(),
+            model: &untrained().config(),
+            recipe: &recipe(),
+            seed: 0,
+            checkpoints: None,
+            observer: &mut (),
+        };
+        defense.train(&mut work, &FlexDevice).expect("nothing fails")
+    }
+
+    /// What became of the poisoned examples and of the others, given those that a defense isolated.
+    pub(crate) fn isolated(&self, is_suspect: &[bool]) -> DetectionOutcome {
+        let is_poisoned = (0..self.own.len()).map(is_poisoned).collect::<Vec<_>>();
+        DetectionOutcome::count(is_suspect, &is_poisoned)
+    }
+
+    /// Asserts that a classifier which a defense trains on poisoned images has less than this attack success, and that it and one
+    /// trained on clean images have at most so much less accuracy than without the defense.
+    pub(crate) fn assert_trains(&self, most: f64, drop: f64, defense: &impl TrainingDefense<Learner>) {
+        let defended = self.train_on(true, defense).classifier;
+        let untouched = self.train_on(false, defense).classifier;
+        let success = self.attack_success(&defended);
+        let accuracies = [
+            [self.accuracy(&self.victim()), self.accuracy(&defended)],
+            [self.accuracy(&self.clean_twin()), self.accuracy(&untouched)],
+        ];
+        assert!(success < most, "attack success {success}, accuracies without and with it {accuracies:?}");
+        for [before, after] in accuracies {
+            assert!(after > before - drop, "accuracy {before} without it, {after} with it, attack success {success}");
+        }
+    }
+
     /// Asserts that a defense takes the backdoor away and costs neither the victim nor its clean twin much accuracy.
     pub(crate) fn assert_repairs(&self, defense: &impl ModelRepair<Learner>) {
         self.assert_leaves(0.25, defense);
@@ -122,6 +154,24 @@ impl Planted {
         let predicted = predict(&classifier.valid(), &self.triggered, 64, &FlexDevice);
         let outcome = AttackOutcome::all_to_one(&predicted, self.triggered.labels(), 0);
         outcome.attack_success_rate().expect("there are images of other classes")
+    }
+}
+
+/// Every fifth image.
+fn is_poisoned(index: usize) -> bool {
+    index.is_multiple_of(5)
+}
+
+/// How victim and twin are trained.
+fn recipe() -> TrainingConfig {
+    TrainingConfig {
+        epochs: 15,
+        batch_size: 40,
+        learning_rate: 0.1,
+        optimizer: OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4 }),
+        schedule: ScheduleConfig::OneCycle(OneCycleConfig::default()),
+        batch_norm_statistics: BatchNormStatistics::Recomputed,
+        ..TrainingConfig::default()
     }
 }
 

@@ -1,10 +1,11 @@
 use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_metrics::TrainingPhase;
 use patchdoor_model::Classifier;
 use patchdoor_train::EpochRecord;
 
-use crate::{DefenseError, Inputs, InspectionWork, RepairDetails, RepairWork};
+use crate::{DefenseError, Inputs, InspectionWork, RepairDetails, RepairWork, TrainingWork};
 
 /// Acts on a training set: which of its examples to drop.
 pub trait DatasetFilter<B: TrainingBackend> {
@@ -38,6 +39,28 @@ impl Filtering {
     pub(crate) fn of_none(examples: usize) -> Self {
         Self { scores: vec![0.0; examples], is_suspect: vec![false; examples] }
     }
+}
+
+/// Trains a classifier from scratch on a set that may be poisoned.
+pub trait TrainingDefense<B: TrainingBackend> {
+    /// Trains the classifier that [`TrainingWork`] describes, from its initial weights.
+    ///
+    /// # Errors
+    /// If a training fails, the defense lacks something it needs, or its observer stops it.
+    fn train(&self, work: &mut TrainingWork<'_>, device: &B::Device) -> Result<SafelyTrained<B>, DefenseError>;
+}
+
+/// A classifier that a defense trained from scratch.
+#[derive(Clone, Debug)]
+pub struct SafelyTrained<B: AutodiffBackend> {
+    /// The classifier.
+    pub classifier: Classifier<B>,
+    /// One record per epoch of all its phases, numbered through.
+    pub history: Vec<EpochRecord>,
+    /// The trainings that it consisted of, in their order.
+    pub phases: Vec<TrainingPhase>,
+    /// What it made of every example of the set: suspects are those that it kept from the classifier or unlearned.
+    pub isolation: Filtering,
 }
 
 /// Looks at a model: whether it carries a backdoor.

@@ -6,8 +6,8 @@ use burn::module::AutodiffModule;
 use fs_err as fs;
 use patchdoor_data::{ImageSet, LoosePictures, stratified_subset, stream};
 use patchdoor_defenses::{
-    DatasetFilter, DefenderData, DefenseAction, DefenseConfig, DefenseError, InputDetector, InspectionWork,
-    ModelInspector, RepairWork, Repaired,
+    ActionKind, DatasetFilter, DefenderData, DefenseAction, DefenseConfig, DefenseError, InputDetector, InspectionWork,
+    ModelInspector, RepairWork, Repaired, SafelyTrained, TrainingDefense, TrainingWork,
 };
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::{Estimate, accuracy};
@@ -16,7 +16,8 @@ use patchdoor_plan::{DefenderConfig, DefenderSet, ExperimentConfig};
 use patchdoor_record::{
     COLLAPSE, DefenseMeasurements, DefenseOutcome, DefenseResult, DefenseStanding, DetectionMeasurements,
     FilterStanding, FilteringMeasurements, ImagesUsed, InspectionMeasurements, InspectorFindings, Ratings, Retrained,
-    SCHEMA, SeriesRow, defense_folder, is_sealed, read_sealed_json, write_sealed, write_sealed_json,
+    SCHEMA, SafeTrainingMeasurements, SafelyTrainedTwin, SeriesRow, defense_folder, is_sealed, read_sealed_json,
+    write_sealed, write_sealed_json,
 };
 use patchdoor_train::{PREDICTION_BATCH, predict};
 
@@ -104,6 +105,9 @@ impl Victim<'_> {
                 self.try_inspector((defender, inspector), &clean, judge, watch, device)
             }
             DefenseAction::Filter(filter) => self.try_filter((defender, filter), judge, (folder, label), watch, device),
+            DefenseAction::Train(training) => {
+                self.try_training((defender, training), judge, (folder, label), watch, device)
+            }
         };
         let outcome = match outcome {
             Err(Halt::Failed(reason)) => DefenseOutcome::Failed { reason },
@@ -114,7 +118,8 @@ impl Victim<'_> {
             name: defender.defense.name().to_owned(),
             title: defender.title(),
             data: defender.data.name().to_owned(),
-            clean_images: clean.len(),
+            // Who trains from scratch has the poisoned set and nothing clean besides validation images.
+            clean_images: if defender.defense.kind() == ActionKind::Train { 0 } else { clean.len() },
             contaminated_images,
             validation_images: self.images.validation.as_ref().map_or(0, ImageSet::len),
             peak_memory: memory.bytes(),
@@ -258,6 +263,86 @@ impl Victim<'_> {
         })))
     }
 
+    /// Trains from scratch as a defense does on the poisoned training set, and on the set without poison where that is asked for.
+    fn try_training<B: TrainingBackend>(
+        &self,
+        (defender, training): (&DefenderConfig, &dyn TrainingDefense<B>),
+        judge: Judge<'_>,
+        (folder, label): (&Path, &str),
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<DefenseOutcome> {
+        let set = &self.images.training;
+        let attack = judge.exam().expect("only a run trains from scratch, and it knows its attack").attack;
+        let is_poisoned = poisoned(attack, set.len());
+        let with = |set: &ImageSet, folder: &Path, label: String| {
+            fs::create_dir_all(folder)?;
+            self.train_safely((defender, training), set, (folder, label), watch, device)
+        };
+        let (trained, seconds) = with(&attack.poison(set), folder, label.to_owned())?;
+        // The twin before anything is written, so that an interruption leaves nothing half done.
+        let twin = self.twin.filter(|_| defender.twin);
+        let twin = twin.map(|_| with(set, &folder.join("clean-twin"), format!("{label}, clean twin")));
+        let twin = twin.transpose().map_err(|halt| halt.of("clean twin"))?;
+
+        let classifier = trained.classifier.valid();
+        save(&classifier, &self.config.model, set, folder)?;
+        self.history(folder).write(&trained.history)?;
+        write_judgements(&folder.join("scores.csv"), &trained.isolation, &is_poisoned)?;
+        let after = judge.standing(&classifier, device);
+        let isolation = |trained: &SafelyTrained<B>, is_poisoned: &[bool]| {
+            FilterStanding::of(&trained.isolation.scores, &trained.isolation.is_suspect, is_poisoned)
+        };
+        let clean_twin = match twin {
+            None => None,
+            Some((twin, _)) => {
+                self.history(&folder.join("clean-twin")).write(&twin.history)?;
+                let standing = judge.standing(&twin.classifier.valid(), device);
+                Some(SafelyTrainedTwin { standing, isolation: isolation(&twin, &vec![false; set.len()]) })
+            }
+        };
+        Ok(DefenseOutcome::Trained(Box::new(SafeTrainingMeasurements {
+            before: self.before,
+            after,
+            ratings: Ratings::of(self.before, after),
+            isolation: isolation(&trained, &is_poisoned),
+            phases: trained.phases,
+            epochs: trained.history.len(),
+            seconds: seconds.as_secs_f64(),
+            clean_twin,
+        })))
+    }
+
+    /// Trains from scratch on a set, keeps in a folder what it needs to go on, and says how long it took, interrupted epochs apart.
+    fn train_safely<B: TrainingBackend>(
+        &self,
+        (defender, training): (&DefenderConfig, &dyn TrainingDefense<B>),
+        set: &ImageSet,
+        (folder, label): (&Path, String),
+        watch: Watch<'_>,
+        device: &B::Device,
+    ) -> Step<(SafelyTrained<B>, Duration)> {
+        let log = self.history(folder);
+        let mut progress = TrainingProgress::new(watch, label, &log, defender.defense.epochs(&self.config.training));
+        let mut work = TrainingWork {
+            set,
+            validation: self.images.validation.as_ref(),
+            augmentation: &self.config.data.augmentation,
+            model: &self.config.model,
+            recipe: &self.config.training,
+            seed: self.seed,
+            checkpoints: Some(&folder.join("checkpoint")),
+            observer: &mut progress,
+        };
+        let start = Instant::now();
+        let outcome = training.train(&mut work, device);
+        let seconds = start.elapsed() + Duration::from_secs_f64(progress.seconds_before);
+        if let Some(error) = progress.log_error.take() {
+            return Err(error.into());
+        }
+        outcome.map(|trained| (trained, seconds)).map_err(halt_of)
+    }
+
     /// Judges what a defense made, and each strength of a series.
     fn measure<B: TrainingBackend>(
         &self,
@@ -395,7 +480,7 @@ impl Victim<'_> {
         };
         let classifier = load::<B>(&self.config.model, attempt.clean, self.seed, from, device)?;
         let log = self.history(folder);
-        let epochs = defense.epochs();
+        let epochs = defense.epochs(&self.config.training);
         let mut progress = TrainingProgress::new(watch, attempt.label.to_owned(), &log, epochs);
         let checkpoint = folder.join("checkpoint");
         let mut work = RepairWork {
@@ -491,8 +576,12 @@ fn in_words(result: &DefenseResult) -> String {
         DefenseOutcome::Detected(measured) => detection_in_words(measured),
         DefenseOutcome::Filtered(measured) => filtering_in_words(measured),
         DefenseOutcome::Inspected(measured) => inspection_in_words(measured),
+        DefenseOutcome::Trained(measured) => training_in_words(measured),
     };
     let seconds = duration(Duration::from_secs_f64(result.seconds().unwrap_or(0.0)));
+    if matches!(result.outcome, DefenseOutcome::Trained(_)) {
+        return format!("{said}, {seconds}");
+    }
     format!("{said}, on {} {} images, {seconds}", result.clean_images, result.data)
 }
 
@@ -501,24 +590,40 @@ fn percent(share: Option<f64>) -> String {
 }
 
 fn repair_in_words(measured: &DefenseMeasurements) -> String {
-    let (before, after) = (&measured.before, &measured.after);
     let pruned =
         measured.pruned_filters().map_or_else(String::new, |(pruned, of)| format!(", {pruned} of {of} filters"));
+    let tuned = measured.details.tuning.as_ref();
+    let tuned = tuned.map_or_else(String::new, |tuning| format!(", {} {} taken", tuning.field, tuning.value));
+    classifier_in_words((&measured.before, &measured.after), &(pruned + &tuned), measured.clean_twin)
+}
+
+fn training_in_words(measured: &SafeTrainingMeasurements) -> String {
+    let outcome = &measured.isolation.outcome;
+    let isolated = outcome.true_positives + outcome.false_positives;
+    let isolated = format!(", {} of {isolated} isolated images poisoned", outcome.true_positives);
+    let twin = measured.clean_twin.map(|twin| twin.standing);
+    classifier_in_words((&measured.before, &measured.after), &isolated, twin)
+}
+
+/// A classifier without and with a defense, what the defense did, and the clean twin with it.
+fn classifier_in_words(
+    (before, after): (&DefenseStanding, &DefenseStanding),
+    done: &str,
+    twin: Option<DefenseStanding>,
+) -> String {
     let collapsed = after.largest_class_share.filter(|&share| share > COLLAPSE);
     let collapsed = collapsed.map_or_else(String::new, |share| {
         format!(", collapsed: {} of the clean images are one class to it", percent(Some(share)))
     });
-    let twin = measured.clean_twin.map_or_else(String::new, |twin| {
+    let twin = twin.map_or_else(String::new, |twin| {
         format!(", clean twin {} and {}", percent(Some(twin.clean_accuracy)), percent(twin.asr))
     });
     let attack = match (after.asr, before.asr) {
         (None, None) => String::new(),
         (after, before) => format!(", attack success {} (was {})", percent(after), percent(before)),
     };
-    let tuned = measured.details.tuning.as_ref();
-    let tuned = tuned.map_or_else(String::new, |tuning| format!(", {} {} taken", tuning.field, tuning.value));
     format!(
-        "clean accuracy {} (was {}){attack}{pruned}{collapsed}{tuned}{twin}",
+        "clean accuracy {} (was {}){attack}{done}{collapsed}{twin}",
         percent(Some(after.clean_accuracy)),
         percent(Some(before.clean_accuracy)),
     )

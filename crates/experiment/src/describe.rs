@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use patchdoor_data::Dataset;
+use patchdoor_defenses::ActionKind;
 use patchdoor_plan::{DatasetFacts, ExperimentConfig, ImageCounts, Plan, choice_name};
 use patchdoor_triggers::TriggerError;
 
@@ -81,13 +82,17 @@ pub fn describe(plan: &Plan, facts: Option<&DatasetFacts>, backend: &Backend, fo
             .training
             .map_or_else(|| "a share of the".to_owned(), |training| defender.amount.count(training).to_string());
         let data = defender.data.name();
-        let epochs = match defender.most_epochs() {
+        let epochs = match defender.most_epochs(&config.training) {
             0 => "no training".to_owned(),
             1 => "1 epoch".to_owned(),
             epochs => format!("{epochs} epochs"),
         };
         let tuned = if defender.tune.is_some() { " at most, as strong as validation images allow" } else { "" };
-        lines.push(format!("  then {}: {images} {data} images, {epochs}{tuned}", defender.title()));
+        let data = match defender.defense.kind() {
+            ActionKind::Train => "trained from scratch on the poisoned set".to_owned(),
+            _ => format!("{images} {data} images"),
+        };
+        lines.push(format!("  then {}: {data}, {epochs}{tuned}", defender.title()));
     }
     lines.extend(plan.notes(facts).iter().map(|note| format!("  note: {note}")));
     let precision = if config.precision.is_full() {

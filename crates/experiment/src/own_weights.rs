@@ -216,7 +216,7 @@ fn command(kind: ActionKind) -> &'static str {
         ActionKind::Repair => "defend",
         ActionKind::Detect => "detect",
         ActionKind::Inspect => "inspect",
-        ActionKind::Filter => "run",
+        ActionKind::Filter | ActionKind::Train => "run",
     }
 }
 

@@ -45,7 +45,7 @@ pub use epoch::EpochRecord;
 pub use gamma::Gamma;
 pub use mediation::{RoutedSuccess, SMALLEST_EFFECT};
 pub use profile::{RoutingProfile, SelectionMaps};
-pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails, TriedStrength, Tuning};
+pub use repair::{ExpertSuspicion, PrunedFilters, PruningStep, RepairDetails, TrainingPhase, TriedStrength, Tuning};
 pub use routing::{
     Departure, Estimate, PatchScores, PerImage, PooledAreas, RoutingDecisions, SelectionCounts, area_within_images,
     capture, capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap,

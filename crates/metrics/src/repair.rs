@@ -80,3 +80,18 @@ pub struct ExpertSuspicion {
     /// Whether it was removed.
     pub removed: bool,
 }
+
+/// One of the trainings that a defense consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TrainingPhase {
+    /// What it is for, such as `isolation`.
+    pub name: String,
+    /// Examples that it trained on.
+    pub images: usize,
+    /// Its epochs.
+    pub epochs: usize,
+    /// Whether the last of them was taken back and the phase ended there, because it cost too much accuracy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
+}

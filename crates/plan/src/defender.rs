@@ -1,6 +1,7 @@
 use std::fmt;
 
 use patchdoor_defenses::{DefenseConfig, DefenseName, TuneConfig};
+use patchdoor_train::TrainingConfig;
 use serde::de::{self, MapAccess};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -191,10 +192,10 @@ impl<'de> de::Visitor<'de> for Tune {
 }
 
 impl DefenderConfig {
-    /// Epochs of training it takes at most: of every strength that it tries.
-    pub fn most_epochs(&self) -> usize {
+    /// Epochs of training it takes at most, beside an undefended training of that `recipe`: of every strength that it tries.
+    pub fn most_epochs(&self, recipe: &TrainingConfig) -> usize {
         let strengths = self.tune.and_then(|_| self.defense.as_defense().strengths());
-        self.defense.epochs() * strengths.map_or(1, |strengths| strengths.values.len())
+        self.defense.epochs(recipe) * strengths.map_or(1, |strengths| strengths.values.len())
     }
 
     /// What to call it in a report.

@@ -1,4 +1,4 @@
-use patchdoor_defenses::{DefendedClassifier, DefenseConfig, DefenseError, Need};
+use patchdoor_defenses::{ActionKind, DefendedClassifier, DefenseConfig, DefenseError, Need};
 use patchdoor_model::Part;
 
 use crate::amount::CleanAmount;
@@ -74,7 +74,8 @@ fn check_tuning(defender: &DefenderConfig, table: &str, none_held_out: bool) -> 
     let field = format!("{table}.tune");
     let name = defender.defense.name();
     let mut problems = from_defense(&field, tune.validate()).collect::<Vec<_>>();
-    let refused = if defender.defense.as_defense().strengths().is_none() {
+    let has_none = || defender.defense.as_defense().strengths().is_none();
+    let refused = if defender.defense.kind() != ActionKind::Repair || has_none() {
         Some(format!("no tune, because {name} has no strength to choose, or chooses it itself"))
     } else {
         none_held_out.then(|| format!("data.validation-fraction above 0, because {name} is tuned on validation images"))
@@ -97,6 +98,7 @@ fn from_defense(table: &str, errors: Vec<DefenseError>) -> impl Iterator<Item = 
 #[cfg(test)]
 mod tests {
     use patchdoor_defenses::{DefenseConfig, FinePruning, Need, TuneConfig};
+    use patchdoor_train::TrainingConfig;
 
     use crate::{DefenderSet, Plan, PlanOptions};
 
@@ -120,7 +122,10 @@ mod tests {
         let said = |text: &str| plan(text).expect_err("it is refused").to_string();
         let tuned = plan("[[defenses]]\ntune = true\nfine-tuning = {}\n").expect("valid");
         let defender = &tuned.config().defenses[0];
-        assert_eq!((defender.tune, defender.most_epochs()), (Some(TuneConfig::default()), 25));
+        assert_eq!(
+            (defender.tune, defender.most_epochs(&TrainingConfig::default())),
+            (Some(TuneConfig::default()), 25)
+        );
         assert_eq!(
             Plan::from_text("a.toml", &tuned.to_toml(), &PlanOptions::default()).unwrap().config(),
             tuned.config()
@@ -189,6 +194,6 @@ mod tests {
         let set = "defenses.0.fine-tuning.training.epochs=3".to_owned();
         let options = PlanOptions { overrides: vec![set], ..PlanOptions::default() };
         let plan = Plan::from_text("a.toml", &text, &options).expect("valid");
-        assert_eq!(plan.config().defenses[0].defense.epochs(), 3);
+        assert_eq!(plan.config().defenses[0].defense.epochs(&plan.config().training), 3);
     }
 }

@@ -105,7 +105,7 @@ fn command(kind: ActionKind) -> &'static str {
     match kind {
         ActionKind::Repair => "defend",
         ActionKind::Detect => "detect",
-        ActionKind::Filter => "run, which has the training set",
+        ActionKind::Filter | ActionKind::Train => "run, which has the training set",
         ActionKind::Inspect => "inspect",
     }
 }

@@ -1,8 +1,8 @@
 use patchdoor_metrics::RepairDetails;
 use serde::{Deserialize, Serialize};
 
-use crate::standing::{DefenseStanding, Ratings};
-use crate::{DetectionMeasurements, FilteringMeasurements, InspectionMeasurements};
+use crate::standing::{Defended, DefenseStanding, Ratings};
+use crate::{DetectionMeasurements, FilteringMeasurements, InspectionMeasurements, SafeTrainingMeasurements};
 
 /// What one defense of one seed came to; `seed-N/defenses/INDEX-NAME/result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub enum DefenseOutcome {
     Filtered(Box<FilteringMeasurements>),
     /// With what it says of the classifier.
     Inspected(Box<InspectionMeasurements>),
+    /// With a classifier of its own, trained from scratch.
+    Trained(Box<SafeTrainingMeasurements>),
     /// Its training could not go on.
     Failed {
         /// Why.
@@ -95,21 +97,6 @@ pub struct SeriesRow {
     pub clean_twin: Option<DefenseStanding>,
 }
 
-/// What a defense, or one strength of a series, came to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Defended {
-    pub(crate) after: DefenseStanding,
-    pub(crate) ratings: Ratings,
-    pub(crate) clean_twin: Option<DefenseStanding>,
-}
-
-impl Defended {
-    /// Whether the classifier has collapsed to one class.
-    pub(crate) fn is_collapsed(&self) -> bool {
-        self.after.is_collapsed()
-    }
-}
-
 impl SeriesRow {
     pub(crate) fn defended(&self) -> Defended {
         Defended { after: self.after, ratings: self.ratings, clean_twin: self.clean_twin }
@@ -150,15 +137,22 @@ pub enum DefenseKind {
     Filter,
     /// It looks at a classifier.
     Inspector,
+    /// It trains a classifier from scratch.
+    Training,
 }
 
 impl DefenseKind {
     /// All kinds, in the order of tables.
-    pub const ALL: [Self; 4] = [Self::Repair, Self::Detector, Self::Filter, Self::Inspector];
+    pub const ALL: [Self; 5] = [Self::Repair, Self::Training, Self::Detector, Self::Filter, Self::Inspector];
 
     /// Whether it is a repair.
     pub fn is_repair(&self) -> bool {
         *self == Self::Repair
+    }
+
+    /// Whether it leaves a classifier, to be compared with the undefended one.
+    pub fn gives_classifier(self) -> bool {
+        matches!(self, Self::Repair | Self::Training)
     }
 
     /// What its defenses are called together.
@@ -168,6 +162,7 @@ impl DefenseKind {
             Self::Detector => "detectors of triggered inputs",
             Self::Filter => "filters of training sets",
             Self::Inspector => "inspectors of classifiers",
+            Self::Training => "trainings on the poisoned set",
         }
     }
 
@@ -205,6 +200,18 @@ impl DefenseKind {
                 "seconds",
                 "peak-memory",
             ],
+            Self::Training => &[
+                "clean-accuracy",
+                "asr",
+                "robust-accuracy",
+                "defense-effectiveness",
+                "robust-improvement",
+                "clean-twin-accuracy",
+                "precision",
+                "true-positive-rate",
+                "seconds",
+                "peak-memory",
+            ],
             Self::Inspector => {
                 &["targets-flagged", "target-rank", "wrongly-flagged", "clean-twin-flagged", "seconds", "peak-memory"]
             }
@@ -220,7 +227,20 @@ impl DefenseResult {
             DefenseOutcome::Detected(_)
             | DefenseOutcome::Filtered(_)
             | DefenseOutcome::Inspected(_)
+            | DefenseOutcome::Trained(_)
             | DefenseOutcome::Failed { .. } => None,
+        }
+    }
+
+    /// Whether it left a classifier that has collapsed to one class.
+    pub(crate) fn is_collapsed(&self) -> bool {
+        match &self.outcome {
+            DefenseOutcome::Finished(measured) => measured.defended().is_collapsed(),
+            DefenseOutcome::Trained(measured) => measured.defended().is_collapsed(),
+            DefenseOutcome::Detected(_)
+            | DefenseOutcome::Filtered(_)
+            | DefenseOutcome::Inspected(_)
+            | DefenseOutcome::Failed { .. } => false,
         }
     }
 
@@ -231,6 +251,7 @@ impl DefenseResult {
             DefenseOutcome::Detected(_) => Some(DefenseKind::Detector),
             DefenseOutcome::Filtered(_) => Some(DefenseKind::Filter),
             DefenseOutcome::Inspected(_) => Some(DefenseKind::Inspector),
+            DefenseOutcome::Trained(_) => Some(DefenseKind::Training),
             DefenseOutcome::Failed { .. } => None,
         }
     }
@@ -242,6 +263,7 @@ impl DefenseResult {
             DefenseOutcome::Detected(measured) => Some(measured.seconds),
             DefenseOutcome::Filtered(measured) => Some(measured.seconds),
             DefenseOutcome::Inspected(measured) => Some(measured.seconds),
+            DefenseOutcome::Trained(measured) => Some(measured.seconds),
             DefenseOutcome::Failed { .. } => None,
         }
     }
@@ -253,7 +275,8 @@ impl DefenseResult {
             DefenseOutcome::Finished(_)
             | DefenseOutcome::Detected(_)
             | DefenseOutcome::Filtered(_)
-            | DefenseOutcome::Inspected(_) => None,
+            | DefenseOutcome::Inspected(_)
+            | DefenseOutcome::Trained(_) => None,
         }
     }
 }

@@ -44,6 +44,7 @@ mod point;
 mod reach;
 mod routing;
 mod run_directory;
+mod safe_training;
 mod seal;
 mod seed;
 mod standing;
@@ -69,6 +70,7 @@ pub use point::{MetricResult, PointResult};
 pub use reach::Reach;
 pub use routing::{AssociationNumbers, RoutingEpoch, RoutingMeasurements, RoutingNumbers, SetNumbers};
 pub use run_directory::{Again, Opened, RunDirectory, RunDirectoryError, defense_folder, lock};
+pub use safe_training::{SafeTrainingMeasurements, SafelyTrainedTwin};
 pub use seal::{
     check_sealed, is_sealed, read_sealed, read_sealed_json, read_sealed_json_lines, seal, write_sealed,
     write_sealed_json, write_sealed_json_lines,

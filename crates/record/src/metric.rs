@@ -170,7 +170,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 88] = {
+pub const METRICS: [MetricInfo; 89] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Count, Images, Index, Mebibytes, Points, Seconds, Share, Size};
     [
@@ -249,6 +249,7 @@ pub const METRICS: [MetricInfo; 88] = {
         metric("true-positive-rate", "TPR", "poisoned, flagged at the own threshold", Share, Some(Higher)),
         metric("false-positive-rate", "FPR", "  clean, flagged", Share, Some(Lower)),
         metric("clean-twin-false-positive-rate", "twin's FPR", "  of the clean twin", Share, Some(Lower)),
+        metric("precision", "precision", "  poisoned among the flagged", Share, Some(Higher)),
         metric("targets-flagged", "targets flagged", "target classes flagged", Share, Some(Higher)),
         metric("target-rank", "target's rank", "  place of the first target by score", Count, None),
         metric("wrongly-flagged", "others flagged", "  other classes flagged", Count, Some(Lower)),

@@ -1,9 +1,9 @@
 use patchdoor_metrics::{Departure, Estimate};
 
-use crate::defense::Defended;
+use crate::standing::Defended;
 use crate::{
     DefenseOutcome, DefenseResult, DetectionMeasurements, FilteringMeasurements, InspectionMeasurements, Measurements,
-    RoutedStanding, RoutingMeasurements, RoutingNumbers, SwapMeasurements, in_group,
+    RoutedStanding, RoutingMeasurements, RoutingNumbers, SafeTrainingMeasurements, SwapMeasurements, in_group,
 };
 
 /// A number of a seed: its name in [`METRICS`](crate::METRICS), and where it stands in what was measured.
@@ -119,6 +119,18 @@ const INSPECTION_NUMBERS: [InspectionNumber; 4] = [
     ("target-rank", |i| i.target_rank().map(|rank| rank as f64)),
     ("wrongly-flagged", |i| Some(i.wrongly_flagged() as f64)),
     ("clean-twin-flagged", |i| i.clean_twin.as_ref().map(|twin| twin.flagged.len() as f64)),
+];
+
+/// A number that the isolation of a training is judged by: its name, and where it stands in what was measured.
+type IsolationNumber = (&'static str, fn(&SafeTrainingMeasurements) -> Option<f64>);
+
+/// The numbers of a training besides those of every defended classifier.
+const ISOLATION_NUMBERS: [IsolationNumber; 5] = [
+    ("detection-auc", |t| value(t.isolation.auc)),
+    ("true-positive-rate", |t| value(t.isolation.true_positive_rate)),
+    ("false-positive-rate", |t| value(t.isolation.false_positive_rate)),
+    ("clean-twin-false-positive-rate", |t| value(t.clean_twin?.isolation.false_positive_rate)),
+    ("precision", SafeTrainingMeasurements::precision),
 ];
 
 /// The time of a defense.
@@ -245,6 +257,10 @@ pub(crate) fn of_result(result: &DefenseResult) -> Vec<(&'static str, f64)> {
         DefenseOutcome::Inspected(measured) => {
             INSPECTION_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(measured)?))).collect()
         }
+        DefenseOutcome::Trained(measured) => {
+            let isolation = ISOLATION_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(measured)?)));
+            of_repair(&measured.defended()).into_iter().chain(isolation).collect()
+        }
         DefenseOutcome::Failed { .. } => Vec::new(),
     };
     numbers.extend(result.seconds().map(|seconds| (SECONDS, seconds)));
@@ -254,7 +270,7 @@ pub(crate) fn of_result(result: &DefenseResult) -> Vec<(&'static str, f64)> {
     numbers
 }
 
-/// Every number of a repair, or of one strength of a series.
+/// Every number of a defended classifier, such as one strength of a series.
 pub(crate) fn of_repair(defended: &Defended) -> Vec<(&'static str, f64)> {
     DEFENSE_NUMBERS.iter().filter_map(|(name, of)| Some((*name, of(defended)?))).collect()
 }
@@ -282,13 +298,19 @@ mod tests {
     use super::*;
     use crate::{DefenseKind, METRICS};
 
+    const COSTS: [&str; 2] = [SECONDS, PEAK_MEMORY];
+
     #[test]
     fn the_columns_of_every_kind_of_defense_are_numbers_of_it() {
         let names = |kind| match kind {
-            DefenseKind::Repair => DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect::<Vec<_>>(),
-            DefenseKind::Detector => DETECTION_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect(),
-            DefenseKind::Filter => FILTERING_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect(),
-            DefenseKind::Inspector => INSPECTION_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]).collect(),
+            DefenseKind::Repair => DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain(COSTS).collect::<Vec<_>>(),
+            DefenseKind::Detector => DETECTION_NUMBERS.iter().map(|(name, _)| *name).chain(COSTS).collect(),
+            DefenseKind::Filter => FILTERING_NUMBERS.iter().map(|(name, _)| *name).chain(COSTS).collect(),
+            DefenseKind::Inspector => INSPECTION_NUMBERS.iter().map(|(name, _)| *name).chain(COSTS).collect(),
+            DefenseKind::Training => {
+                let isolation = ISOLATION_NUMBERS.iter().map(|(name, _)| *name);
+                DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain(isolation).chain(COSTS).collect()
+            }
         };
         for kind in DefenseKind::ALL {
             assert!(kind.columns().iter().all(|column| names(kind).contains(column)), "{kind:?}");
@@ -298,10 +320,11 @@ mod tests {
     #[test]
     fn every_number_that_is_taken_is_in_the_table_of_metrics_and_no_other() {
         let seed = SEED_NUMBERS.iter().map(|(name, _)| *name);
-        let defense = DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain([SECONDS]);
+        let defense = DEFENSE_NUMBERS.iter().map(|(name, _)| *name).chain(COSTS);
         let defense = defense.chain(DETECTION_NUMBERS.iter().map(|(name, _)| *name));
         let defense = defense.chain(FILTERING_NUMBERS.iter().map(|(name, _)| *name));
         let defense = defense.chain(INSPECTION_NUMBERS.iter().map(|(name, _)| *name));
+        let defense = defense.chain(ISOLATION_NUMBERS.iter().map(|(name, _)| *name));
         let routing = ROUTING_NUMBERS.iter().map(|(name, _, _)| *name);
         let experts = EXPERT_NUMBERS.iter().map(|(name, _)| *name);
         let taken =

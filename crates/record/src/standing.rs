@@ -54,3 +54,18 @@ impl Ratings {
         })
     }
 }
+
+/// What a defense, or one strength of a series, came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defended {
+    pub(crate) after: DefenseStanding,
+    pub(crate) ratings: Ratings,
+    pub(crate) clean_twin: Option<DefenseStanding>,
+}
+
+impl Defended {
+    /// Whether the classifier has collapsed to one class.
+    pub(crate) fn is_collapsed(&self) -> bool {
+        self.after.is_collapsed()
+    }
+}

@@ -201,7 +201,7 @@ impl DefenseSummary {
             let mut whole = Self::row(results[0], &numbers);
             whole.kind = results.iter().find_map(|(_, result)| result.kind()).unwrap_or_default();
             whole.pruned = pruned_in_words(measured.iter().filter_map(|m| m.pruned_filters()));
-            whole.collapsed = measured.iter().filter(|m| m.defended().is_collapsed()).count();
+            whole.collapsed = results.iter().filter(|(_, result)| result.is_collapsed()).count();
             summaries.push(whole);
             let strengths = measured.iter().map(|m| m.series.len()).max().unwrap_or(0);
             for strength in 0..strengths {

@@ -318,7 +318,8 @@ mod tests {
         let runs = runs(&example_table());
         let into = runs.path().join("results");
         fs::create_dir(&into).unwrap();
-        let more = ResultTable { seeds: vec![0, 1, 2], ..example_table() };
+        let commits = vec!["fedcba9876543210".into()];
+        let more = ResultTable { seeds: vec![0, 1, 2], commits, ..example_table() };
         write_result(&into.join("rates.json"), &more).unwrap();
         let collected = collect_results(runs.path(), &into, false).unwrap();
         assert!(matches!(&collected[..], [Collected::Skipped { reason, .. }] if reason.contains("3 seeds")));

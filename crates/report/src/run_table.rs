@@ -115,7 +115,7 @@ fn defense_table(runs: &[RunSummary], kind: DefenseKind, width: usize) -> String
             });
             Row::Cells([name, count.to_string()].into_iter().chain(cells).collect())
         };
-        if kind.is_repair() {
+        if kind.gives_classifier() {
             rows.push(cells("none".to_owned(), &run.metrics, 0));
         }
         for defense in run.defenses.iter().filter(|defense| defense.kind == kind) {

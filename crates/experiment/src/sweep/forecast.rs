@@ -221,10 +221,12 @@ fn curves(plan: &Plan) -> f64 {
 fn repairs(plan: &Plan) -> Option<f64> {
     let counts = plan.counts(&DatasetFacts::published(&plan.config().dataset));
     let training = counts.training?;
+    let recipe = &plan.config().training;
     let images = plan.config().defenses.iter().map(|defender| {
         // Each repaired classifier predicts the test images twice.
         let classifiers = if defender.twin { 2 } else { 1 };
-        classifiers * (defender.amount.count(training) * defender.most_epochs() + counts.test.unwrap_or(0) * 2 / 3)
+        let epochs = defender.most_epochs(recipe);
+        classifiers * (defender.amount.count(training) * epochs + counts.test.unwrap_or(0) * 2 / 3)
     });
     Some(images.sum::<usize>() as f64)
 }

@@ -66,9 +66,9 @@ pub(crate) fn collapse(run: &RunSummary) -> Option<String> {
     })
 }
 
-/// Which repair leaves the least of the attack; nothing where none was tried.
+/// Which repair or training leaves the least of the attack; nothing where none was tried.
 fn help(run: &RunSummary, asr: f64) -> String {
-    let repairs = || run.defenses.iter().filter(|defense| defense.kind.is_repair());
+    let repairs = || run.defenses.iter().filter(|defense| defense.kind.gives_classifier());
     let tried = repairs().filter(|defense| defense.pruned_fraction.is_none()).count();
     if tried == 0 {
         return String::new();

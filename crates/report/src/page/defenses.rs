@@ -16,7 +16,7 @@ pub(crate) fn defenses(run: &RunSummary) -> Option<Markup> {
         return None;
     }
     Some(html! {
-        @if has(DefenseKind::Repair) {
+        @if DefenseKind::ALL.into_iter().any(|kind| kind.gives_classifier() && has(kind)) {
             div.charts { (chart(run).markup()) }
         }
         @for kind in DefenseKind::ALL.into_iter().filter(|kind| has(*kind)) {
@@ -43,6 +43,11 @@ fn note(kind: DefenseKind) -> &'static str {
             "TPR is the share of the poisoned training images that are dropped, FPR that of the others; the twin's FPR is the share \
              dropped of a training set without poison. CA and ASR are those of a classifier trained on what is left, where one was."
         }
+        DefenseKind::Training => {
+            "Classifiers that a defense trained from scratch on the poisoned set, beside the one trained on it without. The twin's \
+             accuracy is that of the same on the set without poison. Precision is the share of the examples that it isolated that \
+             are poisoned, TPR the share of the poisoned examples that it isolated."
+        }
         DefenseKind::Inspector => {
             "Flagged are the classes that the inspector takes for a backdoor's target; of the clean twin all are false alarms. The \
              target's rank is its place among all classes by their scores, 1 being the most suspicious."
@@ -57,6 +62,9 @@ fn caption(kind: DefenseKind) -> &'static str {
         }
         DefenseKind::Detector => "Detectors of triggered inputs, mean ± standard deviation over seeds",
         DefenseKind::Filter => "Filters of training sets, mean ± standard deviation over seeds",
+        DefenseKind::Training => {
+            "Trained from scratch by each defense, mean ± standard deviation over seeds; the mark is its number in the chart"
+        }
         DefenseKind::Inspector => "Inspectors of classifiers, mean ± standard deviation over seeds",
     }
 }
@@ -81,7 +89,7 @@ fn table(run: &RunSummary, kind: DefenseKind) -> Table {
         ]
     };
     let mut rows = Vec::new();
-    if kind.is_repair() {
+    if kind.gives_classifier() {
         let before = count(&run.metrics);
         let mut none = front("none".into(), 0, "", before);
         none.extend(numbers.iter().map(|number| mean_cell(run.metrics.get(number.name), number.unit, before)));
@@ -108,7 +116,8 @@ fn chart(run: &RunSummary) -> Chart {
         Some(Point { interval: interval(asr, Unit::Share), ..Point::new(x, asr.mean) })
     };
     let of = |choose: &dyn Fn(&DefenseSummary) -> bool| {
-        let chosen = run.defenses.iter().enumerate().filter(|(_, defense)| defense.kind.is_repair() && choose(defense));
+        let chosen =
+            run.defenses.iter().enumerate().filter(|(_, defense)| defense.kind.gives_classifier() && choose(defense));
         // A spread over collapsed classifiers says nothing.
         let interval = |point: Point, defense: &DefenseSummary| point.interval.filter(|_| defense.collapsed == 0);
         let marked = chosen.filter_map(|(index, defense)| {

@@ -189,7 +189,8 @@ pub(super) fn load_of(file: &Path, training: Training, tiny: bool) -> Result<Loa
         // Each classifier predicts the test images untouched and triggered.
         load.besides += (test * 3 * 2) as f64 / 3.0;
         for defender in &plan.config().defenses {
-            let images = defender.amount.count(training_images) * defender.most_epochs() + test * 2 / 3;
+            let epochs = defender.most_epochs(&plan.config().training);
+            let images = defender.amount.count(training_images) * epochs + test * 2 / 3;
             load.besides += images as f64;
         }
     }
