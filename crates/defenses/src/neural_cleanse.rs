@@ -106,7 +106,7 @@ mod tests {
     use burn_flex::FlexDevice;
 
     use super::*;
-    use crate::planted::planted;
+    use crate::planted::{SeenOn, planted};
 
     #[test]
     fn only_what_lies_far_below_the_median_is_anomalous() {
@@ -125,6 +125,9 @@ mod tests {
 
     #[test]
     fn the_smallest_trigger_is_that_of_the_target_and_a_clean_twin_is_not_flagged() {
+        if !SeenOn::Avx512.is_here() {
+            return;
+        }
         // Of four scores the deviation is half the spread of all but the smallest: 2 is hardly reached, whatever is found.
         let defense = NeuralCleanse { anomaly: 1.5, reversal: quick() };
         let found = planted().inspect(&defense, planted().victim());

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch_stream::BatchStream;
 use crate::error::invalid;
 use crate::neuron_masks::Only;
-use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
+use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired, Strengths};
 
 /// The share of a batch that has to be misled for its perturbation to be enough, as in the authors' code.
 const MISLED_ENOUGH: f64 = 0.6;
@@ -112,6 +112,14 @@ impl Defense for NeuralPolarizer {
     /// The 5 % of `BackdoorBench` (Wu et al. 2022, arXiv:2206.12654).
     fn default_clean_fraction(&self) -> f64 {
         0.05
+    }
+
+    fn strengths(&self) -> Option<Strengths> {
+        Some(Strengths::rates("learning-rate", self.learning_rate))
+    }
+
+    fn set_strength(&mut self, value: f64) {
+        self.learning_rate = value;
     }
 
     fn make_quick(&mut self) {
@@ -339,7 +347,7 @@ mod tests {
     use rand::RngExt;
 
     use super::*;
-    use crate::planted::planted;
+    use crate::planted::{SeenOn, planted};
     use crate::testing::{Learner, ascending_filters, bits, repair_with, shapes};
 
     fn values<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f64> {
@@ -457,6 +465,9 @@ mod tests {
 
     #[test]
     fn a_planted_backdoor_goes_and_the_accuracy_stays() {
+        if !SeenOn::Avx2.is_here() {
+            return;
+        }
         let defense = NeuralPolarizer { batch_size: 40, ..NeuralPolarizer::default() };
         planted().assert_repairs(&defense);
     }

@@ -157,6 +157,49 @@ impl Planted {
     }
 }
 
+/// The processors whose planted networks a defense was tried on.
+///
+/// Processors round differently, and fifteen epochs make other networks of that; a defense may find a backdoor in one network and miss
+/// it in another (docs/defenses.md, "What depends on the processor"). A test that holds what was seen on one network alone leaves
+/// off elsewhere, and says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SeenOn {
+    /// With AVX-512.
+    Avx512,
+    /// With AVX2 and no more.
+    Avx2,
+}
+
+impl SeenOn {
+    /// Whether this is such a processor.
+    pub(crate) fn is_here(self) -> bool {
+        let here = Self::this_processor();
+        if here != Some(self) {
+            #[allow(clippy::print_stderr, reason = "a test that leaves off says why")]
+            {
+                eprintln!(
+                    "left off: seen on the planted network of {self:?}, and this processor's is that of {here:?}"
+                );
+            }
+        }
+        here == Some(self)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn this_processor() -> Option<Self> {
+        use std::arch::is_x86_feature_detected;
+        if is_x86_feature_detected!("avx512f") {
+            return Some(Self::Avx512);
+        }
+        is_x86_feature_detected!("avx2").then_some(Self::Avx2)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn this_processor() -> Option<Self> {
+        None
+    }
+}
+
 /// Every fifth image.
 fn is_poisoned(index: usize) -> bool {
     index.is_multiple_of(5)

