@@ -13,6 +13,7 @@ use patchdoor_train::{
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::filter_scores::scored_images;
 use crate::norm_channels::{NormChannels, Silencing, prune_channels};
@@ -97,13 +98,7 @@ impl Defense for AdversarialFeatureMapPruning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 
     fn make_quick(&mut self) {
         self.scored_images = self.scored_images.min(8);

@@ -11,6 +11,7 @@ use patchdoor_train::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::neuron_masks::FactoredNorms;
 use crate::neuron_noise::NeuronNoise;
@@ -79,13 +80,7 @@ impl Defense for BanFineTuning {
         0.05
     }
 
-    fn training(&self) -> Option<&TrainingConfig> {
-        Some(&self.training)
-    }
-
-    fn training_mut(&mut self) -> Option<&mut TrainingConfig> {
-        Some(&mut self.training)
-    }
+    has_training_table!();
 }
 
 impl<B: TrainingBackend> ModelRepair<B> for BanFineTuning {

@@ -282,7 +282,7 @@ impl Victim<'_> {
         let (trained, seconds) = with(&attack.poison(set), folder, label.to_owned())?;
         // The twin before anything is written, so that an interruption leaves nothing half done.
         let twin = self.twin.filter(|_| defender.twin);
-        let twin = twin.map(|_| with(set, &folder.join("clean-twin"), format!("{label}, clean twin")));
+        let twin = twin.map(|_| with(set, &folder.join(CLEAN_TWIN), format!("{label}, clean twin")));
         let twin = twin.transpose().map_err(|halt| halt.of("clean twin"))?;
 
         let classifier = trained.classifier.valid();
@@ -296,7 +296,7 @@ impl Victim<'_> {
         let clean_twin = match twin {
             None => None,
             Some((twin, _)) => {
-                self.history(&folder.join("clean-twin")).write(&twin.history)?;
+                self.history(&folder.join(CLEAN_TWIN)).write(&twin.history)?;
                 let standing = judge.standing(&twin.classifier.valid(), device);
                 Some(SafelyTrainedTwin { standing, isolation: isolation(&twin, &vec![false; set.len()]) })
             }
