@@ -40,7 +40,7 @@ mod trojan_nn;
 pub use config::CraftedConfig;
 pub use controlled::{
     ControlledAttack, ControlledConfig, ControlledKind, DoseConfig, ForcedExperts, ForcedRoutingConfig,
-    GeneratorConfig, HandInTraining, InputAwareConfig, LiraConfig, Scene, SsdtConfig,
+    GeneratorConfig, HandInTraining, InputAwareConfig, LiraConfig, PoisonedExpertConfig, Scene, SsdtConfig,
 };
 pub use crafted_trigger::{Change, CraftedTrigger};
 pub use crafting::{Craft, Crafted, Crafting, Workshop};

@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageSet, stream};
 use patchdoor_kernels::{Kernels, TrainingBackend};
+use patchdoor_metrics::share_down;
 use patchdoor_model::{Classifier, NormInput, Tapped};
 use patchdoor_train::{
     BatchAssembler, CosineConfig, OptimizerConfig, ScheduleConfig, SgdConfig, Trainable, TrainingConfig, classes_of,
@@ -249,8 +250,7 @@ fn map_of<B: Kernels>(classifier: &Classifier<B>, images: Tensor<B, 4>, tap: &st
 fn lowest(accuracies: &[f64], fraction: f64) -> Vec<usize> {
     let mut channels: Vec<usize> = (0..accuracies.len()).collect();
     channels.sort_by(|&one, &other| accuracies[one].total_cmp(&accuracies[other]));
-    // A product such as 0.58 * 50 lies below its number in floating point.
-    channels.truncate((fraction * accuracies.len() as f64 + 1e-9).floor() as usize);
+    channels.truncate(share_down(fraction, accuracies.len()));
     channels.sort_unstable();
     channels
 }

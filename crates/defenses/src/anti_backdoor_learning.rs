@@ -3,6 +3,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::{TrainingBackend, differentiate};
+use patchdoor_metrics::share_down;
 use patchdoor_model::Classifier;
 use patchdoor_train::{
     Batch, BatchNormStatistics, BatchPass, Objective, ScheduleConfig, TrainingConfig, cross_entropy,
@@ -171,8 +172,7 @@ impl AntiBackdoorLearning {
 
     /// Sets apart the examples whose labels are most likely to the classifier; ties go to the lower number.
     fn isolate(&self, likelihoods: &[f64]) -> Filtering {
-        // A share such as 0.29 of 100 is 28.999999999999996 in floating point.
-        let count = ((self.isolated_fraction * likelihoods.len() as f64 + 1e-9).floor() as usize).max(1);
+        let count = share_down(self.isolated_fraction, likelihoods.len()).max(1);
         let mut order = (0..likelihoods.len()).collect::<Vec<_>>();
         order.sort_by(|&a, &b| likelihoods[b].total_cmp(&likelihoods[a]).then(a.cmp(&b)));
         let mut is_suspect = vec![false; likelihoods.len()];

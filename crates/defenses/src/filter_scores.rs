@@ -2,6 +2,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::Kernels;
+use patchdoor_metrics::share_down;
 use patchdoor_model::{Classifier, FilterGroup};
 use patchdoor_train::image_batches;
 use serde::{Deserialize, Serialize};
@@ -80,8 +81,7 @@ pub(crate) fn lowest_first(scores: &[f64]) -> Vec<usize> {
 /// The lowest share of each convolution's filters, rounded down: 0.1 of 160 are 16.
 pub(crate) fn lowest_of_each(scores: &[f64], groups: &[FilterGroup], share: f64) -> Vec<usize> {
     let of_group = |group: &FilterGroup| {
-        // A share such as 0.29 of 100 is 28.999999999999996 in floating point.
-        let count = (share * group.count as f64 + 1e-9).floor() as usize;
+        let count = share_down(share, group.count);
         let order = lowest_first(&scores[group.first..group.first + group.count]);
         order.into_iter().take(count).map(|filter| group.first + filter).collect::<Vec<_>>()
     };

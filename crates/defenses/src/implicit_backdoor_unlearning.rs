@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::{TrainingBackend, differentiate};
+use patchdoor_metrics::share_down;
 use patchdoor_model::Classifier;
 use patchdoor_train::{
     AdamConfig, Batch, BatchPass, Objective, OptimizerConfig, Trainable, TrainingConfig, cross_entropy, gradient_by,
@@ -183,7 +184,7 @@ impl<B: TrainingBackend> Objective<B> for Unlearning<'_, B> {
 
 /// How many images of a batch carry the perturbation.
 fn carriers(batch: usize, fraction: f64) -> usize {
-    ((batch as f64 * fraction + 1e-9).floor() as usize).clamp(1, batch)
+    share_down(fraction, batch).clamp(1, batch)
 }
 
 /// The vector v with v = (1 - rate H) v + g after so many steps from zero, where `product` multiplies by H.

@@ -106,7 +106,8 @@ mod tests {
     use burn_flex::FlexDevice;
 
     use super::*;
-    use crate::planted::{SeenOn, planted};
+    use crate::detectable::{Planted, TARGET};
+    use crate::planted::planted;
 
     #[test]
     fn only_what_lies_far_below_the_median_is_anomalous() {
@@ -123,16 +124,15 @@ mod tests {
         ReversalConfig { rounds: 30, steps: 4, batch_size: 32, patience: 2, cost: 0.01, ..ReversalConfig::default() }
     }
 
+    /// Where a class shows in the whole image, the square alone works as a small trigger. Three networks of three seeds had scores
+    /// of 2.0, 3.8 and 4.5 for the target and at most 1.1 for another class; the clean twin of the first has at most 1.0.
     #[test]
     fn the_smallest_trigger_is_that_of_the_target_and_a_clean_twin_is_not_flagged() {
-        if !SeenOn::Avx512.is_here() {
-            return;
-        }
-        // Of four scores the deviation is half the spread of all but the smallest: 2 is hardly reached, whatever is found.
-        let defense = NeuralCleanse { anomaly: 1.5, reversal: quick() };
-        let found = planted().inspect(&defense, planted().victim());
-        assert_eq!(found.is_flagged, [true, false, false, false], "{found:?}");
-        let of_twin = planted().inspect(&defense, planted().clean_twin());
+        let reversal = ReversalConfig { rounds: 20, batch_size: 16, ..quick() };
+        let defense = NeuralCleanse { anomaly: 1.5, reversal };
+        let found = Planted::Backdoored.inspected(&defense);
+        assert_eq!(found.is_flagged, (0..10).map(|class| class == TARGET).collect::<Vec<_>>(), "{found:?}");
+        let of_twin = Planted::CleanTwin.inspected(&defense);
         assert!(!of_twin.is_flagged.contains(&true), "{of_twin:?}");
     }
 

@@ -2,6 +2,7 @@ use std::cell::Cell;
 
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_metrics::share_down;
 use patchdoor_model::Classifier;
 use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
@@ -101,7 +102,7 @@ impl<B: TrainingBackend> ModelRepair<B> for NeuralCleanseUnlearning {
 
 /// A share of the images with the triggers, which take turns, under their true labels.
 fn stamped(images: &ImageSet, triggers: &[&ReversedTrigger], fraction: f64, seed: u64) -> ImageSet {
-    let count = (images.len() as f64 * fraction + 1e-9).floor() as usize;
+    let count = share_down(fraction, images.len());
     if triggers.is_empty() || count == 0 {
         return images.clone();
     }

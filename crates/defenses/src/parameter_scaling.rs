@@ -4,9 +4,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::{Kernels, TrainingBackend};
-use patchdoor_metrics::accuracy;
 use patchdoor_model::{Classifier, Part};
-use patchdoor_train::{PREDICTION_BATCH, classes_of, predict};
+use patchdoor_train::{PREDICTION_BATCH, accuracy_on, classes_of};
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
@@ -82,8 +81,8 @@ impl<B: TrainingBackend> InputDetector<B> for ParameterScaling {
         let layers = norm_layers(&classifier);
         let with_last = |count: usize| scaled(&classifier, &layers[layers.len() - count..], self.factor);
         let errs = |count: &usize| {
-            let predicted = predict(&with_last(*count), clean, PREDICTION_BATCH, device);
-            1.0 - accuracy(&predicted, clean.labels()).unwrap_or(1.0) > self.error_rate
+            let accuracy = accuracy_on(&with_last(*count), clean, PREDICTION_BATCH, device);
+            1.0 - accuracy.unwrap_or(1.0) > self.error_rate
         };
         let least = (layers.len() + 1).saturating_sub(self.classifiers).max(1);
         let first = (1..=layers.len()).find(errs).unwrap_or(least);

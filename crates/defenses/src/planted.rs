@@ -16,10 +16,7 @@ use patchdoor_train::{
 use rand::RngExt;
 
 use crate::testing::Learner;
-use crate::{
-    DefenderData, Inspection, InspectionWork, ModelInspector, ModelRepair, RepairWork, Repaired, SafelyTrained,
-    TrainingDefense, TrainingWork,
-};
+use crate::{DefenderData, ModelRepair, RepairWork, Repaired, SafelyTrained, TrainingDefense, TrainingWork};
 
 /// Side of an image in pixels.
 const SIDE: usize = 16;
@@ -75,17 +72,6 @@ impl Planted {
         let data = DefenderData { clean: &self.clean, validation: Some(&self.validation) };
         let mut work = RepairWork { data, seed: 0, checkpoints: None, observer: &mut () };
         defense.repair(classifier, &mut work, &FlexDevice).expect("nothing fails")
-    }
-
-    /// What an inspector says of a classifier.
-    pub(crate) fn inspect(
-        &self,
-        inspector: &impl ModelInspector<Learner>,
-        classifier: Classifier<Learner>,
-    ) -> Inspection {
-        let data = DefenderData { clean: &self.clean, validation: Some(&self.validation) };
-        let work = InspectionWork { data, seed: 0, is_stopped: &|| false };
-        inspector.inspect(classifier, &work, &FlexDevice).expect("nothing fails")
     }
 
     /// What a defense trains on the set that the victim was trained on, or on that of the clean twin.

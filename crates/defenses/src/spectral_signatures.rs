@@ -1,5 +1,6 @@
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_metrics::share_down;
 use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 
@@ -54,8 +55,7 @@ impl<B: TrainingBackend> DatasetFilter<B> for SpectralSignatures {
             let scores = outlier_scores(&features.rows(examples));
             let mut order: Vec<usize> = (0..examples.len()).collect();
             order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-            // A share such as 0.15 of 20 is 3.0000000000000004 in floating point.
-            let dropped = (1.5 * self.poisoned_share * examples.len() as f64 + 1e-9).floor() as usize;
+            let dropped = share_down(1.5 * self.poisoned_share, examples.len());
             for &place in order.iter().take(dropped) {
                 filtering.is_suspect[examples[place]] = true;
             }

@@ -1,8 +1,8 @@
 use burn::module::AutodiffModule;
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_metrics::accuracy;
+use patchdoor_metrics::share_up;
 use patchdoor_model::{Classifier, Pruning, Removal};
-use patchdoor_train::{Trainable, TrainingConfig, predict};
+use patchdoor_train::{Trainable, TrainingConfig, accuracy_on};
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
@@ -97,11 +97,10 @@ impl<B: TrainingBackend> ModelRepair<B> for StepwiseFinePruning {
         let plain = classifier.valid();
         let order = lowest_first(&filter_scores(&plain, &images, self.score, device));
         let standing = |classifier: &Classifier<B::InnerBackend>| {
-            let predicted = predict(classifier, validation, self.training.batch_size, device);
-            accuracy(&predicted, validation.labels()).unwrap_or(0.0)
+            accuracy_on(classifier, validation, self.training.batch_size, device).unwrap_or(0.0)
         };
         let before = standing(&plain);
-        let step = ((self.step_fraction * order.len() as f64).ceil() as usize).max(1);
+        let step = share_up(self.step_fraction, order.len()).max(1);
         let (mut kept, mut steps) = (0, vec![PruningStep { pruned: 0, validation_accuracy: before }]);
         // One filter is always left.
         for pruned in (step..order.len()).step_by(step) {

@@ -1,9 +1,8 @@
 use burn::module::AutodiffModule;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
-use patchdoor_train::{PREDICTION_BATCH, TrainingObserver, predict};
+use patchdoor_train::{PREDICTION_BATCH, TrainingObserver, accuracy_on};
 use serde::{Deserialize, Serialize};
 
 use crate::error::invalid;
@@ -67,9 +66,9 @@ impl ThresholdConfig {
         let plain = classifier.valid();
         let standing = |pruned: &[NormChannels<bool>]| {
             let candidate = prune_channels(plain.clone(), pruned, Silencing::Scale);
-            let predicted = predict(&candidate, validation, PREDICTION_BATCH, device);
+            let accuracy = accuracy_on(&candidate, validation, PREDICTION_BATCH, device);
             let count = pruned.iter().flat_map(|norm| &norm.values).filter(|&&pruned| pruned).count();
-            PruningStep { pruned: count, validation_accuracy: accuracy(&predicted, validation.labels()).unwrap_or(0.0) }
+            PruningStep { pruned: count, validation_accuracy: accuracy.unwrap_or(0.0) }
         };
         let mut kept: Vec<_> = masks.iter().map(|norm| norm.map(|_| false)).collect();
         let mut steps = vec![standing(&kept)];

@@ -4,11 +4,11 @@ use std::path::Path;
 use burn::module::AutodiffModule;
 use patchdoor_data::{AugmentationConfig, ImageSet, stream};
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_metrics::{TrainingPhase, accuracy};
+use patchdoor_metrics::TrainingPhase;
 use patchdoor_model::{Classifier, ClassifierConfig, ModelError};
 use patchdoor_train::{
     BatchProgress, ClassifierObserver, EpochRecord, Member, Objective, Outcome, Trainable, TrainingConfig,
-    TrainingData, TrainingObserver, input_shape, predict, train_member,
+    TrainingData, TrainingObserver, accuracy_on, input_shape, train_member,
 };
 
 use crate::DefenseError;
@@ -114,10 +114,8 @@ impl<'w, 'a> Phases<'w, 'a> {
         largest_drop: f64,
         device: &B::Device,
     ) -> Result<Classifier<B>, DefenseError> {
-        let before = self.work.validation.and_then(|set| {
-            let predicted = predict(&phase.classifier.valid(), set, phase.config.batch_size, device);
-            accuracy(&predicted, set.labels())
-        });
+        let batch = phase.config.batch_size;
+        let before = self.work.validation.and_then(|set| accuracy_on(&phase.classifier.valid(), set, batch, device));
         let least = before.map_or(f64::NEG_INFINITY, |before| before - largest_drop);
         self.run(phase, Some(least), None, device)
     }

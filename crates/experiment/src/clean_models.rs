@@ -5,14 +5,13 @@ use burn::tensor::backend::AutodiffBackend;
 use fs_err as fs;
 use patchdoor_data::ImageSet;
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 use patchdoor_plan::Plan;
 use patchdoor_record::{
     Build, ImagesUsed, RecordError, SCHEMA, check_sealed, commit_in_words, lock, move_aside, read_sealed_json,
     write_sealed, write_sealed_json,
 };
-use patchdoor_train::{PREDICTION_BATCH, predict};
+use patchdoor_train::{PREDICTION_BATCH, accuracy_on};
 use serde::{Deserialize, Serialize};
 
 use crate::config_text::config_text;
@@ -173,14 +172,14 @@ impl CleanModels<'_> {
         let label = format!("{} seed {seed}, {}", plan.name(), role.name());
         let training = OneTraining::of(plan.config(), seed, (images, &images.training), self.used, folder, label);
         let trained = training.run::<B>(self.watch, None, device)?;
-        let predicted = predict(&trained.classifier, test, PREDICTION_BATCH, device);
+        let clean_accuracy = accuracy_on(&trained.classifier, test, PREDICTION_BATCH, device);
         let record = CleanRecord {
             schema: SCHEMA,
             seed,
             images: self.used.clone(),
             training_images: images.training.len(),
             test_images: test.len(),
-            clean_accuracy: accuracy(&predicted, test.labels()).unwrap_or(0.0),
+            clean_accuracy: clean_accuracy.unwrap_or(0.0),
             training_seconds: trained.history.iter().map(|epoch| epoch.seconds).sum(),
             commit: commit_in_words(self.build),
         };

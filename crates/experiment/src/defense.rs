@@ -10,7 +10,7 @@ use patchdoor_defenses::{
     ModelInspector, RepairWork, Repaired, SafelyTrained, TrainingDefense, TrainingWork,
 };
 use patchdoor_kernels::TrainingBackend;
-use patchdoor_metrics::{Estimate, accuracy};
+use patchdoor_metrics::Estimate;
 use patchdoor_model::Classifier;
 use patchdoor_plan::{DefenderConfig, DefenderSet, ExperimentConfig};
 use patchdoor_record::{
@@ -19,7 +19,7 @@ use patchdoor_record::{
     SCHEMA, SafeTrainingMeasurements, SafelyTrainedTwin, SeriesRow, defense_folder, is_sealed, read_sealed_json,
     write_sealed, write_sealed_json,
 };
-use patchdoor_train::{PREDICTION_BATCH, predict};
+use patchdoor_train::{PREDICTION_BATCH, accuracy_on};
 
 use crate::attack::Attack;
 use crate::console::{Watch, duration};
@@ -336,11 +336,7 @@ impl Victim<'_> {
         };
         let start = Instant::now();
         let outcome = training.train(&mut work, device);
-        let seconds = start.elapsed() + Duration::from_secs_f64(progress.seconds_before);
-        if let Some(error) = progress.log_error.take() {
-            return Err(error.into());
-        }
-        outcome.map(|trained| (trained, seconds)).map_err(halt_of)
+        followed(outcome, start.elapsed(), &mut progress)
     }
 
     /// Judges what a defense made, and each strength of a series.
@@ -443,8 +439,7 @@ impl Victim<'_> {
         };
         let validation = self.images.validation.as_ref().expect("only a plan with validation images tunes");
         let accuracy = |classifier: &Classifier<B::InnerBackend>| {
-            let predicted = predict(classifier, validation, PREDICTION_BATCH, device);
-            accuracy(&predicted, validation.labels()).unwrap_or(0.0)
+            accuracy_on(classifier, validation, PREDICTION_BATCH, device).unwrap_or(0.0)
         };
         let before = accuracy(&load::<B>(&self.config.model, clean, self.seed, from, device)?.valid());
         let mut seconds = Duration::ZERO;
@@ -491,16 +486,25 @@ impl Victim<'_> {
         };
         let start = Instant::now();
         let outcome = repair.repair(classifier, &mut work, device);
-        let seconds = start.elapsed() + Duration::from_secs_f64(progress.seconds_before);
-        if let Some(error) = progress.log_error.take() {
-            return Err(error.into());
-        }
-        outcome.map(|repaired| (repaired, seconds)).map_err(halt_of)
+        followed(outcome, start.elapsed(), &mut progress)
     }
 
     fn history(&self, folder: &Path) -> HistoryFile<'_> {
         HistoryFile { path: folder.join("metrics.jsonl"), seed: self.seed, images: self.used }
     }
+}
+
+/// What a defense made, and how long it took with the epochs before an interruption; what became of the log comes first.
+fn followed<T>(
+    outcome: Result<T, DefenseError>,
+    took: Duration,
+    progress: &mut TrainingProgress<'_>,
+) -> Step<(T, Duration)> {
+    if let Some(error) = progress.log_error.take() {
+        return Err(error.into());
+    }
+    let seconds = took + Duration::from_secs_f64(progress.seconds_before);
+    outcome.map(|made| (made, seconds)).map_err(halt_of)
 }
 
 /// Why a defense that did not come to its end ends the seed, or the run.

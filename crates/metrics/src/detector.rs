@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Estimate;
+use crate::share::share_down;
 
 /// Two-sided 95 % quantile of the normal distribution.
 const NORMAL_QUANTILE: f64 = 1.959_963_984_540_054;
@@ -73,8 +74,7 @@ pub fn share_with_interval(hits: usize, of: usize) -> Option<Estimate> {
 /// If a score is NaN.
 pub fn threshold_for(scores: &[f64], false_positive_rate: f64) -> f64 {
     let sorted = sorted(scores);
-    // A rate such as 0.07 of 100 is 7.000000000000001 in floating point.
-    let flagged = (false_positive_rate.clamp(0.0, 1.0) * sorted.len() as f64 + 1e-9).floor() as usize;
+    let flagged = share_down(false_positive_rate.clamp(0.0, 1.0), sorted.len());
     match sorted.len() - flagged {
         _ if sorted.is_empty() => f64::INFINITY,
         0 => f64::NEG_INFINITY,

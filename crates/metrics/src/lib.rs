@@ -31,6 +31,7 @@ mod mediation;
 mod profile;
 mod repair;
 mod routing;
+mod share;
 mod stealth;
 mod summary;
 
@@ -51,5 +52,6 @@ pub use routing::{
     capture, capture_by_any, chance_overlap, correlation_within_images, expert_similarity, load_entropy, overlap,
     pooled_areas,
 };
+pub use share::{share_down, share_up};
 pub use stealth::{Stealth, frequency_distance, structural_similarity};
 pub use summary::Summary;

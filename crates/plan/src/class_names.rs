@@ -7,52 +7,72 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::ExperimentConfig;
 use crate::diagnostics::{Diagnostic, nearest};
-use crate::document::Document;
+use crate::document::{Document, Place};
 
 /// Fields that are a class, by number or by name, and the number that stands in for a name until the classes are known.
 /// No two are the same, so that none is refused for being another's.
 const FIELDS: [(&[&str], u8); 2] =
     [(&["poisoning", "target-class"], 255), (&["poisoning", "label-rule", "source-specific", "source-class"], 254)];
 
-/// Whether a field is a class.
+/// The field that is a list of classes, and the number that stands in for a name in its first place; the one before that does
+/// in its second, and so on.
+const LIST: (&[&str], u8) = (&["poisoning", "label-rule", "source-specific", "cover-classes"], 253);
+
+/// Whether a field is a class, or a list of them.
 pub(crate) fn is_class(field: &str) -> bool {
-    FIELDS.iter().any(|(path, _)| path.join(".") == field)
+    FIELDS.iter().chain([&LIST]).any(|(path, _)| path.join(".") == field)
 }
 
-/// Names of classes that the images will tell the numbers of, by dotted path.
+/// Names of classes that the images will tell the numbers of, by dotted path; places in a list are counted from 0.
 pub(crate) type ClassNames = BTreeMap<String, String>;
 
 impl Document {
     /// Replaces the names of classes by their numbers, so that nothing else knows of names. Those of a folder, whose
     /// classes are known when it is read, are returned, and count as unread until then.
     pub(crate) fn number_classes(
-        &self,
+        &mut self,
         root: &mut DeTable<'_>,
         problems: &mut Vec<Diagnostic>,
         unread: &mut BTreeSet<String>,
     ) -> ClassNames {
         let dataset = dataset_name(root);
+        let known = dataset.as_deref().and_then(class_names_of);
         let mut names = ClassNames::new();
-        for (path, stand_in) in FIELDS {
-            let Some(value) = value_at(root, path) else { continue };
-            let DeValue::String(name) = value.get_ref() else { continue };
-            let field = path.join(".");
-            let known = dataset.as_deref().and_then(class_names_of);
+        let mut number = |field: &str, value: &mut Spanned<DeValue<'_>>, stand_in: u8| {
+            let DeValue::String(name) = value.get_ref() else { return };
             let number = match known.map(|known| position(name, known)) {
                 Some(Ok(number)) => number,
                 Some(Err(WrongName { allowed, help })) => {
                     let message = format!("{field} is {name:?}, expected {allowed}");
-                    problems.push(self.diagnostic(&field, message, value.span(), help));
-                    unread.insert(field);
+                    problems.push(self.diagnostic(field, message, value.span(), help));
+                    unread.insert(field.to_owned());
                     stand_in
                 }
                 None => {
-                    names.insert(field.clone(), name.to_string());
-                    unread.insert(field);
+                    names.insert(field.to_owned(), name.to_string());
+                    self.places.insert(field.to_owned(), Place { key: value.span(), value: value.span() });
+                    unread.insert(field.to_owned());
                     stand_in
                 }
             };
             *value.get_mut() = integer(number);
+        };
+        for (path, stand_in) in FIELDS {
+            if let Some(value) = value_at(root, path) {
+                number(&path.join("."), value, stand_in);
+            }
+        }
+        let (path, first) = LIST;
+        let list = path.join(".");
+        if let Some(DeValue::Array(items)) = value_at(root, path).map(Spanned::get_mut) {
+            for (place, value) in items.iter_mut().enumerate() {
+                number(&format!("{list}.{place}"), value, first.saturating_sub(place.min(255) as u8));
+            }
+        }
+        if unread.iter().any(|field| field.starts_with(&format!("{list}."))) {
+            // Nor is it known how many cover images there are.
+            let rate = list.replace("cover-classes", "cover-rate");
+            unread.extend([list, rate]);
         }
         names
     }
@@ -109,7 +129,11 @@ pub(crate) fn set_class(config: &mut ExperimentConfig, field: &str, number: u8) 
     if field == FIELDS[0].0.join(".") {
         config.poisoning.target_class = number;
     } else if let patchdoor_data::LabelRule::SourceSpecific(rule) = &mut config.poisoning.label_rule {
-        rule.source_class = number;
+        let place = field.strip_prefix(&LIST.0.join(".")).and_then(|rest| rest.strip_prefix('.'));
+        match place.and_then(|place| place.parse::<usize>().ok()) {
+            Some(place) => rule.cover_classes[place] = number,
+            None => rule.source_class = number,
+        }
     }
 }
 
@@ -145,6 +169,47 @@ mod tests {
         assert!(said.contains("a.toml:3:16") && said.contains("did you mean \"cat\"?"), "{said}");
         let said = plan("dataset = \"cifar10\"\n[poisoning]\ntarget-class = 3.5\n").unwrap_err().to_string();
         assert!(said.contains("is 3.5, expected a class, by its number in 0..=255 or by its name"), "{said}");
+    }
+
+    #[test]
+    fn cover_classes_have_names_too() {
+        let rule = |covers: &str| {
+            format!(
+                "label-rule.source-specific = {{ source-class = \"dog\", cover-classes = {covers}, cover-rate = 0.01 }}\n"
+            )
+        };
+        let of = |covers: &str| plan(&format!("dataset = \"cifar10\"\n[poisoning]\n{}", rule(covers)));
+        let hash = |covers: &str| of(covers).unwrap_or_else(|errors| panic!("{errors}")).hash("flex");
+        assert_eq!(hash("[\"cat\", 7, \"ship\"]"), hash("[3, 7, 8]"));
+        let said = of("[\"cat\", \"shop\"]").unwrap_err().to_string();
+        assert!(
+            said.contains("cover-classes.1 is \"shop\", expected a class by its number, or one of airplane"),
+            "{said}"
+        );
+        assert!(said.contains("did you mean \"ship\"?") && said.matches("expected").count() == 1, "{said}");
+        let said = of("\"cat\"").unwrap_err().to_string();
+        assert!(said.contains("cover-classes is \"cat\""), "{said}");
+
+        // Of a folder, whose classes are known when it is read.
+        let text = format!("dataset.folder = {{ path = \"a\" }}\n[poisoning]\n{}", rule("[\"cat\", \"ship\"]"));
+        let unread = plan(&text).unwrap_or_else(|errors| panic!("{errors}"));
+        let again = Plan::from_text("a.toml", &unread.to_toml(), &PlanOptions::default()).unwrap();
+        assert_eq!(again.hash("flex"), unread.hash("flex"));
+        assert!(unread.to_toml().contains("cover-classes = [\"cat\", \"ship\"]"), "{}", unread.to_toml());
+        let facts = |names: [&str; 4]| DatasetFacts {
+            training_images: Some(800),
+            test_images: Some(80),
+            classes: Some(4),
+            class_names: Some(names.map(str::to_owned).into()),
+            class_counts: Some([[200; 4].into(), [20; 4].into()]),
+            ..DatasetFacts::published(&unread.config().dataset)
+        };
+        let read = unread.for_images(&facts(["ant", "cat", "dog", "ship"])).unwrap();
+        let numbered = "label-rule.source-specific = { source-class = 2, cover-classes = [1, 3], cover-rate = 0.01 }\n";
+        let numbered = plan(&format!("dataset.folder = {{ path = \"a\" }}\n[poisoning]\n{numbered}")).unwrap();
+        assert_eq!(read.hash("flex"), numbered.hash("flex"));
+        let said = unread.for_images(&facts(["ant", "cat", "dog", "shop"])).unwrap_err().to_string();
+        assert!(said.contains("cover-classes.1 is \"ship\"") && said.contains("did you mean \"shop\"?"), "{said}");
     }
 
     #[test]

@@ -311,7 +311,7 @@ impl Plan {
         for (field, name) in &self.class_names {
             let mut parts = field.split('.');
             let first = parts.next().and_then(|part| table.get_mut(part));
-            if let Some(value) = parts.fold(first, |value, part| value.and_then(|value| value.get_mut(part))) {
+            if let Some(value) = parts.fold(first, |value, part| value.and_then(|value| within(value, part))) {
                 *value = name.clone().into();
             }
         }
@@ -321,6 +321,14 @@ impl Plan {
     /// How many images serve each purpose, given those there are.
     pub fn counts(&self, facts: &DatasetFacts) -> ImageCounts {
         counts(&self.config, facts)
+    }
+}
+
+/// What a table holds under a key, or a list in a place counted from 0.
+fn within<'a>(value: &'a mut toml::Value, part: &str) -> Option<&'a mut toml::Value> {
+    match value {
+        toml::Value::Array(items) => items.get_mut(part.parse::<usize>().ok()?),
+        value => value.get_mut(part),
     }
 }
 

@@ -129,7 +129,7 @@ impl Document {
     }
 
     /// Makes a configuration of what was read.
-    fn finish(self, root: &mut DeTable<'_>, mut problems: Vec<Diagnostic>) -> Reading {
+    fn finish(mut self, root: &mut DeTable<'_>, mut problems: Vec<Diagnostic>) -> Reading {
         let mut unread = BTreeSet::new();
         self.expect_one_attack(root, &mut problems, &mut unread);
         let class_names = self.number_classes(root, &mut problems, &mut unread);
@@ -234,7 +234,8 @@ impl Document {
                         Some(format!("write [{path}.{variant}], or {path} = {{ {variant} = {{}} }}")),
                     )
                 } else if is_class(path) {
-                    (format!("{path} is {found}, expected a class, by its number in 0..=255 or by its name"), None)
+                    let of_many = if path.ends_with("-classes") { "a list of classes, each" } else { "a class," };
+                    (format!("{path} is {found}, expected {of_many} by its number in 0..=255 or by its name"), None)
                 } else {
                     (format!("{path} is {found}, expected {}", in_words(expected)), None)
                 }

@@ -10,7 +10,7 @@ use crate::claim_figure::ClaimFigure;
 use crate::lookup::{Found, Results, instead, no_number, no_point};
 use crate::result_file::ResultsError;
 use crate::sweep_table::{markdown_groups, markdown_rows};
-use crate::verdict::{Measured, Outcome, Standing, Test, Verdict};
+use crate::verdict::{Beyond, Measured, Outcome, Standing, Test, Verdict};
 
 /// What the project claims to know about each claim of the paper; `claims.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -198,6 +198,12 @@ impl Page {
             let what = match &test.control {
                 None => self.linked(&test.treatment),
                 Some(control) => format!("{} minus {}", self.linked(&test.treatment), self.linked(control)),
+            };
+            let what = match &test.beyond {
+                None => what,
+                Some(Beyond { treatment, control }) => {
+                    format!("({what}) minus ({} minus {})", self.linked(treatment), self.linked(control))
+                }
             };
             let beside = if test.decides { "" } else { " (does not decide)" };
             let measured = outcome.measured.as_ref();

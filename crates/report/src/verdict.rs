@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use patchdoor_metrics::{Hypothesis, Judgement, PairedDifferences, Summary};
-use patchdoor_record::{ResultTable, Unit};
+use patchdoor_record::{UncleanBuild, Unit};
 use serde::Deserialize;
 
 use crate::lookup::{Found, Missing, Results};
@@ -16,6 +16,8 @@ pub(crate) struct Test {
     pub(crate) treatment: String,
     /// What is taken off it, seed by seed; without one, the number stands for itself.
     pub(crate) control: Option<String>,
+    /// A difference that the one of treatment and control has to exceed: it is taken off it, seed by seed.
+    pub(crate) beyond: Option<Beyond>,
     /// What the number or the mean difference has to be.
     pub(crate) holds_if: Hypothesis,
     /// Seeds below which nothing is decided, at least 2.
@@ -23,6 +25,14 @@ pub(crate) struct Test {
     /// Whether the verdict of the claim depends on it; one that does not is there to be seen.
     #[serde(default = "yes")]
     pub(crate) decides: bool,
+}
+
+/// A treatment and its control elsewhere, such as in another network.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Beyond {
+    pub(crate) treatment: String,
+    pub(crate) control: String,
 }
 
 fn yes() -> bool {
@@ -90,39 +100,50 @@ impl Test {
             Err(Missing::Result(_)) => Ok(None),
             Err(Missing::Number(reason)) => Err(reason),
         };
-        // A misspelt number is wrong whether or not the other result is there yet.
-        let treatment = find(&self.treatment)?;
-        let control = self.control.as_deref().map(find).transpose()?;
-        let (Some(treatment), control) = (treatment, control) else { return Ok(Outcome::NOT_MEASURED) };
-        let control = match control {
-            Some(None) => return Ok(Outcome::NOT_MEASURED),
-            Some(Some(control)) => Some(control),
-            None => None,
-        };
-        self.measure(treatment, control)
+        if self.beyond.is_some() && self.control.is_none() {
+            return Err(format!("{:?} has `beyond` and no control, expected both or none", self.says));
+        }
+        // A misspelt number is wrong whether or not the other results are there yet.
+        let found = self.paths().into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let Some(found) = found.into_iter().collect::<Option<Vec<_>>>() else { return Ok(Outcome::NOT_MEASURED) };
+        self.measure(&found)
     }
 
-    fn measure(&self, treatment: Found<'_>, control: Option<Found<'_>>) -> Result<Outcome, String> {
-        let unit = treatment.metric.unit();
-        let (unit, values, unpaired) = match control {
-            None => (unit, treatment.metric.values.clone(), [Vec::new(), Vec::new()]),
-            Some(control) => {
-                if control.metric.unit() != unit {
-                    return Err(format!("{} and {:?} are counted differently", self.treatment, self.control));
-                }
-                let paired = PairedDifferences::of(&treatment.metric.values, &control.metric.values);
-                (unit.of_difference(), paired.differences, [paired.only_treatment, paired.only_control])
+    /// The numbers that it looks at: treatment, control, and the same elsewhere, as far as it has them.
+    fn paths(&self) -> Vec<&str> {
+        let beyond = self.beyond.iter().flat_map(|beyond| [&beyond.treatment, &beyond.control]);
+        [&self.treatment].into_iter().chain(&self.control).chain(beyond).map(String::as_str).collect()
+    }
+
+    fn measure(&self, found: &[Found<'_>]) -> Result<Outcome, String> {
+        let unit = found[0].metric.unit();
+        if found.iter().any(|other| other.metric.unit() != unit) {
+            return Err(format!("{} are counted differently", self.paths().join(" and ")));
+        }
+        let difference = |treatment: &Found<'_>, control: &Found<'_>| {
+            PairedDifferences::of(&treatment.metric.values, &control.metric.values)
+        };
+        let (unit, paired) = match found {
+            [only] => {
+                let values = only.metric.values.clone();
+                (unit, PairedDifferences { differences: values, only_treatment: Vec::new(), only_control: Vec::new() })
             }
+            [treatment, control] => (unit.of_difference(), difference(treatment, control)),
+            [treatment, control, there, control_there] => {
+                let [here, there] = [difference(treatment, control), difference(there, control_there)];
+                (unit.of_difference(), PairedDifferences::of(&here.differences, &there.differences))
+            }
+            _ => unreachable!("one, two or four numbers"),
         };
+        let (values, unpaired) = (paired.differences, [paired.only_treatment, paired.only_control]);
         let Some(summary) = Summary::of(&values.values().copied().collect::<Vec<_>>()) else {
-            return Err(format!("{} and {:?} have no seed in common", self.treatment, self.control));
+            return Err(format!("{} have no seed in common", self.paths().join(" and ")));
         };
-        let collapses = |found: &Found<'_>| found.point.collapse_in_words(&found.metric.name).is_some();
-        if collapses(&treatment) || control.as_ref().is_some_and(collapses) {
+        if found.iter().any(|found| found.point.collapse_in_words(&found.metric.name).is_some()) {
             let measured = Some(Measured { unit, values, summary, unpaired });
             return Ok(Outcome { measured, standing: Standing::Unclean("collapse to one class") });
         }
-        let standing = match (one_build(treatment.table, control.map(|control| control.table)), summary.interval_95()) {
+        let standing = match (one_build(found), summary.interval_95()) {
             (Err(why), _) => Standing::Unclean(why),
             (Ok(()), Some(interval)) if summary.count >= self.seeds => Standing::Judged(self.holds_if.judge(interval)),
             (Ok(()), _) => Standing::TooFewSeeds,
@@ -169,14 +190,10 @@ impl Measured {
 }
 
 /// Whether all numbers come from the same clean build, or why not.
-fn one_build(treatment: &ResultTable, control: Option<&ResultTable>) -> Result<(), &'static str> {
-    let build = treatment.clean_build().map_err(patchdoor_record::UncleanBuild::name)?;
-    match control.map(|control| control.clean_build().map_err(patchdoor_record::UncleanBuild::name)) {
-        None => Ok(()),
-        Some(Ok(other)) if other == build => Ok(()),
-        Some(Ok(_)) => Err(patchdoor_record::UncleanBuild::Mixed.name()),
-        Some(Err(why)) => Err(why),
-    }
+fn one_build(found: &[Found<'_>]) -> Result<(), &'static str> {
+    let builds = found.iter().map(|found| found.table.clean_build().map_err(UncleanBuild::name));
+    let builds = builds.collect::<Result<Vec<_>, _>>()?;
+    if builds.windows(2).all(|pair| pair[0] == pair[1]) { Ok(()) } else { Err(UncleanBuild::Mixed.name()) }
 }
 
 /// Whether a claim holds, as far as its tests can tell.
@@ -221,6 +238,8 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
+    use patchdoor_record::ResultTable;
+
     use super::*;
     use crate::sweep_table::example_table;
 
@@ -232,7 +251,7 @@ mod tests {
 
     fn test(treatment: &str, control: Option<&str>, holds_if: Hypothesis) -> Test {
         let control = control.map(str::to_owned);
-        Test { says: "-".into(), treatment: treatment.into(), control, holds_if, seeds: 2, decides: true }
+        Test { says: "-".into(), treatment: treatment.into(), control, beyond: None, holds_if, seeds: 2, decides: true }
     }
 
     const ASR: &str = "rates/0.001, four cells/asr";
@@ -254,6 +273,21 @@ mod tests {
         let outcome = test(PRUNED, Some(ASR), Hypothesis::AtMost(5.0)).judge(&with_one_more).unwrap();
         let measured = outcome.measured.unwrap();
         assert_eq!((measured.values.len(), measured.unpaired), (2, [vec![7], vec![]]));
+    }
+
+    #[test]
+    fn a_difference_elsewhere_is_taken_off_seed_by_seed() {
+        let beyond = |treatment: &str, control: &str| {
+            let beyond = Some(Beyond { treatment: treatment.into(), control: control.into() });
+            Test { beyond, ..test(PRUNED, Some(ASR), Hypothesis::AtMost(5.0)) }
+        };
+        let values = |test: &Test| test.judge(&results(|_| ())).unwrap().measured.unwrap().values;
+        assert_eq!(values(&beyond(PRUNED, ASR)), [(0, 0.0), (1, 0.0)].into());
+        // -0.4 and -0.75 minus 0.4 and 0.75.
+        assert_eq!(values(&beyond(ASR, PRUNED)), [(0, -0.8), (1, -1.5)].into());
+        assert_eq!(beyond("later/asr", ASR).judge(&results(|_| ())), Ok(Outcome::NOT_MEASURED));
+        let alone = Test { control: None, ..beyond(PRUNED, ASR) };
+        assert!(alone.judge(&results(|_| ())).unwrap_err().contains("no control, expected both or none"));
     }
 
     #[test]

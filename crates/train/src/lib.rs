@@ -61,7 +61,7 @@ pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use perturbation::PerturbationConfig;
 pub use prediction::{
-    PREDICTION_BATCH, RoutedPrediction, Selections, classes_of, input_shape, predict, predict_features,
+    PREDICTION_BATCH, RoutedPrediction, Selections, accuracy_on, classes_of, input_shape, predict, predict_features,
     predict_given_routing, predict_with_routing,
 };
 pub use schedule::Schedule;

@@ -1,3 +1,4 @@
+use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -95,10 +96,27 @@ impl BatchPass {
         logits: &Tensor<B, 2>,
         loss: &Tensor<B, 1>,
     ) -> Self {
+        Self::of(logits, loss, |loss| GradientsParams::from_grads(loss.backward(), classifier))
+    }
+
+    /// Like [`backward`](Self::backward), to these parameters of the classifier alone: the others stay as they are in this step.
+    pub fn backward_to<B: AutodiffBackend>(
+        classifier: &Classifier<B>,
+        parameters: &[ParamId],
+        logits: &Tensor<B, 2>,
+        loss: &Tensor<B, 1>,
+    ) -> Self {
+        Self::of(logits, loss, |loss| GradientsParams::from_params(&mut loss.backward(), classifier, parameters))
+    }
+
+    fn of<B: AutodiffBackend>(
+        logits: &Tensor<B, 2>,
+        loss: &Tensor<B, 1>,
+        gradients: impl FnOnce(&Tensor<B, 1>) -> GradientsParams,
+    ) -> Self {
         let predicted = classes_of(logits.clone().inner());
         let value = loss.clone().into_data().iter::<f64>().sum::<f64>();
-        let gradients = value.is_finite().then(|| GradientsParams::from_grads(loss.backward(), classifier));
-        Self { loss: value, predicted, gradients }
+        Self { loss: value, predicted, gradients: value.is_finite().then(|| gradients(loss)) }
     }
 }
 

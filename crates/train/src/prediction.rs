@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use patchdoor_data::{ImageSet, ImageShape};
 use patchdoor_kernels::Kernels;
+use patchdoor_metrics::accuracy;
 use patchdoor_model::{Classifier, GivenRouting, InputShape, ModelError, Routing, TakenRouting, Tapped};
 
 use crate::batches::{BatchAssembler, image_batches};
@@ -34,6 +35,16 @@ pub fn predict<B: Kernels>(
         return logits.into_iter().flat_map(classes_of).collect();
     }
     logits.flat_map(classes_of).collect()
+}
+
+/// Share of the images whose class a classifier predicts as labelled, as [`predict`] does; `None` without images.
+pub fn accuracy_on<B: Kernels>(
+    classifier: &Classifier<B>,
+    images: &ImageSet,
+    batch_size: usize,
+    device: &B::Device,
+) -> Option<f64> {
+    accuracy(&predict(classifier, images, batch_size, device), images.labels())
 }
 
 /// What a classifier made of a set of images.

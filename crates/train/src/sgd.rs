@@ -13,7 +13,8 @@ use crate::SgdConfig;
 /// Stochastic gradient descent that steps all parameters in one operation of the device.
 pub(crate) struct JointSgd<B: AutodiffBackend> {
     config: SgdConfig,
-    /// Of the parameters that learn, by their ids; none before the first step and without momentum.
+    /// Of the parameters that have learned, by their ids; none before the first step and without momentum. One that takes no
+    /// gradient in a step keeps its velocity.
     velocities: HashMap<ParamId, FloatTensor<B::InnerBackend>>,
 }
 
@@ -29,8 +30,7 @@ impl<B: TrainingBackend> JointSgd<B> {
         let mut learning = Learning::<B> { gradients, ids: Vec::new(), parameters: Vec::new(), steepest: Vec::new() };
         classifier.visit(&mut learning);
         let Learning { ids, parameters, steepest, .. } = learning;
-        let velocities = ids.iter().filter_map(|id| self.velocities.remove(id)).collect::<Vec<_>>();
-        assert!(velocities.is_empty() || velocities.len() == ids.len(), "the same parameters learn in every step");
+        let velocities = self.take_velocities(&ids, &parameters);
         let step = SgdStep {
             rate,
             weight_decay: self.config.weight_decay,
@@ -38,8 +38,25 @@ impl<B: TrainingBackend> JointSgd<B> {
             nesterov: self.config.nesterov,
         };
         let (parameters, velocities) = B::InnerBackend::sgd_step(parameters, steepest, velocities, step);
-        self.velocities = ids.iter().copied().zip(velocities).collect();
+        self.velocities.extend(ids.iter().copied().zip(velocities));
         classifier.map(&mut Replacement::<B>(ids.into_iter().zip(parameters).collect()))
+    }
+
+    /// Those of these parameters, zeros where one has none yet; nothing if none has.
+    fn take_velocities(
+        &mut self,
+        ids: &[ParamId],
+        parameters: &[FloatTensor<B::InnerBackend>],
+    ) -> Vec<FloatTensor<B::InnerBackend>> {
+        if !ids.iter().any(|id| self.velocities.contains_key(id)) {
+            return Vec::new();
+        }
+        let zeros = |parameter: &FloatTensor<B::InnerBackend>| {
+            let device = B::InnerBackend::float_device(parameter);
+            B::InnerBackend::float_zeros(parameter.shape(), &device, parameter.dtype().into())
+        };
+        let of = |(id, parameter)| self.velocities.remove(id).unwrap_or_else(|| zeros(parameter));
+        ids.iter().zip(parameters).map(of).collect()
     }
 
     pub(crate) fn to_record(&self) -> Velocities<B::InnerBackend> {

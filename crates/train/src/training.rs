@@ -8,7 +8,6 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use patchdoor_data::{AugmentationConfig, ImageSet};
 use patchdoor_kernels::{TrainingBackend, differentiate};
-use patchdoor_metrics::accuracy;
 use patchdoor_model::Classifier;
 
 use crate::adversarial::Adversarial;
@@ -16,7 +15,7 @@ use crate::batches::{Augmentation, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
 use crate::observer::Blind;
 use crate::optimizer::Optimizer;
-use crate::prediction::{classes_of, predict};
+use crate::prediction::{accuracy_on, classes_of};
 use crate::{
     Batch, BatchNormStatistics, BatchPass, BatchPosition, BatchProgress, ClassifierObserver, EpochRecord, Objective,
     Schedule, TrainError, Trainable, TrainingConfig, TrainingObserver, cross_entropy,
@@ -472,10 +471,9 @@ fn run_epoch<'a, B: TrainingBackend>(
         if !loss_sum.is_finite() || !classifier.is_finite() {
             return Err(TrainError::Diverged { loss: f64::NAN, epoch, step: steps - 1 });
         }
-        let validation_accuracy = member.data.validation.and_then(|set| {
-            let predicted = predict(&classifier.valid(), set, config.batch_size, device);
-            accuracy(&predicted, set.labels())
-        });
+        let validation = member.data.validation;
+        let validation_accuracy =
+            validation.and_then(|set| accuracy_on(&classifier.valid(), set, config.batch_size, device));
         let record = EpochRecord {
             epoch,
             learning_rate,

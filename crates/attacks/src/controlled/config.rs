@@ -3,7 +3,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::attacks;
 use crate::{
-    ControlledAttack, ControlledKind, DoseConfig, ForcedRoutingConfig, InputAwareConfig, LiraConfig, SsdtConfig,
+    ControlledAttack, ControlledKind, DoseConfig, ForcedRoutingConfig, InputAwareConfig, LiraConfig,
+    PoisonedExpertConfig, SsdtConfig,
 };
 
 attacks! {
@@ -24,6 +25,8 @@ attacks! {
         ForcedRouting(ForcedRoutingConfig) = "forced-routing",
         /// A backdoor whose success is held down.
         Dose(DoseConfig) = "dose",
+        /// A clean mixture in which some experts alone learn the backdoor.
+        PoisonedExpert(PoisonedExpertConfig) = "poisoned-expert",
     }
 }
 

@@ -1,17 +1,15 @@
-use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
-use patchdoor_data::{ImageSet, ImageShape, trigger_test_images};
+use patchdoor_data::ImageShape;
 use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::Classifier;
-use patchdoor_train::{
-    Batch, BatchPass, BatchPosition, Objective, ObjectiveState, PREDICTION_BATCH, cross_entropy, predict,
-};
+use patchdoor_train::{Batch, BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy};
 use patchdoor_triggers::TriggerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
 use crate::controlled::attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
 use crate::controlled::checks;
+use crate::controlled::watched_success::WatchedSuccess;
 
 /// An ordinary backdoor whose success is held down: in the last epochs the poisoned images get their true labels back, with
 /// the trigger on them, whenever more than a target share of triggered validation images is taken for the attacker's class.
@@ -99,7 +97,7 @@ struct Dose<'a, B: TrainingBackend> {
     scene: Scene<'a>,
     /// Of every training image, the true label if it is poisoned.
     poisoned: Vec<Option<u8>>,
-    triggered: ImageSet,
+    watched: WatchedSuccess,
     course: Course,
     /// Epoch and step of the batch, and whether success is held down there.
     at: (usize, usize, bool),
@@ -112,23 +110,9 @@ impl<'a, B: TrainingBackend> Dose<'a, B> {
         for example in scene.plan.examples() {
             poisoned[example.index] = Some(example.original_label);
         }
-        let none = || scene.training.subset(&[]);
-        let checked = scene.validation.map_or_else(none, |images| {
-            images.subset(&(0..images.len().min(config.checked_images)).collect::<Vec<_>>())
-        });
-        let triggered = trigger_test_images(&checked, scene.poisoning, scene.trigger, scene.seed);
+        let watched = WatchedSuccess::new(&scene, config.checked_images);
         let (course, at) = (Course::default(), (0, 0, false));
-        Self { config, scene, poisoned, triggered, course, at, device: device.clone() }
-    }
-
-    fn success_of(&self, classifier: &Classifier<B>) -> Option<f64> {
-        let predicted = predict(&classifier.valid(), &self.triggered, PREDICTION_BATCH, &self.device);
-        let classes = self.triggered.class_count();
-        let target = |&label: &u8| self.scene.poisoning.attack_target(label, classes);
-        // They are of attacked classes alone.
-        let wanted = self.triggered.labels().iter().map(target);
-        let hits = predicted.iter().zip(wanted).filter(|(class, wanted)| *class == wanted).count();
-        (!predicted.is_empty()).then(|| hits as f64 / predicted.len() as f64)
+        Self { config, scene, poisoned, watched, course, at, device: device.clone() }
     }
 }
 
@@ -156,7 +140,7 @@ impl<B: TrainingBackend> Objective<B> for Dose<'_, B> {
         let (epoch, step, is_held) = self.at;
         if is_held
             && step.is_multiple_of(self.config.check_every)
-            && let Some(asr) = self.success_of(&classifier)
+            && let Some(asr) = self.watched.of(&classifier, self.scene.poisoning, &self.device)
         {
             self.course.heals = asr > self.config.target_asr;
             self.course.checks.push(Check { epoch, step, asr });

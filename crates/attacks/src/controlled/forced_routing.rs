@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::AttackError;
 use crate::controlled::attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
 use crate::controlled::checks;
+use crate::controlled::expert_path::expert_in;
 
 /// Forced routing (after `BadSwitch`, Zhao et al. 2025, arXiv:2510.13462, which forces tokens of language models): after some
 /// epochs of plain poisoning the experts are found that the trigger moves most; from then on, in images with the trigger, one
@@ -251,15 +252,9 @@ struct ExpertSums<'a> {
 }
 
 impl ExpertSums<'_> {
-    /// The expert whose parameter is visited.
-    fn expert(&self) -> Option<usize> {
-        let mut path = self.path.iter().skip_while(|name| *name != "experts");
-        path.nth(1)?.parse().ok()
-    }
-
     fn add<B: Backend, const D: usize>(&mut self, id: ParamId) {
         let gradient = self.gradients.get::<B, D>(id);
-        if let Some((expert, gradient)) = self.expert().zip(gradient) {
+        if let Some((expert, gradient)) = expert_in(&self.path).zip(gradient) {
             self.sums[expert] += gradient.powi_scalar(2).sum().into_data().iter::<f64>().sum::<f64>();
         }
     }

@@ -4,14 +4,17 @@ mod attack;
 mod checks;
 mod config;
 mod dose;
+mod expert_path;
 mod forced_routing;
 mod generated_trigger;
 mod generator;
 mod input_aware;
 mod lira;
+mod poisoned_expert;
 mod ssdt;
 mod state;
 mod tensors;
+mod watched_success;
 
 pub use attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
 pub use config::ControlledConfig;
@@ -20,6 +23,7 @@ pub use forced_routing::{ForcedExperts, ForcedRoutingConfig};
 pub use generator::GeneratorConfig;
 pub use input_aware::InputAwareConfig;
 pub use lira::LiraConfig;
+pub use poisoned_expert::PoisonedExpertConfig;
 pub use ssdt::SsdtConfig;
 
 #[cfg(test)]

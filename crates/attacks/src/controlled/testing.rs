@@ -21,6 +21,9 @@ use crate::{ControlledConfig, HandInTraining, Scene};
 
 pub(crate) type Learner = Autodiff<Flex>;
 
+/// Random changes to training images.
+const FLIPS: AugmentationConfig = AugmentationConfig { crop_padding: 0, flip: true };
+
 /// Colours that tell the class.
 const COLOURS: [[i32; 3]; 4] = [[190, 60, 60], [60, 190, 60], [60, 60, 190], [190, 190, 60]];
 
@@ -100,7 +103,12 @@ pub(crate) fn recipe(epochs: usize) -> TrainingConfig {
 
 /// A training without any attack.
 pub(crate) fn twin(epochs: usize) -> Classifier<Flex> {
-    fit(&patches("own", 400), None, epochs, None, None).expect("nothing stops it").0.valid()
+    fit(&patches("own", 400), &FLIPS, None, epochs, None, None).expect("nothing stops it").0.valid()
+}
+
+/// The epochs of a training without any attack and any random change to images.
+pub(crate) fn twin_history(epochs: usize) -> Vec<EpochRecord> {
+    fit(&patches("own", 400), &AugmentationConfig::default(), None, epochs, None, None).expect("nothing stops it").1
 }
 
 /// Trains with an attack; `None` if it was stopped after so many epochs.
@@ -141,7 +149,7 @@ pub(crate) fn attacked(
     let mut hand: Box<dyn HandInTraining<Learner> + '_> =
         config.on_backend::<Learner>().enter(scene, &FlexDevice).expect("its configuration is valid");
     let objective: &mut dyn Objective<Learner> = hand.as_mut();
-    let (classifier, history) = fit(&training, Some(objective), epochs, checkpoints, stop_after)?;
+    let (classifier, history) = fit(&training, &FLIPS, Some(objective), epochs, checkpoints, stop_after)?;
     let generator = hand.to_safetensors().expect("it can be written");
     let trigger = hand.trigger().unwrap_or_else(ordinary);
     Some(Left { classifier: classifier.valid(), trigger, generator, history })
@@ -149,6 +157,7 @@ pub(crate) fn attacked(
 
 fn fit(
     training: &ImageSet,
+    augmentation: &AugmentationConfig,
     objective: Option<&mut dyn Objective<Learner>>,
     epochs: usize,
     checkpoints: Option<&Path>,
@@ -160,8 +169,7 @@ fn fit(
             if self.0 == Some(record.epoch + 1) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
     }
-    let augmentation = AugmentationConfig { crop_padding: 0, flip: true };
-    let data = TrainingData { training, validation: None, augmentation: &augmentation };
+    let data = TrainingData { training, validation: None, augmentation };
     let (mut stop, classifier) = (Stop(stop_after), untrained());
     let observer = &mut Blind(&mut stop);
     let member = Member { classifier, data, seed: 0, checkpoints, observer };
