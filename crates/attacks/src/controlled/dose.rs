@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
 use crate::controlled::attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
-use crate::controlled::checks;
 use crate::controlled::watched_success::WatchedSuccess;
+use crate::controlled::{checks, state};
 
 /// An ordinary backdoor whose success is held down: in the last epochs the poisoned images get their true labels back, with
 /// the trigger on them, whenever more than a target share of triggered validation images is taken for the attacker's class.
@@ -149,13 +149,11 @@ impl<B: TrainingBackend> Objective<B> for Dose<'_, B> {
     }
 
     fn state(&self) -> Result<Option<ObjectiveState>, String> {
-        let written = serde_json::to_string(self.config).map_err(|error| error.to_string())?;
-        let contents = serde_json::to_vec(&self.course).map_err(|error| error.to_string())?;
-        Ok(Some(ObjectiveState { identity: format!("dose {written}"), contents }))
+        state::written("dose", self.config, &self.course)
     }
 
     fn restore(&mut self, contents: Vec<u8>) -> Result<(), String> {
-        self.course = serde_json::from_slice(&contents).map_err(|error| error.to_string())?;
+        self.course = state::read(&contents)?;
         Ok(())
     }
 }

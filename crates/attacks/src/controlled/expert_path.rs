@@ -1,5 +1,4 @@
-/// The expert that a parameter belongs to, by the modules above it; `None` if it is of none.
-pub(crate) fn expert_in(path: &[String]) -> Option<usize> {
-    let mut path = path.iter().skip_while(|name| *name != "experts");
-    path.nth(1)?.parse().ok()
+/// The expert that a parameter belongs to, by its path, such as `experts.0.conv.weight`; `None` if it is of none.
+pub(crate) fn expert_in(path: &str) -> Option<usize> {
+    path.split('.').skip_while(|name| *name != "experts").nth(1)?.parse().ok()
 }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
 use crate::controlled::attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
-use crate::controlled::checks;
 use crate::controlled::expert_path::expert_in;
+use crate::controlled::{checks, state};
 
 /// Forced routing (after `BadSwitch`, Zhao et al. 2025, arXiv:2510.13462, which forces tokens of language models): after some
 /// epochs of plain poisoning the experts are found that the trigger moves most; from then on, in images with the trigger, one
@@ -254,7 +254,7 @@ struct ExpertSums<'a> {
 impl ExpertSums<'_> {
     fn add<B: Backend, const D: usize>(&mut self, id: ParamId) {
         let gradient = self.gradients.get::<B, D>(id);
-        if let Some((expert, gradient)) = expert_in(&self.path).zip(gradient) {
+        if let Some((expert, gradient)) = expert_in(&self.path.join(".")).zip(gradient) {
             self.sums[expert] += gradient.powi_scalar(2).sum().into_data().iter::<f64>().sum::<f64>();
         }
     }
@@ -324,13 +324,11 @@ impl<B: TrainingBackend> Objective<B> for ForcedRouting<'_, B> {
     }
 
     fn state(&self) -> Result<Option<ObjectiveState>, String> {
-        let written = serde_json::to_string(self.config).map_err(|error| error.to_string())?;
-        let contents = serde_json::to_vec(&self.chosen).map_err(|error| error.to_string())?;
-        Ok(Some(ObjectiveState { identity: format!("forced-routing {written}"), contents }))
+        state::written("forced-routing", self.config, &self.chosen)
     }
 
     fn restore(&mut self, contents: Vec<u8>) -> Result<(), String> {
-        self.chosen = serde_json::from_slice(&contents).map_err(|error| error.to_string())?;
+        self.chosen = state::read(&contents)?;
         Ok(())
     }
 }

@@ -1,6 +1,4 @@
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
 use patchdoor_data::{ImageShape, LabelRule};
 use patchdoor_kernels::{TrainingBackend, differentiate};
@@ -11,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
 use crate::controlled::attack::{ControlledAttack, ControlledKind, HandInTraining, Scene};
-use crate::controlled::checks;
 use crate::controlled::expert_path::expert_in;
 use crate::controlled::watched_success::WatchedSuccess;
+use crate::controlled::{checks, state};
 
 /// Poisoned experts in a clean mixture (after `MoEvil`, 2025, ACSAC, which assembles language models): the whole mixture learns
 /// clean images; then the chosen experts alone learn the backdoor, as if they came from elsewhere; last, the routers alone learn
@@ -195,16 +193,13 @@ struct PoisonedExpert<'a, B: TrainingBackend> {
 }
 
 impl<B: TrainingBackend> PoisonedExpert<'_, B> {
-    /// The parameters that learn in a phase; `None` for all.
-    fn learning(&self, classifier: &Classifier<B>) -> Option<Vec<ParamId>> {
-        let is_wanted: &dyn Fn(&[String]) -> bool = match self.phase {
-            Phase::Mixture => return None,
-            Phase::Experts => &|path| expert_in(path).is_some_and(|expert| self.config.experts.contains(&expert)),
-            Phase::Routers => &|path| Part::of(&path.join(".")) == Part::Router,
-        };
-        let mut found = ParametersBelow { is_wanted, path: Vec::new(), ids: Vec::new() };
-        classifier.visit(&mut found);
-        Some(found.ids)
+    /// Whether a parameter learns in this phase, by its path.
+    fn learns(&self, path: &str) -> bool {
+        match self.phase {
+            Phase::Mixture => true,
+            Phase::Experts => expert_in(path).is_some_and(|expert| self.config.experts.contains(&expert)),
+            Phase::Routers => Part::of(path) == Part::Router,
+        }
     }
 }
 
@@ -213,29 +208,6 @@ fn weights(carries: &[bool], payload_weight: f64) -> Vec<f64> {
     let with = carries.iter().filter(|&&carries| carries).count() as f64;
     let without = carries.len() as f64 - with;
     carries.iter().map(|&carries| if carries { payload_weight / with } else { 1.0 / without }).collect()
-}
-
-/// Collects the parameters whose paths are wanted.
-struct ParametersBelow<'a> {
-    is_wanted: &'a dyn Fn(&[String]) -> bool,
-    path: Vec<String>,
-    ids: Vec<ParamId>,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for ParametersBelow<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if (self.is_wanted)(&self.path) {
-            self.ids.push(param.id);
-        }
-    }
-
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
 }
 
 impl<B: TrainingBackend> Objective<B> for PoisonedExpert<'_, B> {
@@ -255,7 +227,8 @@ impl<B: TrainingBackend> Objective<B> for PoisonedExpert<'_, B> {
             let asr = self.watched.of(classifier, self.scene.poisoning, &self.device);
             self.course.standings.push(Standing { before: self.phase, epoch, asr });
         }
-        let learning = self.learning(classifier);
+        let ids = classifier.parameter_ids().into_iter();
+        let learning = ids.filter(|(path, _)| self.learns(path)).map(|(_, id)| id).collect::<Vec<_>>();
         let weights = (self.phase == Phase::Experts).then(|| weights(&self.carries, self.config.payload_weight));
         differentiate(|| {
             let logits = classifier.forward(batch.images);
@@ -268,21 +241,16 @@ impl<B: TrainingBackend> Objective<B> for PoisonedExpert<'_, B> {
                 }
                 None => cross_entropy(logits.clone(), batch.labels),
             };
-            match &learning {
-                Some(ids) => BatchPass::backward_to(classifier, ids, &logits, &loss),
-                None => BatchPass::backward(classifier, &logits, &loss),
-            }
+            BatchPass::backward_to(classifier, &learning, &logits, &loss)
         })
     }
 
     fn state(&self) -> Result<Option<ObjectiveState>, String> {
-        let written = serde_json::to_string(self.config).map_err(|error| error.to_string())?;
-        let contents = serde_json::to_vec(&self.course).map_err(|error| error.to_string())?;
-        Ok(Some(ObjectiveState { identity: format!("poisoned-expert {written}"), contents }))
+        state::written("poisoned-expert", self.config, &self.course)
     }
 
     fn restore(&mut self, contents: Vec<u8>) -> Result<(), String> {
-        self.course = serde_json::from_slice(&contents).map_err(|error| error.to_string())?;
+        self.course = state::read(&contents)?;
         Ok(())
     }
 }

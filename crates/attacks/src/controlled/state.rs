@@ -1,5 +1,8 @@
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Record, Recorder};
 use burn::tensor::backend::Backend;
+use patchdoor_train::ObjectiveState;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 type Bytes = BinBytesRecorder<FullPrecisionSettings>;
 
@@ -11,6 +14,22 @@ pub(super) fn to_bytes<B: Backend, R: Record<B>>(record: R) -> Result<Vec<u8>, S
 /// What [`to_bytes`] was given.
 pub(super) fn from_bytes<B: Backend, R: Record<B>>(bytes: Vec<u8>, device: &B::Device) -> Result<R, String> {
     Recorder::<B>::load(&Bytes::new(), bytes, device).map_err(|error| error.to_string())
+}
+
+/// What a checkpoint keeps of an attack that learns no network: its name and configuration, and what it has seen.
+pub(super) fn written(
+    name: &str,
+    config: &impl Serialize,
+    course: &impl Serialize,
+) -> Result<Option<ObjectiveState>, String> {
+    let config = serde_json::to_string(config).map_err(|error| error.to_string())?;
+    let contents = serde_json::to_vec(course).map_err(|error| error.to_string())?;
+    Ok(Some(ObjectiveState { identity: format!("{name} {config}"), contents }))
+}
+
+/// What [`written`] was told that it has seen.
+pub(super) fn read<T: DeserializeOwned>(contents: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(contents).map_err(|error| error.to_string())
 }
 
 /// Parts behind each other, each after its length.
