@@ -145,6 +145,18 @@ mod tests {
         Plan::from_text("a.toml", &format!("{text}[trigger.square]\n[model.patch-moe]\n"), &PlanOptions::default())
     }
 
+    /// Those of a plan's data set when it turns out to have these classes, of 200 training and 20 test images each.
+    fn facts<const CLASSES: usize>(plan: &Plan, names: [&str; CLASSES]) -> DatasetFacts {
+        DatasetFacts {
+            training_images: Some(200 * CLASSES),
+            test_images: Some(20 * CLASSES),
+            classes: Some(CLASSES),
+            class_names: Some(names.map(str::to_owned).into()),
+            class_counts: Some([[200; CLASSES].into(), [20; CLASSES].into()]),
+            ..DatasetFacts::published(&plan.config().dataset)
+        }
+    }
+
     #[test]
     fn a_class_by_its_name_is_the_same_experiment_as_by_its_number() {
         let of = |target: &str, source: &str| {
@@ -196,14 +208,7 @@ mod tests {
         let again = Plan::from_text("a.toml", &unread.to_toml(), &PlanOptions::default()).unwrap();
         assert_eq!(again.hash("flex"), unread.hash("flex"));
         assert!(unread.to_toml().contains("cover-classes = [\"cat\", \"ship\"]"), "{}", unread.to_toml());
-        let facts = |names: [&str; 4]| DatasetFacts {
-            training_images: Some(800),
-            test_images: Some(80),
-            classes: Some(4),
-            class_names: Some(names.map(str::to_owned).into()),
-            class_counts: Some([[200; 4].into(), [20; 4].into()]),
-            ..DatasetFacts::published(&unread.config().dataset)
-        };
+        let facts = |names| facts(&unread, names);
         let read = unread.for_images(&facts(["ant", "cat", "dog", "ship"])).unwrap();
         let numbered = "label-rule.source-specific = { source-class = 2, cover-classes = [1, 3], cover-rate = 0.01 }\n";
         let numbered = plan(&format!("dataset.folder = {{ path = \"a\" }}\n[poisoning]\n{numbered}")).unwrap();
@@ -221,14 +226,7 @@ mod tests {
         let again = Plan::from_text("a.toml", &unread.to_toml(), &PlanOptions::default()).unwrap();
         assert_eq!(again.hash("flex"), unread.hash("flex"));
         assert!(unread.to_toml().contains("target-class = \"2\""), "{}", unread.to_toml());
-        let facts = |names: [&str; 3]| DatasetFacts {
-            training_images: Some(600),
-            test_images: Some(60),
-            classes: Some(3),
-            class_names: Some(names.map(str::to_owned).into()),
-            class_counts: Some([[200; 3].into(), [20; 3].into()]),
-            ..DatasetFacts::published(&unread.config().dataset)
-        };
+        let facts = |names| facts(&unread, names);
         let read = unread.for_images(&facts(["1", "10", "2"])).unwrap();
         assert_eq!((read.config().poisoning.target_class, read.config().poisoning.poisoned_class()), (2, Some(1)));
         let numbered = text.replace("\"2\"", "2").replace("\"10\"", "1");
