@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{PerturbationConfig, TrainError};
+use crate::{AdversarialConfig, TrainError};
 
 /// How a classifier is trained.
 ///
@@ -23,7 +23,7 @@ pub struct TrainingConfig {
     /// How the images of every step are perturbed against the classifier as it is then (adversarial training); not at all if
     /// not given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub adversarial: Option<PerturbationConfig>,
+    pub adversarial: Option<AdversarialConfig>,
 }
 
 impl Default for TrainingConfig {
@@ -250,8 +250,7 @@ impl TrainingConfig {
             }
         }
         if let Some(adversarial) = &self.adversarial {
-            let names = ["adversarial.epsilon", "adversarial.step", "adversarial.steps"];
-            problems.extend(adversarial.validate_as(names));
+            problems.extend(adversarial.validate());
         }
         problems
     }

@@ -29,6 +29,7 @@
 
 mod adam;
 mod adversarial;
+mod adversarial_config;
 mod batches;
 mod checkpoint;
 mod config;
@@ -49,6 +50,7 @@ mod training;
 mod tests;
 
 pub use adam::Adam;
+pub use adversarial_config::{AdversarialConfig, AdversarialMethod, DivergenceConfig};
 pub use batches::{Batch, BatchAssembler, image_batches};
 pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,

@@ -727,20 +727,35 @@ fn hits_are_counted_against_rewritten_labels() {
 
 #[test]
 fn adversarial_training_resumes_to_the_same_weights_and_without_room_is_the_ordinary_one() {
-    let hardened = |epsilon| {
-        let adversarial = Some(crate::PerturbationConfig { epsilon, step: epsilon, steps: 2 });
+    use crate::{AdversarialConfig, AdversarialMethod, DivergenceConfig};
+
+    let hardened = |epsilon, method| {
+        let adversarial = Some(AdversarialConfig { epsilon, step: epsilon, steps: 2, method });
         TrainingConfig { adversarial, ..recipe() }
     };
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let straight = finished(fit(&hardened(8.0), None, &mut ()));
-    let stopped = fit(&hardened(8.0), Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
-    assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })));
-    let resumed = finished(fit(&hardened(8.0), Some(folder.path()), &mut ()));
-    assert_eq!(bytes(&straight.classifier), bytes(&resumed.classifier));
-
     let loss = |trained: &Trained<Learner>| trained.history[0].loss;
     let ordinary = loss(&finished(fit(&recipe(), None, &mut ())));
-    let without_room = loss(&finished(fit(&hardened(1e-4), None, &mut ())));
-    assert!((without_room - ordinary).abs() < 1e-2 * ordinary, "{without_room}, ordinary {ordinary}");
-    assert!(loss(&straight) > 1.01 * ordinary, "what is perturbed is harder: {}, {ordinary}", loss(&straight));
+    let methods = [
+        AdversarialMethod::CrossEntropy,
+        AdversarialMethod::Alternating(DivergenceConfig::default()),
+        AdversarialMethod::SecondBest(DivergenceConfig::default()),
+    ];
+    let mut trained = Vec::new();
+    for method in methods {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let hard = hardened(8.0, method.clone());
+        let straight = finished(fit(&hard, None, &mut ()));
+        let stopped = fit(&hard, Some(folder.path()), &mut StopAfter { epochs: 1, within_next: false });
+        assert!(matches!(stopped, Ok(Outcome::Interrupted { epochs: 1 })), "{method:?}");
+        let resumed = finished(fit(&hard, Some(folder.path()), &mut ()));
+        assert_eq!(bytes(&straight.classifier), bytes(&resumed.classifier), "{method:?}");
+        let without_room = loss(&finished(fit(&hardened(1e-4, method.clone()), None, &mut ())));
+        assert!((without_room - ordinary).abs() < 1e-2 * ordinary, "{method:?}: {without_room}, ordinary {ordinary}");
+        let hard = loss(&straight);
+        // A divergence from what the classifier says itself is small while it knows little.
+        let least = if matches!(method, AdversarialMethod::Alternating(_)) { 1.001 } else { 1.01 };
+        assert!(hard > least * ordinary, "what is perturbed is harder: {method:?} {hard}, {ordinary}");
+        trained.push(bytes(&straight.classifier));
+    }
+    assert!(trained[0] != trained[1] && trained[1] != trained[2] && trained[0] != trained[2]);
 }

@@ -195,8 +195,8 @@ pub fn train_member<B: TrainingBackend>(
 ) -> Result<Outcome<B>, TrainError> {
     let mut outcomes = match (&config.adversarial, objective) {
         (Some(_), Some(_)) => return Err(own_objective()),
-        (Some(perturbation), None) => {
-            let mut adversarial = Adversarial { config: perturbation, seed: member.seed };
+        (Some(hardening), None) => {
+            let mut adversarial = Adversarial { config: hardening, seed: member.seed };
             train_members(vec![member], config, trainable, Some(&mut adversarial), device)?
         }
         (None, objective) => train_members(vec![member], config, trainable, objective, device)?,
