@@ -8,11 +8,12 @@ use crate::registry::defenses;
 use crate::{
     ActionKind, ActivationClustering, AdversarialFeatureMapPruning, AdversarialNeuronPruning, AntiBackdoorLearning,
     AttentionDistillation, BanFineTuning, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction,
-    DefenseError, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
-    ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning, NeuralPolarizer, ParameterScaling,
-    PatchDrop, PatchSearch, PatchShuffle, PruningSeries, ReconstructiveNeuronPruning, RouterNullSpace,
-    RouterRetraining, RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning, SharpnessAwareFineTuning,
-    SpectralSignatures, StepwiseFinePruning, Strip, TopologicalEvolution, TrapExpert,
+    DefenseError, ExpertDisagreement, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
+    ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning, NeuralPolarizer,
+    NeuronNoiseInspection, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PixelVariance, PruningSeries, Rasa,
+    ReconstructiveNeuronPruning, RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan,
+    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
+    TopologicalEvolution, TrapExpert,
 };
 
 defenses! {
@@ -62,6 +63,8 @@ defenses! {
         AdversarialFeatureMapPruning(AdversarialFeatureMapPruning): Repair = "adversarial-feature-map-pruning",
         /// Fine-tunes with the neurons as they are and as harmfully disturbed as can be.
         BanFineTuning(BanFineTuning): Repair = "ban-fine-tuning",
+        /// Tunes the experts that a reversed trigger wakes, then pulls the routers back to what clean images select.
+        Rasa(Rasa): Repair = "rasa",
         /// Superimposes clean images on an input and looks at the entropy of the predictions.
         Strip(Strip): Detect = "strip",
         /// Multiplies an input's pixels and looks at whether the predicted class stays.
@@ -76,6 +79,8 @@ defenses! {
         PatchDrop(PatchDrop): Detect = "patch-drop",
         /// Shuffles cells and looks at whether the predicted class stays.
         PatchShuffle(PatchShuffle): Detect = "patch-shuffle",
+        /// Looks at how much the experts disagree.
+        ExpertDisagreement(ExpertDisagreement): Detect = "expert-disagreement",
         /// Splits the features of each class in two and drops a small cluster.
         ActivationClustering(ActivationClustering): Filter = "activation-clustering",
         /// Drops the examples of each class that lie farthest out along its first singular direction.
@@ -84,10 +89,14 @@ defenses! {
         Scan(Scan): Filter = "scan",
         /// Pastes the part of each example that the gates look at into images of other classes.
         PatchSearch(PatchSearch): Filter = "patch-search",
+        /// Drops the examples of a class that are all alike where its surest ones decide.
+        PixelVariance(PixelVariance): Filter = "pixel-variance",
         /// Looks for the class whose logit can be driven farthest above all others.
         MmBd(MmBd): Inspect = "mm-bd",
         /// Looks for the class that images can be sent to by the smallest trigger.
         NeuralCleanse(NeuralCleanse): Inspect = "neural-cleanse",
+        /// Looks for the class that clean images go to when neurons are disturbed as harmfully as can be.
+        NeuronNoiseInspection(NeuronNoiseInspection): Inspect = "neuron-noise",
         /// Trains so that what is learned first stands out, and unlearns it.
         AntiBackdoorLearning(AntiBackdoorLearning): Train = "anti-backdoor-learning",
         /// Trains an expert first that takes the shortcut, and drops it.

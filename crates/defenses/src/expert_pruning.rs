@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
 use crate::error::invalid;
+use crate::expert_additions::for_each_addition;
 use crate::filter_scores::{pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
 use crate::{
@@ -157,7 +158,7 @@ fn favourite_places(selections: &Selections) -> Vec<f64> {
 fn favourite_classes<B: Kernels>(classifier: &Classifier<B>, images: &ImageSet, device: &B::Device) -> Vec<f64> {
     let classes = classifier.classes();
     let mut votes = vec![vec![0usize; classes]; classifier.filter_groups().len()];
-    for_each_addition(classifier, images, device, |expert, added| {
+    for_each_addition(classifier, image_batches::<B>(images, BATCH, device), |expert, added| {
         // Ties go to the lower class.
         votes[expert][(1..classes).fold(0, |best, class| if added[class] > added[best] { class } else { best })] += 1;
     });
@@ -167,39 +168,13 @@ fn favourite_classes<B: Kernels>(classifier: &Classifier<B>, images: &ImageSet, 
 /// One minus each expert's part of what all add.
 fn idle_shares<B: Kernels>(classifier: &Classifier<B>, images: &ImageSet, device: &B::Device) -> Vec<f64> {
     let mut sums = vec![0.0f64; classifier.filter_groups().len()];
-    for_each_addition(classifier, images, device, |expert, added| {
+    for_each_addition(classifier, image_batches::<B>(images, BATCH, device), |expert, added| {
         let (least, most) =
             added.iter().fold((f32::MAX, f32::MIN), |(least, most), &add| (least.min(add), most.max(add)));
         sums[expert] += f64::from(most - least);
     });
     let total: f64 = sums.iter().sum();
     sums.iter().map(|sum| if total > 0.0 { 1.0 - sum / total } else { 1.0 }).collect()
-}
-
-/// Hands out what each expert adds to each class, image by image.
-fn for_each_addition<B: Kernels>(
-    classifier: &Classifier<B>,
-    images: &ImageSet,
-    device: &B::Device,
-    mut of_expert: impl FnMut(usize, &[f32]),
-) {
-    let head = &classifier.tensors()["head.weight"];
-    let (classes, filters) = (head.shape[0], head.shape[1]);
-    let weights: Vec<f32> = head.iter::<f32>().collect();
-    let groups = classifier.filter_groups();
-    for batch in image_batches::<B>(images, BATCH, device) {
-        let features: Vec<f32> = classifier.filter_activity(batch).features.into_data().iter::<f32>().collect();
-        for row in features.chunks_exact(filters) {
-            for (expert, group) in groups.iter().enumerate() {
-                let inside = group.first..group.first + group.count;
-                let added = (0..classes).map(|class| -> f32 {
-                    let weights = &weights[class * filters..][inside.clone()];
-                    weights.iter().zip(&row[inside.clone()]).map(|(weight, feature)| weight * feature).sum()
-                });
-                of_expert(expert, &added.collect::<Vec<_>>());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

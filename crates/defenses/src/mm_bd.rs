@@ -116,7 +116,7 @@ impl MmBd {
 }
 
 /// How far each row's logit of a class lies above its largest other, and the signs with which the two enter.
-fn margins_of<B: Kernels>(logits: Tensor<B, 2>, class: usize) -> (Vec<f64>, Tensor<B, 2>) {
+pub(crate) fn margins_of<B: Kernels>(logits: Tensor<B, 2>, class: usize) -> (Vec<f64>, Tensor<B, 2>) {
     let ([count, classes], device) = (logits.dims(), logits.device());
     let values: Vec<f64> = logits.into_data().iter::<f64>().collect();
     let mut signs = vec![0.0f32; count * classes];

@@ -16,7 +16,10 @@ use patchdoor_train::{
 use rand::RngExt;
 
 use crate::testing::Learner;
-use crate::{DefenderData, ModelRepair, RepairWork, Repaired, SafelyTrained, TrainingDefense, TrainingWork};
+use crate::{
+    DatasetFilter, DefenderData, Filtering, ModelRepair, RepairWork, Repaired, SafelyTrained, TrainingDefense,
+    TrainingWork,
+};
 
 /// Side of an image in pixels.
 const SIDE: usize = 16;
@@ -87,6 +90,12 @@ impl Planted {
             observer: &mut (),
         };
         defense.train(&mut work, &FlexDevice).expect("nothing fails")
+    }
+
+    /// What a filter makes of the set that the victim was trained on, or of that of the clean twin.
+    pub(crate) fn filtered(&self, poisoned: bool, filter: &impl DatasetFilter<Learner>) -> Filtering {
+        let (set, classifier) = if poisoned { (&self.poisoned, self.victim()) } else { (&self.own, self.clean_twin()) };
+        filter.filter(set, classifier.valid(), &FlexDevice).expect("nothing fails")
     }
 
     /// What became of the poisoned examples and of the others, given those that a defense isolated.
