@@ -23,7 +23,7 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         let own = format!("{table}.{}", defender.defense.name());
         problems.extend(from_defense(&own, defender.defense.validate(&classifier)));
         let frozen = network.experts().is_some() && !network.learning_parts().contains(&Part::Router);
-        if frozen && matches!(defender.defense, DefenseConfig::RouterRetraining(_)) {
+        if frozen && matches!(defender.defense, DefenseConfig::RouterRetraining(_) | DefenseConfig::Rasa(_)) {
             problems.push(Problem {
                 field: own.clone(),
                 found: format!("in need of routers that learn, and model.{}.routers is \"frozen\"", network.name()),
@@ -186,6 +186,21 @@ mod tests {
         let able = DefenseConfig::defaults().into_iter().filter(|defense| !defense.needs(Need::Experts));
         let able = able.map(|defense| defense.name()).collect::<Vec<_>>().join(", ");
         insta::assert_snapshot!(errors.to_string().replace(&able, "ALL DEFENSES WITHOUT EXPERTS"));
+    }
+
+    #[test]
+    fn routers_that_never_learn_are_refused_where_a_defense_teaches_them() {
+        for name in ["router-retraining", "rasa"] {
+            let said = |routers: &str| {
+                let text = format!(
+                    "dataset = \"cifar10\"\n[trigger.square]\n[model.patch-moe]\nrouters = \"{routers}\"\n[[defenses]]\n{name} = {{}}\n"
+                );
+                Plan::from_text("a.toml", &text, &PlanOptions::default()).map_err(|problems| problems.to_string())
+            };
+            let refused = said("frozen").expect_err("has problems");
+            assert!(refused.contains(&format!("defenses.0.{name} is in need of routers that learn")), "{refused}");
+            assert!(said("trained").is_ok(), "{name}");
+        }
     }
 
     #[test]

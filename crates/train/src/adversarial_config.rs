@@ -24,7 +24,7 @@ pub enum AdversarialMethod {
     /// The cross-entropy of perturbed images, both (Madry et al. 2018, arXiv:1706.06083).
     #[default]
     CrossEntropy,
-    /// Network and routers by turns, after `AdvMoE` (Zhang et al. 2023, arXiv:2308.10110): see `docs/experiments.md`.
+    /// Network and routers, each by a loss of its own, after `AdvMoE` (Zhang et al. 2023, arXiv:2308.10110): see `docs/experiments.md`.
     Alternating(DivergenceConfig),
     /// The expert that comes second is kept from changing its mind, after RT-ER (2025, arXiv:2502.06832): see `docs/experiments.md`.
     SecondBest(DivergenceConfig),
