@@ -1,8 +1,8 @@
-use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_kernels::Kernels;
-use patchdoor_train::cross_entropy;
+use patchdoor_train::{cross_entropy, divergence};
 
 /// What a pattern descends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,13 +82,6 @@ fn log_share<B: Backend>(scores: Tensor<B, 3>, marked: Tensor<B, 3>) -> Tensor<B
 fn log_sum<B: Backend>(scores: Tensor<B, 3>) -> Tensor<B, 3> {
     let largest = scores.clone().detach().max_dim(2);
     (scores - largest.clone()).exp().sum_dim(2).log() + largest
-}
-
-/// Kullback-Leibler divergence of the second distribution over patches from the first, mean over images and experts.
-fn divergence<B: Backend>(from: Tensor<B, 3>, to: Tensor<B, 3>) -> Tensor<B, 1> {
-    let [batch, experts, _] = from.dims();
-    let difference = log_softmax(from.clone(), 2) - log_softmax(to, 2);
-    (softmax(from, 2) * difference).sum().div_scalar((batch * experts) as f64)
 }
 
 #[cfg(test)]

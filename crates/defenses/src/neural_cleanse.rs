@@ -119,16 +119,11 @@ mod tests {
         assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < 1e-12 && median(&[]).abs() < 1e-12);
     }
 
-    /// Few rounds, many steps: sixteen pixels a side are soon searched.
-    fn quick() -> ReversalConfig {
-        ReversalConfig { rounds: 30, steps: 4, batch_size: 32, patience: 2, cost: 0.01, ..ReversalConfig::default() }
-    }
-
     /// Where a class shows in the whole image, the square alone works as a small trigger. Three networks of three seeds had scores
     /// of 2.0, 3.8 and 4.5 for the target and at most 1.1 for another class; the clean twin of the first has at most 1.0.
     #[test]
     fn the_smallest_trigger_is_that_of_the_target_and_a_clean_twin_is_not_flagged() {
-        let reversal = ReversalConfig { rounds: 20, batch_size: 16, ..quick() };
+        let reversal = ReversalConfig { rounds: 20, batch_size: 16, ..ReversalConfig::of_small_images() };
         let defense = NeuralCleanse { anomaly: 1.5, reversal };
         let found = Planted::Backdoored.inspected(&defense);
         assert_eq!(found.is_flagged, (0..10).map(|class| class == TARGET).collect::<Vec<_>>(), "{found:?}");
@@ -151,7 +146,7 @@ mod tests {
     fn the_trigger_that_the_routers_shall_select_is_selected_more() {
         // The same search with and without the gates: what the routers weigh of the cells that the mask covers grows.
         let taken = |gate_weight: f64| {
-            let reversal = ReversalConfig { gate_weight, rounds: 8, ..quick() };
+            let reversal = ReversalConfig { gate_weight, rounds: 8, ..ReversalConfig::of_small_images() };
             let data = (planted().validation(), 0);
             let mut found =
                 reversal.reverse(planted().victim(), data, &|| false, &FlexDevice).expect("nothing stops it");

@@ -152,14 +152,7 @@ mod tests {
             batch_norm_statistics: BatchNormStatistics::Recomputed,
             ..field_training(5)
         };
-        let reversal = ReversalConfig {
-            rounds: 30,
-            steps: 4,
-            batch_size: 32,
-            patience: 2,
-            cost: 0.01,
-            ..ReversalConfig::default()
-        };
+        let reversal = ReversalConfig::of_small_images();
         // As in the test of the inspector.
         let defense = NeuralCleanseUnlearning { training, reversal, anomaly: 1.5, ..Default::default() };
         planted().assert_repairs(&defense);

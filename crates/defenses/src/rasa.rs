@@ -1,12 +1,11 @@
 use burn::module::{AutodiffModule, ParamId};
-use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::{ImageSet, ImageShape};
 use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::{Classifier, Part};
 use patchdoor_train::{
-    Batch, BatchPass, BatchPosition, Objective, PREDICTION_BATCH, Trainable, TrainingConfig, cross_entropy,
+    Batch, BatchPass, BatchPosition, Objective, PREDICTION_BATCH, Trainable, TrainingConfig, cross_entropy, divergence,
     image_batches,
 };
 use serde::{Deserialize, Serialize};
@@ -14,9 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::covered_gates::cells;
 use crate::defense::has_training_table;
 use crate::error::invalid;
-use crate::neural_cleanse::below_median;
 use crate::reversal::ReversalConfig;
-use crate::reversed_trigger::ReversedTrigger;
+use crate::reversed_trigger::{ReversedTrigger, stamped};
 use crate::tuning::{field_training, tune_on, validate_training};
 use crate::{
     DefendedClassifier, DefenderData, Defense, DefenseError, ModelRepair, Need, RepairDetails, RepairWork, Repaired,
@@ -25,7 +23,7 @@ use crate::{
 /// Tunes the experts that a reversed trigger wakes, and then pulls the routers back to what they select in clean images.
 ///
 /// The two steps of RASA (2026, arXiv:2602.04448), which repairs language models, for experts that choose patches; the form is ours. A
-/// trigger is made of every class ([`ReversalConfig`]), and the one that lies farthest below the median in size is taken for the attack's.
+/// trigger is made of every class ([`ReversalConfig`]), and the smallest that works is taken for the attack's.
 /// An expert is over-active if the part of its gates on the cells that the trigger covers grows by more than
 /// [`over_active`](Self::over_active) where the trigger is; if none does, the one that grows most. Epochs alternate:
 ///
@@ -125,12 +123,11 @@ impl<B: TrainingBackend> ModelRepair<B> for Rasa {
     }
 }
 
-/// The class whose trigger lies farthest below the median in size, of those that work if any does; ties go to the lower class.
+/// The class of the smallest trigger, of those that work if any does; ties go to the lower class.
 fn smallest(triggers: &[ReversedTrigger]) -> usize {
-    let scores = below_median(&triggers.iter().map(ReversedTrigger::size).collect::<Vec<_>>());
     let any_works = triggers.iter().any(|trigger| trigger.succeeds);
     let candidates = (0..triggers.len()).filter(|&class| triggers[class].succeeds || !any_works);
-    candidates.reduce(|best, class| if scores[class] > scores[best] { class } else { best }).unwrap_or(0)
+    candidates.min_by(|&a, &b| triggers[a].size().total_cmp(&triggers[b].size())).unwrap_or(0)
 }
 
 /// The experts whose part of gates on the covered cells rises by more than this, or the one that rises most.
@@ -165,7 +162,7 @@ impl<B: Backend> TriggerTensors<B> {
 
     /// Images with it.
     fn stamp(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
-        images * (self.mask.clone().neg() + 1.0) + self.mask.clone() * self.pattern.clone()
+        stamped(images, self.mask.clone(), self.pattern.clone())
     }
 }
 
@@ -239,7 +236,7 @@ impl<B: TrainingBackend> TwoSteps<B> {
     fn routers_pass(&self, classifier: &Classifier<B>, batch: Batch<B>, stamped: Tensor<B, 4>) -> BatchPass {
         let chosen = "experts choose patches";
         let (_, wanted) = self.before.forward_with_scores(batch.images.clone().inner()).expect(chosen);
-        let wanted = Tensor::<B, 3>::from_inner(log_softmax(wanted, 2));
+        let wanted = Tensor::<B, 3>::from_inner(wanted);
         // A copy: routers alone are at work, and the experts' statistics stay.
         let routers = classifier.clone().freeze_all_but(&[Part::Router]);
         let logits = routers.valid().forward(batch.images.inner());
@@ -251,17 +248,9 @@ impl<B: TrainingBackend> TwoSteps<B> {
     }
 }
 
-/// The Kullback-Leibler divergence over patches of softmax(scores) from what is wanted, in nats, a mean over images and experts.
-///
-/// # Shapes
-/// - scores and logarithms of what is wanted: `[batch, expert, patch]`
-fn divergence<B: Backend>(scores: Tensor<B, 3>, wanted: Tensor<B, 3>) -> Tensor<B, 1> {
-    let shares = softmax(scores.clone(), 2);
-    (shares * (log_softmax(scores, 2) - wanted)).sum_dim(2).mean()
-}
-
 #[cfg(test)]
 mod tests {
+    use burn::tensor::activation::log_softmax;
     use burn_flex::{Flex, FlexDevice};
     use patchdoor_train::BatchNormStatistics;
 
@@ -321,14 +310,7 @@ mod tests {
             batch_norm_statistics: BatchNormStatistics::Recomputed,
             ..Rasa::default().training
         };
-        let reversal = ReversalConfig {
-            rounds: 30,
-            steps: 4,
-            batch_size: 32,
-            patience: 2,
-            cost: 0.01,
-            ..ReversalConfig::default()
-        };
+        let reversal = ReversalConfig::of_small_images();
         let defense = Rasa { router_weight: 1.0, reversal, training, ..Rasa::default() };
         planted().assert_leaves(0.35, &defense);
         assert_eq!(planted().repair(&defense, planted().victim()).details.targets, [0]);

@@ -10,7 +10,7 @@ use crate::DefenseError;
 use crate::batch_stream::BatchStream;
 use crate::covered_gates::{cells, unselected};
 use crate::error::invalid;
-use crate::reversed_trigger::{ReversedTrigger, mask_and_pattern, unsquashed};
+use crate::reversed_trigger::{ReversedTrigger, mask_and_pattern, stamped, unsquashed};
 
 /// How the smallest trigger of a class is looked for: a mask and a pattern that together send clean images of all classes to it.
 ///
@@ -129,6 +129,14 @@ impl ReversalConfig {
     }
 }
 
+#[cfg(test)]
+impl ReversalConfig {
+    /// Few rounds, many steps: sixteen pixels a side are soon searched.
+    pub(crate) fn of_small_images() -> Self {
+        Self { rounds: 30, steps: 4, batch_size: 32, patience: 2, cost: 0.01, ..Self::default() }
+    }
+}
+
 /// The search for the trigger of one class.
 struct Search<'a, B: TrainingBackend> {
     config: &'a ReversalConfig,
@@ -171,7 +179,7 @@ impl<'a, B: TrainingBackend> Search<'a, B> {
             let cost = self.schedule.cost;
             let (gradient, predicted) = gradient_by::<B, 4, _>(self.raw.clone(), |raw| {
                 let [mask, pattern] = mask_and_pattern(raw);
-                let stamped = batch.clone() * (mask.clone().neg() + 1.0) + mask.clone() * pattern;
+                let stamped = stamped(batch.clone(), mask.clone(), pattern);
                 let (logits, routings) = classifier.forward_with_routing(stamped);
                 let mut loss = cross_entropy(logits.clone(), target) + mask.clone().sum() * cost;
                 if let (Some(cells), Some(routing)) = (cells, routings.first()) {

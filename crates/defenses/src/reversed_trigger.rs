@@ -63,6 +63,16 @@ impl ReversedTrigger {
     }
 }
 
+/// Images with a pattern where the mask is one.
+///
+/// # Shapes
+/// - images and output: `[batch, row, column, channel]`
+/// - mask: `[1, row, column, 1]`
+/// - pattern: `[1, row, column, channel]`
+pub(crate) fn stamped<B: Backend>(images: Tensor<B, 4>, mask: Tensor<B, 4>, pattern: Tensor<B, 4>) -> Tensor<B, 4> {
+    images * (mask.clone().neg() + 1.0) + mask * pattern
+}
+
 /// What a number in [0, 1] is squashed from; the ends are left out.
 pub(crate) fn unsquashed(value: f64) -> f32 {
     ((value - 0.5) * (2.0 - 1e-6)).atanh() as f32

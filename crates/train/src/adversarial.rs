@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::stream;
@@ -10,7 +10,7 @@ use patchdoor_kernels::{TrainingBackend, differentiate};
 use patchdoor_model::{Classifier, Part, Tapped};
 use sha2::{Digest, Sha256};
 
-use crate::{AdversarialConfig, AdversarialMethod, Batch, BatchPass, Objective, cross_entropy};
+use crate::{AdversarialConfig, AdversarialMethod, Batch, BatchPass, Objective, cross_entropy, divergence};
 
 /// Adversarial training: every batch is perturbed from a random start against the classifier as it is then, and learned from.
 ///
@@ -205,12 +205,6 @@ fn second_best<B: Backend>(added: Tensor<B, 3>, labels: Tensor<B, 1, Int>) -> Te
         chosen[image * experts + order[1.min(experts - 1)]] = 1.0;
     }
     Tensor::from_data(TensorData::new(chosen, [count, experts, 1]), &device)
-}
-
-/// The Kullback-Leibler divergence of what `moved` says from what `logits` say, over the last dimension, in nats; a mean over all others.
-fn divergence<B: Backend, const D: usize>(logits: Tensor<B, D>, moved: Tensor<B, D>) -> Tensor<B, 1> {
-    let shares = softmax(logits.clone(), D - 1);
-    (shares * (log_softmax(logits, D - 1) - log_softmax(moved, D - 1))).sum_dim(D - 1).mean()
 }
 
 #[cfg(test)]

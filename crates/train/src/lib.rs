@@ -58,7 +58,7 @@ pub use config::{
 };
 pub use error::TrainError;
 pub use gradient::gradient_by;
-pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy};
+pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy, divergence};
 pub use observer::{BatchProgress, Blind, ClassifierObserver, TrainingObserver};
 pub use patchdoor_metrics::EpochRecord;
 pub use perturbation::PerturbationConfig;

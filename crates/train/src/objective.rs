@@ -1,6 +1,6 @@
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
-use burn::tensor::activation::log_softmax;
+use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 use patchdoor_kernels::TrainingBackend;
@@ -127,4 +127,14 @@ impl BatchPass {
 /// - labels: `[batch]`
 pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     log_softmax(logits, 1).gather(1, labels.unsqueeze_dim(1)).mean().neg()
+}
+
+/// The Kullback-Leibler divergence of softmax(to) from softmax(from) over the last dimension, in nats, a mean over all others.
+///
+/// # Shapes
+/// - from and to: the same, such as `[batch, class]` or `[batch, expert, patch]`
+pub fn divergence<B: Backend, const D: usize>(from: Tensor<B, D>, to: Tensor<B, D>) -> Tensor<B, 1> {
+    let distributions: usize = from.dims()[..D - 1].iter().product();
+    let difference = log_softmax(from.clone(), D - 1) - log_softmax(to, D - 1);
+    (softmax(from, D - 1) * difference).sum().div_scalar(distributions as f64)
 }
