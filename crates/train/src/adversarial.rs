@@ -321,6 +321,29 @@ mod tests {
         for path in ["router.weight", "head.weight"] {
             assert_ne!(gradient(&none, &classifier, path), gradient(&some, &classifier, path), "{path}");
         }
+        // Each part follows its own divergence, and not the other's.
+        let (untouched, perturbed, labels) = (batch().images, moved(), batch().labels);
+        let direct = |of_routers: bool| {
+            differentiate(|| {
+                let (logits, scores) = seen(&classifier, untouched.clone());
+                let (moved, moved_scores) = seen(&classifier, perturbed.clone());
+                let apart = if of_routers {
+                    divergence(scores.expect("routers"), moved_scores.expect("routers"))
+                } else {
+                    divergence(logits.clone(), moved)
+                };
+                let loss = cross_entropy(logits.clone(), labels.clone()) + apart * 6.0;
+                BatchPass::backward(&classifier, &logits, &loss)
+            })
+        };
+        let [of_network, of_routers] = [false, true].map(direct);
+        for (path, own, other) in
+            [("router.weight", &of_routers, &of_network), ("head.weight", &of_network, &of_routers)]
+        {
+            let [found, own, other] = [&some, own, other].map(|pass| gradient(pass, &classifier, path));
+            let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(apart(&found, &own) < 1e-3 * apart(&found, &other), "{path}");
+        }
         // Both passes say the loss of the network: cross-entropy plus six divergences.
         assert!(some.loss > none.loss, "{} and {}", some.loss, none.loss);
         let at = |weight| second_best_pass(&classifier, batch(), moved(), weight);
