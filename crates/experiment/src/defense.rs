@@ -286,7 +286,7 @@ impl Victim<'_> {
         let twin = twin.transpose().map_err(|halt| halt.of("clean twin"))?;
 
         let classifier = trained.classifier.valid();
-        save(&classifier, &self.config.model, set, folder)?;
+        save(&classifier, set, folder)?;
         self.history(folder).write(&trained.history)?;
         write_judgements(&folder.join("scores.csv"), &trained.isolation, &is_poisoned)?;
         let after = judge.standing(&classifier, device);
@@ -350,7 +350,7 @@ impl Victim<'_> {
         device: &B::Device,
     ) -> Step<DefenseMeasurements> {
         let classifier = repaired.classifier.valid();
-        save(&classifier, &self.config.model, &self.images.training, folder)?;
+        save(&classifier, &self.images.training, folder)?;
         self.history(folder).write(&repaired.history)?;
         let after = judge.standing(&classifier, device);
         let mut series = Vec::new();

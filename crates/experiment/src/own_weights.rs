@@ -253,7 +253,7 @@ impl OnBackend for Defending<'_> {
         let images = SeedImages::draw(config, &self.dataset.train, seed);
         let test = test_images(config, &self.dataset.test);
         let classifier = self.load::<B>(&images.training, seed, device)?.valid();
-        save(&classifier, &config.model, &images.training, self.folder)?;
+        save(&classifier, &images.training, self.folder)?;
 
         let attack = self.knows_trigger.then(|| {
             let placement = placement_without_surrogate(config)?;

@@ -169,7 +169,7 @@ impl<'a> OneTraining<'a> {
                 if let Some(hand) = hand {
                     controlled::save(hand, self.folder)?;
                 }
-                save(&classifier, self.model, self.training, self.folder)?;
+                save(&classifier, self.training, self.folder)?;
                 log.write(&trained.history)?;
                 Ok(TrainedClassifier { classifier, history: trained.history })
             }
@@ -200,13 +200,12 @@ pub(crate) fn blank<B: burn::tensor::backend::Backend>(
 /// Saves the weights of a classifier for these images, with what they are and with their checksum.
 pub(crate) fn save<B: patchdoor_kernels::Kernels>(
     classifier: &Classifier<B>,
-    model: &ClassifierConfig,
     images: &ImageSet,
     folder: &Path,
 ) -> Step<()> {
     let path = folder.join(WEIGHTS);
     let description = WeightsDescription {
-        config: model.clone(),
+        config: classifier.config(),
         classes: images.classes().to_vec(),
         input: input_shape(images.shape()),
     };

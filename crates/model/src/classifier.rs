@@ -1,15 +1,15 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor};
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
 use patchdoor_kernels::Kernels;
 use rand::Rng;
 use rayon::prelude::*;
 
 use crate::network::{Network, NormLayer};
 use crate::taps::{Tapped, Taps};
-use crate::{ClassifierConfig, InputShape, ModelError, Part, PatchMoe, Routing, WideResNet};
+use crate::{ClassifierConfig, FilterGroup, InputShape, ModelError, Part, PatchMoe, Routing, WideResNet};
 
 /// Images of a part of a batch, of which the CPU works on several at a time in inference.
 const PART: usize = 32;
@@ -166,6 +166,48 @@ impl<B: Kernels> Classifier<B> {
         let map = taps.found.remove("map").and_then(Tapped::map)?;
         Some((logits, network.patch_scores(map)?))
     }
+
+    /// Returns the logits of passes in which every expert passes over the patches of one of these sets. What lies before the routers is
+    /// computed once for all.
+    ///
+    /// As long as a patch is left, nothing that the passed-over patches see has any part in the answer, whatever it is: each patch is scored
+    /// by itself, and a weight of zero is left to an expert that has to take more patches than there are.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
+    /// - output: `[batch, class]` each
+    ///
+    /// # Errors
+    /// If no experts choose patches.
+    pub fn forward_blocked(&self, images: Tensor<B, 4>, blocked: &[Vec<u16>]) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        self.network().forward_blocked(images, blocked)
+    }
+
+    /// Returns logits and what each expert makes of an image alone: head weights times its features, plus the head's biases; of a
+    /// network without experts, what its filters before the head make together.
+    ///
+    /// # Shapes
+    /// - images: `[batch, height, width, channel]`, pixels in [0, 1]
+    /// - logits: `[batch, class]`
+    /// - alone: `[batch, expert, class]`
+    #[allow(clippy::missing_panics_doc, reason = "every network has features and a head")]
+    pub fn forward_by_expert(&self, images: Tensor<B, 4>) -> (Tensor<B, 2>, Tensor<B, 3>) {
+        let (logits, mut taps) = self.forward_with_taps(images, &["features"]);
+        let features = taps.remove("features").and_then(Tapped::features).expect("every network has features");
+        let ([count, classes], groups) = (logits.dims(), self.filter_groups());
+        let filters = features.dims()[1];
+        let belongs = |group: &FilterGroup, filter| (group.first..group.first + group.count).contains(&filter);
+        let masks = groups.iter().flat_map(|group| (0..filters).map(move |filter| belongs(group, filter)));
+        let masks = masks.map(|belongs| f32::from(u8::from(belongs))).collect::<Vec<_>>();
+        let masks = TensorData::new(masks, [1, groups.len(), filters]);
+        let masks = Tensor::<B, 3>::from_data(masks, (&features.device(), features.dtype()));
+        let parameter = |path| self.parameter(path).expect("every network has a head");
+        let weights = parameter("head.weight").reshape([1, classes, filters]).swap_dims(1, 2);
+        let features = features.reshape([count, 1, filters]) * masks;
+        let added = features.reshape([1, count * groups.len(), filters]).matmul(weights);
+        let biases = parameter("head.bias").reshape([1, 1, classes]);
+        (logits, added.reshape([count, groups.len(), classes]) + biases)
+    }
 }
 
 impl<B: Backend> Classifier<B> {
@@ -251,6 +293,19 @@ impl<B: Backend> Classifier<B> {
         for norm in self.network_mut().norms_mut().into_iter().filter(|norm| norm.momentum > 0.0) {
             norm.momentum = momentum;
         }
+    }
+
+    /// The same network, whose experts pass over these patches too, whatever they score: each takes the best of the others. Patches
+    /// are numbered row by row, and there is one list for each expert. Saved weights say which patches are passed over.
+    ///
+    /// # Errors
+    /// If no experts choose patches.
+    ///
+    /// # Panics
+    /// If there are not as many lists as experts.
+    pub fn block_patches(mut self, blocked: &[Vec<u16>]) -> Result<Self, ModelError> {
+        self.network_mut().block_patches(blocked)?;
+        Ok(self)
     }
 }
 

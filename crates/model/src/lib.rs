@@ -72,6 +72,7 @@ pub use given_routing::{GivenRouting, TakenRouting};
 pub use network::{NormInput, NormLayer};
 pub use parts::Part;
 pub use patch_moe::{ExpertForm, GateOrder, PatchMoe, PatchMoeConfig, Routers};
+pub use receptive_field::patches_that_see;
 pub use router::PatchRouter;
 pub use routing::{ExpertChoice, Routing, SoftDispatch, TokenChoice};
 pub use taps::Tapped;

@@ -43,6 +43,17 @@ pub(crate) trait Network<B: Backend> {
         Err(ModelError::NoRouting { network: self.config().network().name() })
     }
 
+    /// Returns logits of passes in which every expert passes over these patches, of one pass through what lies before the routers.
+    ///
+    /// # Errors
+    /// If no experts choose patches.
+    fn forward_blocked(&self, _images: Tensor<B, 4>, _blocked: &[Vec<u16>]) -> Result<Vec<Tensor<B, 2>>, ModelError>
+    where
+        B: Kernels,
+    {
+        Err(ModelError::NoRouting { network: self.config().network().name() })
+    }
+
     /// How much each expert wants each patch of the map before the routers, `[batch, expert, patch]`; `None` if no experts
     /// score patches of one map.
     fn patch_scores(&self, _map: Tensor<B, 4>) -> Option<Tensor<B, 3>>
@@ -50,6 +61,14 @@ pub(crate) trait Network<B: Backend> {
         B: Kernels,
     {
         None
+    }
+
+    /// Lets each expert pass over these patches too, one list for each.
+    ///
+    /// # Errors
+    /// If no experts choose patches.
+    fn block_patches(&mut self, _blocked: &[Vec<u16>]) -> Result<(), ModelError> {
+        Err(ModelError::NoRouting { network: self.config().network().name() })
     }
 
     /// Its batch normalizations, from the images to the head; none is fine.

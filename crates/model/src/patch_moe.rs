@@ -54,6 +54,10 @@ pub struct PatchMoeConfig {
     /// Whether the gate kernels learn.
     #[serde(skip_serializing_if = "Routers::are_trained")]
     pub routers: Routers,
+    /// The patches that each expert passes over whatever they score, one rising list for each expert; none if empty. Patches are
+    /// numbered row by row.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_patches: Vec<Vec<u16>>,
     /// Where a strided convolution puts its padding.
     pub padding: Padding,
     /// How convolutions and dense layers are drawn at the start.
@@ -76,6 +80,7 @@ impl Default for PatchMoeConfig {
             patch_channels: None,
             gate_init_std: 1e-4,
             routers: Routers::default(),
+            blocked_patches: Vec::new(),
             padding: Padding::default(),
             initializer: Initializer::default(),
             batch_norm: BatchNormConfig::default(),
@@ -147,6 +152,17 @@ impl PatchMoeConfig {
         self.patch_channels.unwrap_or(64 * self.widen_factor)
     }
 
+    /// Whether the blocked patches are some of so many, and leave every expert enough.
+    fn can_block(&self, patches: usize) -> bool {
+        let fits = |blocked: &Vec<u16>| {
+            blocked.is_sorted_by(|a, b| a < b)
+                && blocked.iter().all(|&patch| usize::from(patch) < patches)
+                && blocked.len() + self.patches_per_expert <= patches
+        };
+        self.blocked_patches.is_empty()
+            || self.blocked_patches.len() == self.experts && self.blocked_patches.iter().all(fits)
+    }
+
     /// Output channels of one expert.
     pub fn resolved_expert_channels(&self) -> usize {
         self.expert_channels.unwrap_or((64 * self.widen_factor / self.experts.max(1)).max(1))
@@ -178,6 +194,10 @@ impl NetworkConfig for PatchMoeConfig {
                     self.patches_per_expert,
                     format!("1 to {patches} (the {rows}x{columns} feature map has {patches} patches)"),
                 ));
+            } else if !self.can_block(patches) {
+                let (experts, most) = (self.experts, patches - self.patches_per_expert);
+                let allowed = format!("no list or {experts}, each of at most {most} rising numbers below {patches}");
+                problems.push(invalid("blocked-patches", format!("{:?}", self.blocked_patches), allowed));
             }
         }
         if ![1, 3, 5].contains(&self.expert_kernel) {
@@ -399,11 +419,37 @@ impl<B: Backend> Network<B> for PatchMoe<B> {
         logits.collect()
     }
 
+    fn forward_blocked(&self, images: Tensor<B, 4>, blocked: &[Vec<u16>]) -> Result<Vec<Tensor<B, 2>>, ModelError>
+    where
+        B: Kernels,
+    {
+        let map = Self::map_of_members(&[self], images, &mut Taps::none());
+        let patches = into_patches(map.clone(), self.patch_size, 1);
+        let logits = blocked.iter().map(|blocked| {
+            let routing = self.router.passing_over(blocked).route(patches.clone());
+            self.forward_routed(map.clone(), &routing, &mut Taps::none())
+        });
+        Ok(logits.collect())
+    }
+
     fn patch_scores(&self, map: Tensor<B, 4>) -> Option<Tensor<B, 3>>
     where
         B: Kernels,
     {
         Some(self.router.scores(into_patches(map, self.patch_size, 1)))
+    }
+
+    fn block_patches(&mut self, blocked: &[Vec<u16>]) -> Result<(), ModelError> {
+        let expert_count = self.experts.len();
+        assert_eq!(blocked.len(), expert_count, "each expert has a list of patches to pass over");
+        self.config.blocked_patches.resize(expert_count, Vec::new());
+        for (known, more) in self.config.blocked_patches.iter_mut().zip(blocked) {
+            known.extend(more);
+            known.sort_unstable();
+            known.dedup();
+        }
+        self.router.blocked.clone_from(&self.config.blocked_patches);
+        Ok(())
     }
 
     fn norms(&self) -> Vec<NormLayer<'_, B>> {

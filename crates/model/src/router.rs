@@ -20,7 +20,13 @@ pub struct PatchRouter<B: Backend> {
     patches_per_expert: usize,
     #[module(skip)]
     order: GateOrder,
+    /// The patches that each expert passes over; no lists if none passes over any.
+    #[module(skip)]
+    pub(crate) blocked: Vec<Vec<u16>>,
 }
+
+/// What is added to the score of a patch that is passed over.
+const PASSED_OVER: f32 = -1e30;
 
 impl<B: Backend> PatchRouter<B> {
     pub(crate) fn new<R: Rng>(source: &mut ParameterSource<'_, R, B>, config: &PatchMoeConfig) -> Self {
@@ -30,14 +36,25 @@ impl<B: Backend> PatchRouter<B> {
             weight: source.normal(config.gate_init_std, shape).set_require_grad(config.routers.are_trained()),
             patches_per_expert: config.patches_per_expert,
             order: config.gate_order,
+            blocked: config.blocked_patches.clone(),
         }
+    }
+
+    /// The same router, whose experts all pass over these patches too.
+    pub(crate) fn passing_over(&self, patches: &[u16]) -> Self {
+        let mut router = self.clone();
+        router.blocked.resize(self.weight.dims()[0], Vec::new());
+        for blocked in &mut router.blocked {
+            blocked.extend(patches);
+        }
+        router
     }
 
     /// A router with given kernels, `[expert, channel, row, column]`.
     #[cfg(test)]
     pub(crate) fn with_kernels(kernels: Tensor<B, 4>, patches_per_expert: usize, order: GateOrder) -> Self {
         let id = burn::module::ParamId::new();
-        Self { weight: Param::initialized(id, kernels), patches_per_expert, order }
+        Self { weight: Param::initialized(id, kernels), patches_per_expert, order, blocked: Vec::new() }
     }
 
     /// Scores all patches and selects each expert's best.
@@ -99,10 +116,34 @@ impl<B: Backend> PatchRouter<B> {
         let (patches, kernels) = (patches.reshape([batch, count, 1, wide]), kernels.reshape([experts, length, 1, 1]));
         let scores = grouped_conv2d(patches, kernels, biases, members.len(), ConvOptions::symmetric([1, 1], 1));
         // Burn 0.21 gives wrong strides to a tensor that is reshaped after an axis of one was moved, as the gradient would be.
-        match experts {
+        let scores = match experts {
             1 => scores.reshape([batch, 1, count]),
             _ => scores.reshape([batch, count, experts]).swap_dims(1, 2),
+        };
+        Self::pass_over(members, scores)
+    }
+
+    /// The scores with those of blocked patches far below all others.
+    ///
+    /// # Shapes
+    /// - scores and output: `[batch, member * expert, patch]`
+    fn pass_over(members: &[&Self], scores: Tensor<B, 3>) -> Tensor<B, 3> {
+        if members.iter().all(|router| router.blocked.iter().all(Vec::is_empty)) {
+            return scores;
         }
+        let [_, experts, patches] = scores.dims();
+        let mut added = vec![0.0f32; experts * patches];
+        for (member, router) in members.iter().enumerate() {
+            for (expert, blocked) in router.blocked.iter().enumerate() {
+                let row = member * (experts / members.len()) + expert;
+                for &patch in blocked {
+                    added[row * patches + usize::from(patch)] = PASSED_OVER;
+                }
+            }
+        }
+        let added = TensorData::new(added, [1, experts, patches]);
+        let added = Tensor::from_data(added, (&scores.device(), scores.dtype()));
+        scores + added
     }
 
     /// How much each expert wants each patch, `[batch, expert, patch]`; shapes as in [`Self::route`].
@@ -123,7 +164,7 @@ impl<B: Backend> PatchRouter<B> {
             // Selections must not depend on the batch.
             dense(patches, kernels, Tensor::zeros([experts], (&device, dtype)))
         };
-        scores.reshape([batch, count, experts]).swap_dims(1, 2)
+        Self::pass_over(&[self], scores.reshape([batch, count, experts]).swap_dims(1, 2))
     }
 
     /// Weighs the selected patches by their scores, `[batch, expert, patch]`.

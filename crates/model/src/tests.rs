@@ -407,6 +407,165 @@ fn filter_activity_leads_to_the_same_logits() {
 }
 
 #[test]
+fn what_experts_make_of_an_image_alone_adds_up_to_the_logits() {
+    let moe = patch_moe(PatchMoeConfig { widen_factor: 1, gate_init_std: 0.1, ..Default::default() });
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    for (config, experts) in [(moe, 4), (dense, 1)] {
+        let classifier = build::<Flex>(&config, 1);
+        let biases = TensorData::new((0..10u8).map(|class| f32::from(class) / 10.0).collect::<Vec<_>>(), [10]);
+        let classifier = classifier.with_tensors([("head.bias".to_owned(), biases.clone())].into());
+        let (logits, alone) = classifier.forward_by_expert(images(3, 0));
+        assert_eq!(alone.dims(), [3, experts, 10]);
+        // Every expert has the head's biases.
+        let biases = Tensor::<Flex, 1>::from_data(biases, &FlexDevice).reshape([1, 1, 10]);
+        let sum = (alone - biases.clone()).sum_dim(1) + biases;
+        assert_close(&numbers(sum.reshape([3, 10])), &numbers(logits.clone()));
+        assert_eq!(numbers(logits), numbers(classifier.forward(images(3, 0))));
+    }
+}
+
+/// Expert 0 passes over nothing, expert 1 over three patches, the others over all but those they take.
+fn blocked() -> Vec<Vec<u16>> {
+    vec![vec![], vec![0, 7, 63], (16..64).collect(), (0..48).collect()]
+}
+
+#[test]
+fn experts_take_the_best_of_the_patches_that_they_do_not_pass_over() {
+    for form in [ExpertForm::Masked, ExpertForm::Gathered] {
+        let config = patch_moe(PatchMoeConfig {
+            widen_factor: 1,
+            gate_init_std: 0.5,
+            expert_form: form,
+            ..PatchMoeConfig::default()
+        });
+        let network = build_trained::<Flex>(&config, 0);
+        let of = network.clone().block_patches(&blocked()).expect("experts choose");
+        let scores = |network: &Classifier<Flex>| numbers(network.forward_with_scores(images(3, 1)).expect("a map").1);
+        let (before, after) = (scores(&network), scores(&of));
+        let (logits, routing) = of.forward_with_routing(images(3, 1));
+        let choice = routing[0].expert_choice().expect("experts choose");
+        let taken = choice.indices.to_data().iter::<i64>().collect::<Vec<_>>();
+        let weights = numbers(choice.weights.clone());
+        for (row, taken) in taken.chunks(16).enumerate() {
+            let (own, blocked) = (&before[row * 64..][..64], &blocked()[row % 4]);
+            let mut order = (0..64u16).filter(|patch| !blocked.contains(patch)).collect::<Vec<_>>();
+            // Those that are not passed over score what they scored.
+            let score = |scores: &[f32], patch: &u16| scores[usize::from(*patch)].to_bits();
+            assert!(order.iter().all(|patch| score(own, patch) == score(&after[row * 64..], patch)));
+            order.sort_by(|&a, &b| own[usize::from(b)].total_cmp(&own[usize::from(a)]).then(a.cmp(&b)));
+            let mut best = order[..16].iter().map(|&patch| i64::from(patch)).collect::<Vec<_>>();
+            best.sort_unstable();
+            assert_eq!(taken, best);
+            assert!(blocked.iter().all(|&patch| weights[row * 64 + usize::from(patch)] == 0.0));
+        }
+        assert_ne!(numbers(logits.clone()), numbers(network.forward(images(3, 1))));
+        // Side by side, members pass over the same patches.
+        let other = build_trained::<Flex>(&config, 1).block_patches(&blocked()).expect("experts choose");
+        let twice = Tensor::cat(vec![images(3, 1), images(3, 1)], 3);
+        let both = numbers(Classifier::forward_members(&[&of, &other], twice));
+        let [first, second] = [0, 1].map(|member| {
+            let rows = both.chunks(10).enumerate().filter(|(row, _)| row % 2 == member);
+            rows.flat_map(|(_, row)| row.to_vec()).collect::<Vec<_>>()
+        });
+        assert_close(&first, &numbers(logits));
+        assert_close(&second, &numbers(other.forward(images(3, 1))));
+    }
+}
+
+#[test]
+fn blocked_patches_add_up_and_saved_weights_know_them() {
+    use crate::{WeightsDescription, load_classifier, load_weights, save_weights};
+
+    let config = patch_moe(PatchMoeConfig { widen_factor: 1, gate_init_std: 0.5, ..Default::default() });
+    let network = build::<Flex>(&config, 0);
+    let one = |expert: usize, patches: &[u16]| {
+        (0..4).map(|other| if other == expert { patches.to_vec() } else { Vec::new() }).collect::<Vec<_>>()
+    };
+    let twice = network.clone().block_patches(&one(1, &[63, 7])).expect("experts choose");
+    let twice = twice.block_patches(&one(1, &[0, 7])).expect("experts choose");
+    let expected = PatchMoeConfig { blocked_patches: one(1, &[0, 7, 63]), ..config.network().nearest_patch_moe() };
+    assert_eq!(twice.config(), patch_moe(expected));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("weights.safetensors");
+    let classes = (0..10).map(|class| class.to_string()).collect();
+    let description = WeightsDescription { config: twice.config(), classes, input: INPUT };
+    save_weights(&twice, &description, &path).expect("saved");
+    let (loaded, _) = load_classifier::<Flex>(&path, &FlexDevice).expect("loaded");
+    assert_eq!(numbers(loaded.forward(images(2, 1))), numbers(twice.forward(images(2, 1))));
+    let refused = load_weights(network, &path).expect_err("another structure").to_string();
+    assert!(refused.contains("blocked-patches = [[],[0,7,63],[],[]]"), "{refused}");
+
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    let refused = build::<Flex>(&dense, 0).block_patches(&one(0, &[])).expect_err("no experts").to_string();
+    assert_eq!(refused, "wide-resnet has no routing that could be given");
+}
+
+#[test]
+fn what_blocked_patches_see_has_no_part_in_the_answer() {
+    use crate::patches_that_see;
+
+    for (form, order) in [
+        (ExpertForm::Masked, GateOrder::SoftmaxThenSelect),
+        (ExpertForm::Masked, GateOrder::SelectThenSoftmax),
+        (ExpertForm::Gathered, GateOrder::SoftmaxThenSelect),
+        (ExpertForm::Gathered, GateOrder::SelectThenSoftmax),
+    ] {
+        let config = PatchMoeConfig {
+            widen_factor: 1,
+            gate_init_std: 0.5,
+            expert_form: form,
+            gate_order: order,
+            ..PatchMoeConfig::default()
+        };
+        let network = build_trained::<Flex>(&patch_moe(config.clone()), 0);
+        // Any window of six pixels, and any two; and all patches but the last, fewer than an expert takes.
+        let mut sets = patches_that_see(&config, INPUT, 6);
+        let corner = sets.len() - 1;
+        sets.push((0..63).collect());
+        let bits = |images: Tensor<Flex, 4>| {
+            let logits = network.forward_blocked(images, &sets).expect("experts choose");
+            logits
+                .into_iter()
+                .map(|logits| numbers(logits).into_iter().map(f32::to_bits).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        let window = |value: f32| {
+            let square = Tensor::<Flex, 4>::full([2, 6, 6, 3], value, &FlexDevice);
+            images(2, 1).slice_assign([0..2, 26..32, 26..32, 0..3], square)
+        };
+        let (black, white) = (bits(window(0.0)), bits(window(1.0)));
+        assert_eq!(black[corner], white[corner], "the last set is of the patches that see the corner");
+        assert_ne!(black[0], white[0], "the first is of others");
+        let first = |value: f32| {
+            let square = Tensor::<Flex, 4>::full([2, 10, 10, 3], value, &FlexDevice);
+            bits(images(2, 1).slice_assign([0..2, 0..10, 0..10, 0..3], square))
+        };
+        assert_eq!(first(0.0)[corner + 1], first(1.0)[corner + 1], "one patch is left, and nothing else counts");
+        // With no patch blocked it is the network itself.
+        let own = network.forward_blocked(images(2, 1), &[Vec::new()]).expect("experts choose").remove(0);
+        assert_eq!(numbers(own), numbers(network.forward(images(2, 1))));
+    }
+    let dense = ClassifierConfig::WideResnet(WideResNetConfig { widen_factor: 1, ..Default::default() });
+    assert!(build::<Flex>(&dense, 0).forward_blocked(images(1, 0), &[]).is_err());
+}
+
+#[test]
+fn lists_of_blocked_patches_that_cannot_be_are_reported() {
+    let said = |blocked_patches: Vec<Vec<u16>>| {
+        let config = patch_moe(PatchMoeConfig { blocked_patches, ..PatchMoeConfig::default() });
+        config.validate(INPUT, 10).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(said(vec![]).is_empty() && said(blocked()).is_empty());
+    let expected = "expected no list or 4, each of at most 48 rising numbers below 64";
+    assert_eq!(said(vec![vec![1]]), [format!("blocked-patches is [[1]], {expected}")]);
+    for wrong in [vec![64], vec![3, 3], vec![4, 3], (0..49).collect()] {
+        let found = said(vec![vec![], wrong, vec![], vec![]]);
+        assert!(found.len() == 1 && found[0].ends_with(expected), "{found:?}");
+    }
+}
+
+#[test]
 fn a_frozen_classifier_answers_in_training_as_in_inference_and_keeps_its_statistics() {
     use crate::Part;
 
