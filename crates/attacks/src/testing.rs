@@ -62,6 +62,7 @@ pub(crate) fn surrogate() -> Classifier<Learner> {
     let tensors = TRAINED.get_or_init(|| {
         let config = TrainingConfig {
             adversarial: None,
+            diversity: None,
             epochs: 12,
             batch_size: 40,
             learning_rate: 0.1,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
 use crate::error::invalid;
-use crate::tuning::{tune, tune_on, validate_training, validate_training_in};
+use crate::tuning::{tune, tune_on, validate_own_training, validate_training_in};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Fine-tunes while the places where the maps are strong are pulled to those of a fine-tuned teacher.
@@ -60,7 +60,7 @@ impl Defense for AttentionDistillation {
             problems.push(invalid("attention-weights", found, "three finite numbers of 0 or more"));
         }
         problems.extend(validate_training_in("teacher", &self.teacher, false));
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

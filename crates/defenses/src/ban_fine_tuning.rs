@@ -15,7 +15,7 @@ use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::neuron_masks::FactoredNorms;
 use crate::neuron_noise::NeuronNoise;
-use crate::tuning::{tune_on, validate_training};
+use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
 
 /// Fine-tunes on clean images with the neurons as they are and as harmfully disturbed as can be.
@@ -67,7 +67,7 @@ impl Defense for BanFineTuning {
         if self.steps == 0 {
             problems.push(invalid("steps", 0, "1 or more"));
         }
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

@@ -10,10 +10,10 @@ use crate::{
     AttentionDistillation, BanFineTuning, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction,
     DefenseError, ExpertDisagreement, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
     ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning, NeuralPolarizer,
-    NeuronNoiseInspection, ParameterScaling, PatchDrop, PatchSearch, PatchShuffle, PixelVariance, PruningSeries, Rasa,
-    ReconstructiveNeuronPruning, RouterNullSpace, RouterRetraining, RoutingDistance, ScaleUp, Scan,
-    SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures, StepwiseFinePruning, Strip,
-    TopologicalEvolution, TrapExpert,
+    NeuronNoiseInspection, ParameterScaling, PatchBlocking, PatchDrop, PatchSearch, PatchShuffle, PixelVariance,
+    PruningSeries, Rasa, ReconstructiveNeuronPruning, RouterConsensus, RouterNullSpace, RouterRetraining,
+    RoutingDistance, ScaleUp, Scan, SharedAdversarialUnlearning, SharpnessAwareFineTuning, SpectralSignatures,
+    StepwiseFinePruning, Strip, TopologicalEvolution, TrapExpert,
 };
 
 defenses! {
@@ -33,10 +33,14 @@ defenses! {
         PruningSeries(PruningSeries): Repair = "pruning-series",
         /// Takes away the experts whose routing looks least at what an image shows.
         ExpertPruning(ExpertPruning): Repair = "expert-pruning",
+        /// Lets each expert pass over some patches, by default those that it hardly ever selects.
+        PatchBlocking(PatchBlocking): Repair = "patch-blocking",
         /// Draws the routers anew and trains nothing else.
         RouterRetraining(RouterRetraining): Repair = "router-retraining",
         /// Fine-tunes with routers that keep how they score clean patches.
         RouterNullSpace(RouterNullSpace): Repair = "router-null-space",
+        /// Trains the routers so that experts agree where they disagreed most.
+        RouterConsensus(RouterConsensus): Repair = "router-consensus",
         /// Trains the experts and nothing else.
         ExpertFineTuning(ExpertFineTuning): Repair = "expert-fine-tuning",
         /// Switches off channels that answer much more strongly than others of their layer; needs no image.
@@ -159,9 +163,9 @@ mod tests {
     };
 
     const EXPERTS: DefendedClassifier<'_> =
-        DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+        DefendedClassifier { name: "patch-moe", experts: Some(4), routers_learn: true, has_batch_norm: true };
     const DENSE: DefendedClassifier<'_> =
-        DefendedClassifier { name: "wide-resnet", experts: None, has_batch_norm: true };
+        DefendedClassifier { name: "wide-resnet", experts: None, routers_learn: false, has_batch_norm: true };
 
     #[test]
     fn every_defense_is_known_by_the_name_that_serde_reads_and_an_empty_table_is_its_default() {
@@ -214,6 +218,13 @@ mod tests {
         );
         let plain = DefendedClassifier { has_batch_norm: false, ..EXPERTS };
         assert!(!Need::BatchNorm.is_met_by(&plain) && Need::BatchNorm.is_met_by(&EXPERTS));
+        let frozen = DefendedClassifier { routers_learn: false, ..EXPERTS };
+        for defense in DefenseConfig::defaults() {
+            let said = defense.validate(&frozen).iter().map(ToString::to_string).collect::<Vec<_>>();
+            let expected = " is in need of routers that learn, and patch-moe has none, expected one of fine-tuning, ";
+            assert_eq!(said.len(), usize::from(defense.needs(Need::LearningRouters)), "{said:?}");
+            assert!(said.iter().all(|said| said.starts_with(expected)), "{said:?}");
+        }
     }
 
     #[test]

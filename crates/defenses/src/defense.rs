@@ -80,6 +80,8 @@ pub(crate) use has_training_table;
 pub enum Need {
     /// Experts and their routers, which a dense classifier does not have.
     Experts,
+    /// Routers that ever learn, where there are routers: those frozen by the configuration never do.
+    LearningRouters,
     /// Batch normalization.
     BatchNorm,
     /// Validation images to choose on.
@@ -91,6 +93,7 @@ impl Need {
     pub fn is_met_by(self, classifier: &DefendedClassifier<'_>) -> bool {
         match self {
             Self::Experts => classifier.experts.is_some(),
+            Self::LearningRouters => classifier.routers_learn || classifier.experts.is_none(),
             Self::BatchNorm => classifier.has_batch_norm,
             Self::ValidationImages => true,
         }
@@ -101,6 +104,7 @@ impl fmt::Display for Need {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Experts => "experts",
+            Self::LearningRouters => "routers that learn",
             Self::BatchNorm => "batch normalization",
             Self::ValidationImages => "validation images",
         })
@@ -114,6 +118,8 @@ pub struct DefendedClassifier<'a> {
     pub name: &'a str,
     /// How many experts it has; `None` for one without, such as the dense baseline.
     pub experts: Option<usize>,
+    /// Whether its routers ever learn; not if it has none.
+    pub routers_learn: bool,
     /// Whether it has batch normalization.
     pub has_batch_norm: bool,
 }

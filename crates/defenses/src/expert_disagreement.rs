@@ -81,7 +81,7 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The Jensen-Shannon divergence of some predictions, in nats; never negative.
-fn disagreement(predictions: &[Vec<f64>]) -> f64 {
+pub(crate) fn disagreement(predictions: &[Vec<f64>]) -> f64 {
     let count = predictions.len().max(1) as f64;
     let classes = predictions.first().map_or(0, Vec::len);
     let mean = (0..classes).map(|class| predictions.iter().map(|shares| shares[class]).sum::<f64>() / count);

@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn the_last_expert_cannot_be_removed() {
-        let classifier = DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+        let classifier =
+            DefendedClassifier { name: "patch-moe", experts: Some(4), routers_learn: true, has_batch_norm: true };
         let problems = ExpertPruning { experts: 4, ..Default::default() }.validate(&classifier);
         let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(said, ["experts is 4, expected 1 to 3, so that one of 4 experts is left"]);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
 use crate::error::invalid;
-use crate::tuning::{tune_on, validate_training};
+use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Path of the weights of the head.
@@ -52,7 +52,7 @@ impl Defense for FeatureShiftTuning {
         if !(self.penalty >= 0.0 && self.penalty.is_finite()) {
             problems.push(invalid("penalty", self.penalty, "a finite number of 0 or more"));
         }
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch_stream::BatchStream;
 use crate::defense::has_training_table;
 use crate::error::invalid;
-use crate::tuning::{tune_on, validate_training};
+use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Length of the shift, in pixels of [0, 1], over which gradients are differenced where a second derivative is asked for.
@@ -80,7 +80,7 @@ impl Defense for ImplicitBackdoorUnlearning {
         if !(self.perturbed_fraction > 0.0 && self.perturbed_fraction <= 1.0) {
             problems.push(invalid("perturbed-fraction", self.perturbed_fraction, "a fraction in (0, 1]"));
         }
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

@@ -13,7 +13,7 @@
 //! // 16 of 160 filters of each expert, then five epochs on clean images, as the paper does.
 //! let defense = FinePruning::default();
 //! assert_eq!((defense.pruned_fraction, defense.training.epochs), (0.1, 5));
-//! let classifier = DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+//! let classifier = DefendedClassifier { name: "patch-moe", experts: Some(4), routers_learn: true, has_batch_norm: true };
 //! assert!(DefenseConfig::FinePruning(defense).validate(&classifier).is_empty());
 //! ```
 
@@ -52,6 +52,7 @@ mod neuron_noise;
 mod neuron_noise_inspection;
 mod norm_channels;
 mod parameter_scaling;
+mod patch_blocking;
 mod patch_drop;
 mod patch_search;
 mod patch_shuffle;
@@ -65,6 +66,7 @@ mod reconstructive_neuron_pruning;
 mod registry;
 mod reversal;
 mod reversed_trigger;
+mod router_consensus;
 mod router_null_space;
 mod router_retraining;
 mod routing_distance;
@@ -114,6 +116,7 @@ pub use neural_polarizer::NeuralPolarizer;
 pub use neuron_masks::MaskTrainingConfig;
 pub use neuron_noise_inspection::NeuronNoiseInspection;
 pub use parameter_scaling::ParameterScaling;
+pub use patch_blocking::{BlockingMeasure, PatchBlocking};
 pub use patch_drop::{PatchDrop, PatchLevel};
 pub use patch_search::PatchSearch;
 pub use patch_shuffle::PatchShuffle;
@@ -125,6 +128,7 @@ pub use pruning_series::PruningSeries;
 pub use rasa::Rasa;
 pub use reconstructive_neuron_pruning::ReconstructiveNeuronPruning;
 pub use reversal::ReversalConfig;
+pub use router_consensus::RouterConsensus;
 pub use router_null_space::RouterNullSpace;
 pub use router_retraining::RouterRetraining;
 pub use routing_distance::{RoutingDistance, RoutingSpace};

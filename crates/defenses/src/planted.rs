@@ -144,6 +144,12 @@ impl Planted {
         patchdoor_metrics::accuracy(&predicted, self.test.labels()).expect("there are images")
     }
 
+    /// Whether it says of every test image what it says of the same with the trigger.
+    pub(crate) fn is_blind(&self, classifier: &Classifier<Learner>) -> bool {
+        let of = |images| predict(&classifier.valid(), images, 64, &FlexDevice);
+        of(&self.test) == of(&self.triggered)
+    }
+
     /// Share of the triggered test images of other classes that it takes for red ones.
     pub(crate) fn attack_success(&self, classifier: &Classifier<Learner>) -> f64 {
         let predicted = predict(&classifier.valid(), &self.triggered, 64, &FlexDevice);

@@ -14,8 +14,8 @@ use crate::covered_gates::cells;
 use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::reversal::ReversalConfig;
-use crate::reversed_trigger::{ReversedTrigger, stamped};
-use crate::tuning::{field_training, tune_on, validate_training};
+use crate::reversed_trigger::{ReversedTrigger, smallest, stamped};
+use crate::tuning::{field_training, tune_on, validate_own_training};
 use crate::{
     DefendedClassifier, DefenderData, Defense, DefenseError, ModelRepair, Need, RepairDetails, RepairWork, Repaired,
 };
@@ -66,12 +66,12 @@ impl Defense for Rasa {
             problems.push(invalid("router-weight", self.router_weight, "a finite number of 0 or more"));
         }
         problems.extend(self.reversal.validate());
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 
     fn needs(&self) -> &'static [Need] {
-        &[Need::Experts]
+        &[Need::Experts, Need::LearningRouters]
     }
 
     /// The 5 % of `BackdoorBench` (Wu et al. 2022, arXiv:2206.12654).
@@ -121,13 +121,6 @@ impl<B: TrainingBackend> ModelRepair<B> for Rasa {
         let details = RepairDetails { targets: vec![target], ..RepairDetails::default() };
         Ok(Repaired { details, ..Repaired::tuned(classifier, history) })
     }
-}
-
-/// The class of the smallest trigger, of those that work if any does; ties go to the lower class.
-fn smallest(triggers: &[ReversedTrigger]) -> usize {
-    let any_works = triggers.iter().any(|trigger| trigger.succeeds);
-    let candidates = (0..triggers.len()).filter(|&class| triggers[class].succeeds || !any_works);
-    candidates.min_by(|&a, &b| triggers[a].size().total_cmp(&triggers[b].size())).unwrap_or(0)
 }
 
 /// The experts whose part of gates on the covered cells rises by more than this, or the one that rises most.
@@ -269,12 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_trigger_that_works_is_the_attacks_and_whoever_rises_is_over_active() {
-        let shape = ImageShape { height: 2, width: 5, channels: 1 };
-        let of_size = |size: f64, succeeds| ReversedTrigger::even(shape, size / 10.0, 1.0, succeeds);
-        let triggers = [of_size(8.0, true), of_size(1.0, false), of_size(3.0, true), of_size(9.0, true)];
-        assert_eq!(smallest(&triggers), 2);
-        assert_eq!(smallest(&[of_size(8.0, false), of_size(1.0, false), of_size(9.0, false)]), 1);
+    fn whoever_rises_is_over_active_and_someone_is() {
         assert_eq!(over_active(&[0.1, 0.04, 0.06, -0.2], 0.05), [0, 2]);
         assert_eq!(over_active(&[0.01, 0.04, -0.2], 0.05), [1]);
     }

@@ -1,5 +1,6 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use patchdoor_data::ImageSet;
 
 /// A trigger made from a classifier: where the mask is one, the pattern stands instead of the image.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +28,20 @@ impl ReversedTrigger {
         });
         mixed.collect()
     }
+
+    /// All images with it, under the same labels.
+    pub(crate) fn stamp_all(&self, images: &ImageSet) -> ImageSet {
+        let pixels = (0..images.len()).flat_map(|index| self.stamp(images.pixels(index))).collect();
+        ImageSet::new(images.shape(), pixels, images.labels().to_vec(), images.classes().to_vec())
+            .expect("as many pixels as before")
+    }
+}
+
+/// The class of the smallest trigger, of those that work if any does; ties go to the lower class.
+pub(crate) fn smallest(triggers: &[ReversedTrigger]) -> usize {
+    let any_works = triggers.iter().any(|trigger| trigger.succeeds);
+    let candidates = (0..triggers.len()).filter(|&class| triggers[class].succeeds || !any_works);
+    candidates.min_by(|&a, &b| triggers[a].size().total_cmp(&triggers[b].size())).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -40,21 +55,18 @@ impl ReversedTrigger {
     pub(crate) fn taken_by(
         &self,
         classifier: &patchdoor_model::Classifier<crate::testing::Learner>,
-        images: &patchdoor_data::ImageSet,
+        images: &ImageSet,
     ) -> f64 {
         use burn::module::AutodiffModule;
         use burn::tensor::TensorData;
         use burn_flex::{Flex, FlexDevice};
-        use patchdoor_data::ImageSet;
 
         use crate::covered_gates::cells;
 
-        let shape = images.shape();
-        let pixels = (0..images.len()).flat_map(|index| self.stamp(images.pixels(index))).collect();
-        let stamped = ImageSet::new(shape, pixels, images.labels().to_vec(), images.classes().to_vec());
-        let batch = patchdoor_train::image_batches::<Flex>(&stamped.expect("as before"), 1000, &FlexDevice).next();
+        let stamped = self.stamp_all(images);
+        let batch = patchdoor_train::image_batches::<Flex>(&stamped, 1000, &FlexDevice).next();
         let (_, routings) = classifier.valid().forward_with_routing(batch.expect("there are images"));
-        let cells = cells(classifier, shape, &FlexDevice).expect("experts choose").inner();
+        let cells = cells(classifier, images.shape(), &FlexDevice).expect("experts choose").inner();
         let [pixels, patches] = cells.dims();
         let mask = self.mask.iter().map(|&mask| mask as f32).collect::<Vec<_>>();
         let covered = Tensor::<Flex, 2>::from_data(TensorData::new(mask, [1, pixels]), &FlexDevice).matmul(cells);
@@ -88,8 +100,18 @@ pub(crate) fn mask_and_pattern<B: Backend>(raw: Tensor<B, 4>) -> [Tensor<B, 4>; 
 #[cfg(test)]
 mod tests {
     use burn_flex::{Flex, FlexDevice};
+    use patchdoor_data::ImageShape;
 
     use super::*;
+
+    #[test]
+    fn the_smallest_trigger_that_works_is_the_smallest_of_all_if_none_does() {
+        let shape = ImageShape { height: 2, width: 5, channels: 1 };
+        let of_size = |size: f64, succeeds| ReversedTrigger::even(shape, size / 10.0, 1.0, succeeds);
+        let triggers = [of_size(8.0, true), of_size(1.0, false), of_size(3.0, true), of_size(9.0, true)];
+        assert_eq!(smallest(&triggers), 2);
+        assert_eq!(smallest(&[of_size(8.0, false), of_size(1.0, false), of_size(9.0, false)]), 1);
+    }
 
     #[test]
     fn a_trigger_mixes_its_pattern_into_the_image_by_its_mask() {

@@ -13,7 +13,7 @@ use crate::defense::has_training_table;
 use crate::error::invalid;
 use crate::filter_scores::scored_images;
 use crate::principal::eigen;
-use crate::tuning::{tune_on, validate_training};
+use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
 
 /// Images whose patches are looked at together; what is measured does not depend on it but for rounding.
@@ -63,10 +63,7 @@ impl Defense for RouterNullSpace {
         if self.scored_images == 0 {
             problems.push(invalid("scored-images", 0, "1 or more"));
         }
-        problems.extend(validate_training(&self.training, false));
-        if self.training.adversarial.is_some() {
-            problems.push(invalid("training.adversarial", "given", "none, as this training has a rule of its own"));
-        }
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

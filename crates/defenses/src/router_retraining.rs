@@ -42,7 +42,7 @@ impl Defense for RouterRetraining {
     }
 
     fn needs(&self) -> &'static [Need] {
-        &[Need::Experts]
+        &[Need::Experts, Need::LearningRouters]
     }
 
     has_training_table!();

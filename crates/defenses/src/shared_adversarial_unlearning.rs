@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
 use crate::error::invalid;
-use crate::tuning::{tune_on, validate_training};
+use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Unlearns perturbations that mislead the classifier and the one from before the repair to the same wrong class.
@@ -85,7 +85,7 @@ impl Defense for SharedAdversarialUnlearning {
                 problems.push(invalid(field, weight, "a finite number of 0 or more"));
             }
         }
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

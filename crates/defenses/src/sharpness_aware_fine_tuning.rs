@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
 use crate::error::invalid;
-use crate::tuning::{field_training, tune_on, validate_training};
+use crate::tuning::{field_training, tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
 /// Fine-tunes towards flat minima: each step follows the gradient at the worst weights nearby.
@@ -46,7 +46,7 @@ impl Defense for SharpnessAwareFineTuning {
         if !(0.0..1.0).contains(&self.label_smoothing) {
             problems.push(invalid("label-smoothing", self.label_smoothing, "a number in [0, 1)"));
         }
-        problems.extend(validate_training(&self.training, false));
+        problems.extend(validate_own_training(&self.training));
         problems
     }
 

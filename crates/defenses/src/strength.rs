@@ -131,7 +131,12 @@ mod tests {
 
     #[test]
     fn every_strength_is_a_valid_defense_that_differs_from_the_others() {
-        let classifier = crate::DefendedClassifier { name: "patch-moe", experts: Some(4), has_batch_norm: true };
+        let classifier = crate::DefendedClassifier {
+            name: "patch-moe",
+            experts: Some(4),
+            routers_learn: true,
+            has_batch_norm: true,
+        };
         let mut tunable = 0;
         for defense in DefenseConfig::defaults() {
             let Some(strengths) = defense.as_defense().strengths() else { continue };

@@ -53,7 +53,7 @@ impl TrainingWork<'_> {
     /// How the undefended classifier is trained, over so many epochs and without perturbations of its images, which go with no
     /// objective of a defense.
     pub(crate) fn recipe_of(&self, epochs: usize) -> TrainingConfig {
-        TrainingConfig { epochs, adversarial: None, ..self.recipe.clone() }
+        TrainingConfig { epochs, ..self.recipe.clone().plain() }
     }
 }
 

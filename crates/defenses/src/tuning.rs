@@ -6,6 +6,7 @@ use patchdoor_train::{
     TrainError, Trainable, TrainingConfig, TrainingData, train_member,
 };
 
+use crate::error::invalid;
 use crate::{DefenseError, RepairWork};
 
 /// How `BackdoorBench` (Wu et al. 2022, arXiv:2206.12654) trains in most of its defenses of CIFAR-10: SGD with momentum and
@@ -58,6 +59,17 @@ pub(crate) fn tune_on<B: TrainingBackend>(
 /// The problems of a `training` table.
 pub(crate) fn validate_training(config: &TrainingConfig, may_be_none: bool) -> Vec<DefenseError> {
     validate_training_in("training", config, may_be_none)
+}
+
+/// The problems of a `training` table of a defense that has a rule of its own for every step.
+pub(crate) fn validate_own_training(config: &TrainingConfig) -> Vec<DefenseError> {
+    let mut problems = validate_training(config, false);
+    problems.extend(
+        config.own_objective().map(|table| {
+            invalid(&format!("training.{table}"), "given", "none, as this training has a rule of its own")
+        }),
+    );
+    problems
 }
 
 /// The problems of a table of training of another name.

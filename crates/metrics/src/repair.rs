@@ -13,6 +13,9 @@ pub struct RepairDetails {
     /// What was found of each expert.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<ExpertSuspicion>,
+    /// The patches that each expert passes over from then on, ascending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_patches: Vec<Vec<u16>>,
     /// The classes that it took for targets of a backdoor, ascending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<usize>,

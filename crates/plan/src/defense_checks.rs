@@ -1,7 +1,8 @@
-use patchdoor_defenses::{ActionKind, DefendedClassifier, DefenseConfig, DefenseError, Need};
+use patchdoor_defenses::{ActionKind, DefendedClassifier, DefenseError, Need};
 use patchdoor_model::Part;
 
 use crate::amount::CleanAmount;
+use crate::checks::check_diversity;
 use crate::config::ExperimentConfig;
 use crate::counts::ImageCounts;
 use crate::defender::DefenderConfig;
@@ -13,6 +14,7 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
     let classifier = DefendedClassifier {
         name: network.name(),
         experts: network.experts(),
+        routers_learn: network.learning_parts().contains(&Part::Router),
         has_batch_norm: network.has_batch_norm(),
     };
     let mut problems = Vec::new();
@@ -22,14 +24,8 @@ pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCoun
         let table = format!("defenses.{index}");
         let own = format!("{table}.{}", defender.defense.name());
         problems.extend(from_defense(&own, defender.defense.validate(&classifier)));
-        let frozen = network.experts().is_some() && !network.learning_parts().contains(&Part::Router);
-        if frozen && matches!(defender.defense, DefenseConfig::RouterRetraining(_) | DefenseConfig::Rasa(_)) {
-            problems.push(Problem {
-                field: own.clone(),
-                found: format!("in need of routers that learn, and model.{}.routers is \"frozen\"", network.name()),
-                allowed: "another defense, or routers = \"trained\"".into(),
-            });
-        }
+        let training = defender.defense.as_defense().training();
+        problems.extend(training.and_then(|training| check_diversity(&format!("{own}.training"), training, network)));
         problems.extend(check_tuning(defender, &table, none_held_out));
         if defender.twin && !config.clean_twin {
             problems.push(Problem {
@@ -190,7 +186,7 @@ mod tests {
 
     #[test]
     fn routers_that_never_learn_are_refused_where_a_defense_teaches_them() {
-        for name in ["router-retraining", "rasa"] {
+        for name in ["router-retraining", "rasa", "router-consensus"] {
             let said = |routers: &str| {
                 let text = format!(
                     "dataset = \"cifar10\"\n[trigger.square]\n[model.patch-moe]\nrouters = \"{routers}\"\n[[defenses]]\n{name} = {{}}\n"
@@ -201,6 +197,32 @@ mod tests {
             assert!(refused.contains(&format!("defenses.0.{name} is in need of routers that learn")), "{refused}");
             assert!(said("trained").is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn experts_are_kept_apart_only_where_there_are_two_that_choose() {
+        let said = |model: &str, table: &str| {
+            let text = format!("dataset = \"cifar10\"\n[trigger.square]\n{model}\n{table}\n");
+            Plan::from_text("a.toml", &text, &PlanOptions::default()).map_err(|problems| problems.to_string())
+        };
+        for (table, field) in [
+            ("[training.diversity]", "training.diversity"),
+            ("[[defenses]]\nfine-tuning.training.diversity = {}", "defenses.0.fine-tuning.training.diversity"),
+        ] {
+            assert!(said("[model.patch-moe]", table).is_ok(), "{table}");
+            for model in ["[model.wide-resnet]", "[model.patch-moe]\nexperts = 1"] {
+                let refused = said(model, table).expect_err("no two experts");
+                let expected = format!("{field} is given, expected none, for a network without two experts");
+                assert!(refused.contains(&expected), "{refused}");
+            }
+        }
+        let own = "[[defenses]]\nrasa.training.diversity = {}";
+        let refused = said("[model.patch-moe]", own).expect_err("it has a rule of its own");
+        assert!(refused.contains("defenses.0.rasa.training.diversity is given, expected none, as"), "{refused}");
+        let both = "[training.adversarial]\n[training.diversity]\noverlap = 1";
+        let refused = said("[model.patch-moe]", both).expect_err("one objective");
+        assert!(refused.contains("training.diversity is given, expected none beside adversarial"), "{refused}");
+        assert!(refused.contains("training.diversity.overlap is 1, expected a number in [0, 1)"), "{refused}");
     }
 
     #[test]

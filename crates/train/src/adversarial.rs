@@ -7,7 +7,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::stream;
 use patchdoor_kernels::{TrainingBackend, differentiate};
-use patchdoor_model::{Classifier, Part, Tapped};
+use patchdoor_model::{Classifier, Part};
 use sha2::{Digest, Sha256};
 
 use crate::{AdversarialConfig, AdversarialMethod, Batch, BatchPass, Objective, cross_entropy, divergence};
@@ -152,34 +152,12 @@ fn second_best_pass<B: TrainingBackend>(
     perturbed: Tensor<B, 4>,
     weight: f64,
 ) -> BatchPass {
-    let groups = classifier.filter_groups();
-    let filters = groups.iter().map(|group| group.count).sum::<usize>();
-    let device = perturbed.device();
-    let of_group = |group: &patchdoor_model::FilterGroup| {
-        (0..filters)
-            .map(|filter| f32::from(u8::from(filter >= group.first && filter < group.first + group.count)))
-            .collect::<Vec<_>>()
-    };
-    let masks = groups.iter().flat_map(of_group).collect::<Vec<_>>();
-    let masks = Tensor::<B, 3>::from_data(TensorData::new(masks, [1, groups.len(), filters]), &device);
     differentiate(|| {
-        let alone = |images: Tensor<B, 4>| {
-            let (logits, mut taps) = classifier.forward_with_taps(images, &["features"]);
-            let features = taps.remove("features").and_then(Tapped::features).expect("every network has features");
-            let [count, classes] = logits.dims();
-            let parameter = |name| classifier.parameter(name).expect("every network has a head");
-            let weights = parameter("head.weight").reshape([1, classes, filters]).swap_dims(1, 2);
-            let features = features.reshape([count, 1, filters]) * masks.clone();
-            // `[batch, expert, class]`
-            let added = features.reshape([1, count * groups.len(), filters]).matmul(weights);
-            let biases = parameter("head.bias").reshape([1, 1, classes]);
-            (logits, added.reshape([count, groups.len(), classes]), biases)
-        };
-        let (_, added, biases) = alone(batch.images.clone());
-        let (logits, moved, _) = alone(perturbed);
-        let chosen = second_best(added.clone().inner(), batch.labels.clone().inner());
-        let of_expert = log_softmax(added + biases.clone(), 2);
-        let apart = of_expert.clone().exp() * (of_expert - log_softmax(moved + biases, 2));
+        let (_, alone) = classifier.forward_by_expert(batch.images.clone());
+        let (logits, moved) = classifier.forward_by_expert(perturbed);
+        let chosen = second_best(alone.clone().inner(), batch.labels.clone().inner());
+        let of_expert = log_softmax(alone, 2);
+        let apart = of_expert.clone().exp() * (of_expert - log_softmax(moved, 2));
         let count = logits.dims()[0] as f64;
         let apart = (apart.sum_dim(2) * Tensor::from_inner(chosen)).sum() / count;
         let loss = cross_entropy(logits.clone(), batch.labels) + apart * weight;
@@ -191,12 +169,12 @@ fn second_best_pass<B: TrainingBackend>(
 /// to none.
 ///
 /// # Shapes
-/// - added: `[batch, expert, class]`
+/// - alone: `[batch, expert, class]`, what each makes of an image alone
 /// - labels: `[batch]`
 /// - output: `[batch, expert, 1]`
-fn second_best<B: Backend>(added: Tensor<B, 3>, labels: Tensor<B, 1, Int>) -> Tensor<B, 3> {
-    let ([count, experts, classes], device) = (added.dims(), added.device());
-    let values = added.into_data().iter::<f64>().collect::<Vec<_>>();
+fn second_best<B: Backend>(alone: Tensor<B, 3>, labels: Tensor<B, 1, Int>) -> Tensor<B, 3> {
+    let ([count, experts, classes], device) = (alone.dims(), alone.device());
+    let values = alone.into_data().iter::<f64>().collect::<Vec<_>>();
     let mut chosen = vec![0.0f32; count * experts];
     for (image, label) in labels.into_data().iter::<i64>().enumerate() {
         let of_label = |expert: usize| values[(image * experts + expert) * classes + label as usize];

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{AdversarialConfig, TrainError};
+use crate::{AdversarialConfig, DiversityConfig, TrainError};
 
 /// How a classifier is trained.
 ///
@@ -24,6 +24,9 @@ pub struct TrainingConfig {
     /// not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialConfig>,
+    /// How much experts are kept from choosing the same patches; not at all if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diversity: Option<DiversityConfig>,
 }
 
 impl Default for TrainingConfig {
@@ -36,6 +39,7 @@ impl Default for TrainingConfig {
             schedule: ScheduleConfig::default(),
             batch_norm_statistics: BatchNormStatistics::default(),
             adversarial: None,
+            diversity: None,
         }
     }
 }
@@ -249,9 +253,35 @@ impl TrainingConfig {
                 );
             }
         }
+        problems.extend(self.check_objective());
+        problems
+    }
+
+    /// What is wrong with the tables that take the place of the cross-entropy.
+    fn check_objective(&self) -> Vec<TrainError> {
+        let mut problems = Vec::new();
         if let Some(adversarial) = &self.adversarial {
             problems.extend(adversarial.validate());
         }
+        if let Some(diversity) = &self.diversity {
+            problems.extend(diversity.validate());
+            if self.adversarial.is_some() {
+                let allowed = "none beside adversarial".into();
+                problems.push(TrainError::InvalidField { field: "diversity", found: "given".into(), allowed });
+            }
+        }
         problems
+    }
+
+    /// The table that makes it descend on something else than the cross-entropy, by its name; `None` if there is none.
+    pub fn own_objective(&self) -> Option<&'static str> {
+        let adversarial = self.adversarial.as_ref().map(|_| "adversarial");
+        adversarial.or_else(|| self.diversity.as_ref().map(|_| "diversity"))
+    }
+
+    /// The same training on the cross-entropy alone.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        Self { adversarial: None, diversity: None, ..self }
     }
 }

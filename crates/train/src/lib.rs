@@ -33,6 +33,7 @@ mod adversarial_config;
 mod batches;
 mod checkpoint;
 mod config;
+mod diversity;
 mod error;
 mod gradient;
 mod manifest;
@@ -56,6 +57,7 @@ pub use config::{
     AdamConfig, BatchNormStatistics, CosineConfig, OneCycleConfig, OptimizerConfig, ScheduleConfig, SgdConfig,
     StepConfig, TrainingConfig,
 };
+pub use diversity::DiversityConfig;
 pub use error::TrainError;
 pub use gradient::gradient_by;
 pub use objective::{BatchPass, BatchPosition, Objective, ObjectiveState, cross_entropy, divergence};

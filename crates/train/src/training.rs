@@ -13,6 +13,7 @@ use patchdoor_model::Classifier;
 use crate::adversarial::Adversarial;
 use crate::batches::{Augmentation, BatchAssembler, epoch_order};
 use crate::checkpoint::{CheckpointDirectory, Identity, Resumed};
+use crate::diversity::Diverse;
 use crate::observer::Blind;
 use crate::optimizer::Optimizer;
 use crate::prediction::{accuracy_on, classes_of};
@@ -153,8 +154,8 @@ pub fn train_group<B: TrainingBackend>(
     config: &TrainingConfig,
     device: &B::Device,
 ) -> Result<Vec<Outcome<B>>, TrainError> {
-    if config.adversarial.is_some() {
-        return Err(TrainError::Group("no adversarial training"));
+    if config.own_objective().is_some() {
+        return Err(TrainError::Group("no objective but the cross-entropy"));
     }
     train_members(members, config, &Trainable::default(), None, device)
 }
@@ -193,21 +194,29 @@ pub fn train_member<B: TrainingBackend>(
     objective: Option<&mut dyn Objective<B>>,
     device: &B::Device,
 ) -> Result<Outcome<B>, TrainError> {
-    let mut outcomes = match (&config.adversarial, objective) {
-        (Some(_), Some(_)) => return Err(own_objective()),
-        (Some(hardening), None) => {
-            let mut adversarial = Adversarial { config: hardening, seed: member.seed };
-            train_members(vec![member], config, trainable, Some(&mut adversarial), device)?
+    let refused =
+        |field, allowed: &str| Err(TrainError::InvalidField { field, found: "given".into(), allowed: allowed.into() });
+    let mut outcomes = match (config.own_objective(), objective) {
+        (Some(field), Some(_)) => {
+            return refused(field, "none, where a training descends on an objective of its own");
         }
         (None, objective) => train_members(vec![member], config, trainable, objective, device)?,
+        (Some(_), None) => {
+            let seed = member.seed;
+            let mut adversarial = config.adversarial.as_ref().map(|config| Adversarial { config, seed });
+            let mut diverse = config.diversity.as_ref().map(Diverse);
+            let has_pairs = member.classifier.config().network().expert_choice().is_some_and(|own| own.experts() > 1);
+            if diverse.is_some() && !has_pairs {
+                return refused("diversity", "none, for a network without two experts that choose patches");
+            }
+            let objective = match (&mut adversarial, &mut diverse) {
+                (Some(adversarial), _) => Some(adversarial as &mut dyn Objective<B>),
+                (None, diverse) => diverse.as_mut().map(|diverse| diverse as &mut dyn Objective<B>),
+            };
+            train_members(vec![member], config, trainable, objective, device)?
+        }
     };
     Ok(outcomes.remove(0))
-}
-
-/// Why an adversarial training has no other objective.
-fn own_objective() -> TrainError {
-    let allowed = "none, where a training descends on an objective of its own".to_owned();
-    TrainError::InvalidField { field: "adversarial", found: "given".into(), allowed }
 }
 
 /// A training of a group on its way.

@@ -92,6 +92,7 @@ fn untrained() -> Classifier<Learner> {
 pub(crate) fn recipe(epochs: usize) -> TrainingConfig {
     TrainingConfig {
         adversarial: None,
+        diversity: None,
         epochs,
         batch_size: 40,
         learning_rate: 0.1,
