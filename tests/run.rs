@@ -185,6 +185,27 @@ fn a_closed_pipe_is_no_error() {
 }
 
 #[test]
+fn certificates_are_measured_of_victim_and_twin_by_patches_and_by_pixels() {
+    let bench = Bench::new();
+    bench.file("certified.toml", &format!("{SMALL}\n[certification]\nimages = 20\npixel-masks = 2\n"));
+    let finished = bench.run(&["run", "certified.toml"]).expect(0);
+    assert!(finished.out().contains("accuracy, patches passed over by double masking"), "{}", finished.out());
+    let result = json_of(&bench.run_directory().join("seed-0/result.json"));
+    let certification = &result["outcome"]["finished"]["certification"];
+    assert_eq!((&certification["images"], &certification["window"]), (&20.into(), &4.into()));
+    for standing in [certification, &certification["clean-twin"]] {
+        for (masks, level) in [(16, "routing"), (4, "pixels")] {
+            let found = &standing[level];
+            assert_eq!(found["masks"], masks, "{standing}");
+            let share = |name: &str| found[name].as_f64().unwrap_or_else(|| panic!("{name}: {found}"));
+            // Whoever is certified is decided right.
+            assert!(share("certified-accuracy") <= share("accuracy"), "{found}");
+            assert!((0.0..=1.0).contains(&share("asr")) && (0.0..=1.0).contains(&share("robust-accuracy")), "{found}");
+        }
+    }
+}
+
+#[test]
 fn perturbations_are_measured_of_victim_and_twin_after_a_training_on_such() {
     let bench = Bench::new();
     let text = SMALL.replace("[training]\n", "[training]\nadversarial = { steps = 1 }\n");

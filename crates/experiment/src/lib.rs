@@ -35,6 +35,7 @@
 
 mod attack;
 mod backend;
+mod certification;
 mod clean_models;
 mod config_text;
 mod console;

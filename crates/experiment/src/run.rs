@@ -15,6 +15,7 @@ use patchdoor_train::{PREDICTION_BATCH, predict_with_routing};
 
 use crate::attack::Attack;
 use crate::backend::{Backend, OnBackend, threads};
+use crate::certification::measure_certificates;
 use crate::clean_models::{CleanModels, Role};
 use crate::config_text::config_text;
 use crate::console::{Console, Watch};
@@ -388,6 +389,8 @@ impl Seeds<'_> {
             Ok::<_, Halt>(EvasionMeasurements { images: attacked.len(), victim, clean_twin })
         });
         let evasion = evasion.transpose()?;
+        let pair = (&victim.classifier, twin.as_ref().map(|(twin, _)| &twin.classifier));
+        let certification = measure_certificates(config, test, &attack, pair, *watch, device)?;
         let victim_and_twin =
             Victim { config, seed, label, folder, twin: twins.as_deref(), images, used, before, suspects: None };
         let defenses = victim_and_twin.defend::<B>(Judge::Attacked(&exam), *watch, device)?;
@@ -419,6 +422,7 @@ impl Seeds<'_> {
             confusion: Some(exam.confusion(clean, triggered)),
             routing: routing.map(Box::new),
             evasion,
+            certification,
             training_seconds: seconds,
             images_per_second: (images.training.len() * victim.history.len()) as f64 / seconds.max(1e-9),
             defenses,

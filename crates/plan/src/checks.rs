@@ -18,6 +18,8 @@ pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> 
     problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
     problems.extend(config.curves.check());
     problems.extend(config.evasion.iter().flat_map(EvasionConfig::check));
+    let input = facts.map(|facts| input_shape(facts.shape));
+    problems.extend(config.certification.iter().flat_map(|certification| certification.check(&config.model, input)));
     problems.extend(config.victim.check(&config.model, config.clean_twin));
     problems.extend(match facts {
         Some(facts) => check_fit(config, facts),

@@ -8,6 +8,7 @@ use patchdoor_train::TrainingConfig;
 use patchdoor_triggers::{PlacementConfig, TriggerConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::certification::CertificationConfig;
 use crate::curves::CurvesConfig;
 use crate::defender::DefenderConfig;
 use crate::evasion::EvasionConfig;
@@ -76,6 +77,9 @@ pub struct ExperimentConfig {
     /// Whether and how both classifiers are attacked by perturbations of single test images; not at all if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evasion: Option<EvasionConfig>,
+    /// Whether and how it is measured which answers hold whatever stands in one window of an image; not at all if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certification: Option<CertificationConfig>,
     /// Numbers to print beside ours, usually a paper's. They change no result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<ExpectedConfig>,

@@ -33,6 +33,7 @@
 
 mod amount;
 mod axes;
+mod certification;
 mod checks;
 mod class_names;
 mod classes;
@@ -59,6 +60,7 @@ mod trigger_checks;
 mod victim;
 
 pub use amount::{CleanAmount, share_of};
+pub use certification::CertificationConfig;
 pub use config::{DataConfig, ExpectedConfig, ExperimentConfig, WhenMissing};
 pub use counts::{ImageCounts, split_sizes};
 pub use curves::CurvesConfig;

@@ -22,6 +22,9 @@ pub(crate) fn make_quick(config: &mut ExperimentConfig, facts: &DatasetFacts) {
     if let Some(evasion) = &mut config.evasion {
         evasion.make_quick();
     }
+    if let Some(certification) = &mut config.certification {
+        certification.make_quick();
+    }
     config.training.epochs = config.training.epochs.min(2);
     config.training.batch_size = config.training.batch_size.min(64);
     config.defenses.iter_mut().for_each(|defender| defender.make_quick(training));

@@ -42,8 +42,18 @@ const SWEEP: &str = "sweep";
 
 /// What an experiment says of a training, which no defense of finished weights looks at, and attacks that are made by training, which
 /// cannot be measured there.
-const OF_TRAINING: [&str; 9] =
-    ["clean-twin", "training", "victim", "curves", "routing", "evasion", "expected", "crafted", "controlled"];
+const OF_TRAINING: [&str; 10] = [
+    "clean-twin",
+    "training",
+    "victim",
+    "curves",
+    "routing",
+    "evasion",
+    "certification",
+    "expected",
+    "crafted",
+    "controlled",
+];
 
 impl Document {
     /// Reads an experiment and applies the overrides to it in order.

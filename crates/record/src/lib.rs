@@ -25,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod certification;
 mod curve;
 mod defense;
 mod detection;
@@ -51,6 +52,7 @@ mod standing;
 mod summary;
 mod table;
 
+pub use certification::{CertificationMeasurements, CertificationStanding, MaskedStanding};
 pub use curve::{CURVES, CurvePoint};
 pub use defense::{DefenseKind, DefenseMeasurements, DefenseOutcome, DefenseResult, SeriesRow};
 pub use detection::{DetectionMeasurements, DetectorStanding, RatedPoint, VALIDATION_RATES};

@@ -170,7 +170,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 89] = {
+pub const METRICS: [MetricInfo; 101] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Count, Images, Index, Mebibytes, Points, Seconds, Share, Size};
     [
@@ -212,6 +212,36 @@ pub const METRICS: [MetricInfo; 89] = {
             Share,
             Some(Higher),
         ),
+        metric(
+            "masked-accuracy",
+            "masked accuracy",
+            "accuracy, patches passed over by double masking",
+            Share,
+            Some(Higher),
+        ),
+        metric("clean-twin-masked-accuracy", "twin's masked accuracy", "  of the clean twin", Share, Some(Higher)),
+        metric("certified-accuracy", "masked certified", "  certified", Share, Some(Higher)),
+        metric("clean-twin-certified-accuracy", "twin's masked certified", "  of the clean twin", Share, Some(Higher)),
+        metric("masked-asr", "masked ASR", "  attack success rate", Share, Some(Lower)),
+        metric("clean-twin-masked-asr", "twin's masked ASR", "  of the clean twin", Share, Some(Lower)),
+        metric(
+            "pixel-masked-accuracy",
+            "pixel accuracy",
+            "accuracy, pixels hidden by double masking",
+            Share,
+            Some(Higher),
+        ),
+        metric("clean-twin-pixel-masked-accuracy", "twin's pixel accuracy", "  of the clean twin", Share, Some(Higher)),
+        metric("pixel-certified-accuracy", "pixel certified", "  certified", Share, Some(Higher)),
+        metric(
+            "clean-twin-pixel-certified-accuracy",
+            "twin's pixel certified",
+            "  of the clean twin",
+            Share,
+            Some(Higher),
+        ),
+        metric("pixel-masked-asr", "pixel ASR", "  attack success rate", Share, Some(Lower)),
+        metric("clean-twin-pixel-masked-asr", "twin's pixel ASR", "  of the clean twin", Share, Some(Lower)),
         for_programs(metric("pixels-changed", "pixels", "pixels that the trigger changes", Count, None)),
         for_programs(metric("cells-touched", "cells", "  cells with such a pixel", Count, None)),
         for_programs(metric("patches-reached", "patches", "  patches that see one (reach)", Count, None)),

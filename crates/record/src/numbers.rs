@@ -10,7 +10,7 @@ use crate::{
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 29] = [
+pub const SEED_NUMBERS: [SeedNumber; 41] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
@@ -31,6 +31,18 @@ pub const SEED_NUMBERS: [SeedNumber; 29] = [
     ("clean-twin-pgd-router-accuracy", |m| m.evasion?.clean_twin?.pgd_router_accuracy),
     ("pgd-fixed-routing-accuracy", |m| m.evasion?.victim.pgd_fixed_routing_accuracy),
     ("clean-twin-pgd-fixed-routing-accuracy", |m| m.evasion?.clean_twin?.pgd_fixed_routing_accuracy),
+    ("masked-accuracy", |m| Some(m.certification?.victim.routing?.accuracy)),
+    ("clean-twin-masked-accuracy", |m| Some(m.certification?.clean_twin?.routing?.accuracy)),
+    ("certified-accuracy", |m| Some(m.certification?.victim.routing?.certified_accuracy)),
+    ("clean-twin-certified-accuracy", |m| Some(m.certification?.clean_twin?.routing?.certified_accuracy)),
+    ("masked-asr", |m| m.certification?.victim.routing?.asr),
+    ("clean-twin-masked-asr", |m| m.certification?.clean_twin?.routing?.asr),
+    ("pixel-masked-accuracy", |m| Some(m.certification?.victim.pixels?.accuracy)),
+    ("clean-twin-pixel-masked-accuracy", |m| Some(m.certification?.clean_twin?.pixels?.accuracy)),
+    ("pixel-certified-accuracy", |m| Some(m.certification?.victim.pixels?.certified_accuracy)),
+    ("clean-twin-pixel-certified-accuracy", |m| Some(m.certification?.clean_twin?.pixels?.certified_accuracy)),
+    ("pixel-masked-asr", |m| m.certification?.victim.pixels?.asr),
+    ("clean-twin-pixel-masked-asr", |m| m.certification?.clean_twin?.pixels?.asr),
     ("pixels-changed", |m| Some(m.reach?.pixels)),
     ("cells-touched", |m| Some(m.reach?.cells)),
     ("patches-reached", |m| Some(m.reach?.patches)),

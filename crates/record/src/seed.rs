@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use patchdoor_metrics::{ConfusionMatrix, Stealth};
 use serde::{Deserialize, Serialize};
 
-use crate::{DefenseResult, EvasionMeasurements, Reach, RoutingMeasurements};
+use crate::{CertificationMeasurements, DefenseResult, EvasionMeasurements, Reach, RoutingMeasurements};
 
 /// Version of the result files' layout.
 pub const SCHEMA: u32 = 2;
@@ -103,6 +103,9 @@ pub struct Measurements {
     /// What perturbations of single test images come to, if the experiment asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evasion: Option<EvasionMeasurements>,
+    /// What double masking of test images comes to, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certification: Option<CertificationMeasurements>,
     /// Seconds spent training the backdoored classifier.
     pub training_seconds: f64,
     /// Training images per second.

@@ -221,6 +221,7 @@ pub(crate) mod tests {
             confusion: None,
             routing: None,
             evasion: None,
+            certification: None,
             training_seconds: 1.0,
             images_per_second: 400.0,
             defenses: Vec::new(),
