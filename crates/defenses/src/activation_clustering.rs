@@ -4,7 +4,7 @@ use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 
 use crate::class_features::ClassFeatures;
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::two_means::Split;
 use crate::{DatasetFilter, DefendedClassifier, Defense, DefenseError, Filtering};
 
@@ -41,9 +41,7 @@ impl Default for ActivationClustering {
 impl Defense for ActivationClustering {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if self.components == 0 {
-            problems.push(invalid("components", 0, "1 or more"));
-        }
+        problems.extend(check_count("components", self.components));
         if !(self.largest_share > 0.0 && self.largest_share <= 0.5) {
             problems.push(invalid("largest-share", self.largest_share, "a fraction in (0, 0.5]"));
         }

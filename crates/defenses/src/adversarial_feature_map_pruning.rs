@@ -15,7 +15,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::filter_scores::scored_images;
 use crate::norm_channels::{NormChannels, Silencing, prune_channels};
 use crate::tuning::{tune, validate_training};
@@ -78,9 +78,7 @@ impl Defense for AdversarialFeatureMapPruning {
         if !(0.0..1.0).contains(&self.pruned_fraction) {
             problems.push(invalid("pruned-fraction", self.pruned_fraction, "a fraction in [0, 1)"));
         }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_count("scored-images", self.scored_images));
         for (field, value) in [("start", self.start), ("step", self.step)] {
             if !(value > 0.0 && value <= 1.0) {
                 problems.push(invalid(field, value, "a number in (0, 1]"));

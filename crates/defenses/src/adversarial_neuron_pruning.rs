@@ -6,7 +6,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::neuron_masks::{FactoredNorms, Factors, MaskTrainingConfig, Masks};
 use crate::threshold_pruning::ThresholdConfig;
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
@@ -51,9 +51,7 @@ impl Defense for AdversarialNeuronPruning {
         if !(0.0..=1.0).contains(&self.perturbation) {
             problems.push(invalid("perturbation", self.perturbation, "a number in [0, 1]"));
         }
-        if self.perturbation_steps == 0 {
-            problems.push(invalid("perturbation-steps", self.perturbation_steps, "1 or more"));
-        }
+        problems.extend(check_count("perturbation-steps", self.perturbation_steps));
         if !(0.0..=1.0).contains(&self.clean_weight) {
             problems.push(invalid("clean-weight", self.clean_weight, "a number in [0, 1]"));
         }

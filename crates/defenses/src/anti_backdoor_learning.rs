@@ -10,7 +10,7 @@ use patchdoor_train::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::{check_positive, check_weight, invalid};
 use crate::label_likelihood::{label_likelihoods, log_likelihood};
 use crate::training_work::{Phase, Phases};
 use crate::{DefendedClassifier, Defense, DefenseError, Filtering, SafelyTrained, TrainingDefense, TrainingWork};
@@ -91,9 +91,7 @@ impl Default for AntiBackdoorLearning {
 impl Defense for AntiBackdoorLearning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(self.gamma >= 0.0 && self.gamma.is_finite()) {
-            problems.push(invalid("gamma", self.gamma, "a finite number of 0 or more"));
-        }
+        problems.extend(check_weight("gamma", self.gamma));
         if !(self.isolated_fraction > 0.0 && self.isolated_fraction < 1.0) {
             problems.push(invalid("isolated-fraction", self.isolated_fraction, "a fraction in (0, 1)"));
         }
@@ -105,9 +103,7 @@ impl Defense for AntiBackdoorLearning {
                 problems.push(invalid(field, epochs, "0 to 100000"));
             }
         }
-        if !(self.unlearning_rate > 0.0 && self.unlearning_rate.is_finite()) {
-            problems.push(invalid("unlearning-rate", self.unlearning_rate, "a finite number above 0"));
-        }
+        problems.extend(check_positive("unlearning-rate", self.unlearning_rate));
         if !(0.0..=1.0).contains(&self.largest_drop) {
             problems.push(invalid("largest-drop", self.largest_drop, "a number in [0, 1]"));
         }

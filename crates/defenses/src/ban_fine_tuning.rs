@@ -12,7 +12,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, check_weight, invalid};
 use crate::neuron_masks::FactoredNorms;
 use crate::neuron_noise::NeuronNoise;
 use crate::tuning::{tune_on, validate_own_training};
@@ -58,15 +58,11 @@ impl Default for BanFineTuning {
 impl Defense for BanFineTuning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(self.disturbed_weight >= 0.0 && self.disturbed_weight.is_finite()) {
-            problems.push(invalid("disturbed-weight", self.disturbed_weight, "a finite number of 0 or more"));
-        }
+        problems.extend(check_weight("disturbed-weight", self.disturbed_weight));
         if !(self.bound > 0.0 && self.bound <= 1.0) {
             problems.push(invalid("bound", self.bound, "a number in (0, 1]"));
         }
-        if self.steps == 0 {
-            problems.push(invalid("steps", 0, "1 or more"));
-        }
+        problems.extend(check_count("steps", self.steps));
         problems.extend(validate_own_training(&self.training));
         problems
     }

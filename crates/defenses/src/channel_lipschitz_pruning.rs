@@ -6,7 +6,7 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, NormInput, NormLayer};
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::check_weight;
 use crate::norm_channels::{NormChannels, Silencing, prune_channels, pruned_channels};
 use crate::spectrum::largest_singular_value;
 use crate::{
@@ -39,10 +39,7 @@ impl Default for ChannelLipschitzPruning {
 
 impl Defense for ChannelLipschitzPruning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
-        if self.deviations >= 0.0 && self.deviations.is_finite() {
-            return Vec::new();
-        }
-        vec![invalid("deviations", self.deviations, "a finite number of 0 or more")]
+        check_weight("deviations", self.deviations).into_iter().collect()
     }
 
     fn needs(&self) -> &'static [Need] {

@@ -59,3 +59,28 @@ pub(crate) fn invalid(field: &str, found: impl ToString, allowed: &str) -> Defen
 pub(crate) fn check_rate(field: &str, rate: f64) -> Option<DefenseError> {
     (!(rate > 0.0 && rate < 1.0)).then(|| invalid(field, rate, "a fraction in (0, 1)"))
 }
+
+/// The problem of what something counts, if it is one.
+pub(crate) fn check_weight(field: &str, weight: f64) -> Option<DefenseError> {
+    (!(weight >= 0.0 && weight.is_finite())).then(|| invalid(field, weight, "a finite number of 0 or more"))
+}
+
+/// The problem of a rate, size or cost that has to be there, if it is one.
+pub(crate) fn check_positive(field: &str, value: f64) -> Option<DefenseError> {
+    (!(value > 0.0 && value.is_finite())).then(|| invalid(field, value, "a finite number above 0"))
+}
+
+/// The problem of a number of things of which one at least is needed, if it is one.
+pub(crate) fn check_count(field: &str, count: usize) -> Option<DefenseError> {
+    (count == 0).then(|| invalid(field, count, "1 or more"))
+}
+
+/// The problem of a share that may be none or all, if it is one.
+pub(crate) fn check_fraction(field: &str, fraction: f64) -> Option<DefenseError> {
+    (!(0.0..=1.0).contains(&fraction)).then(|| invalid(field, fraction, "a fraction in [0, 1]"))
+}
+
+/// The problem of a share that may be all but not none, if it is one.
+pub(crate) fn check_share(field: &str, share: f64) -> Option<DefenseError> {
+    (!(share > 0.0 && share <= 1.0)).then(|| invalid(field, share, "a fraction in (0, 1]"))
+}

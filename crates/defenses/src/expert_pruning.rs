@@ -6,7 +6,7 @@ use patchdoor_train::{Selections, Trainable, TrainingConfig, image_batches, pred
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::expert_additions::for_each_addition;
 use crate::filter_scores::{pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
@@ -80,9 +80,7 @@ impl Defense for ExpertPruning {
             };
             problems.push(invalid("experts", self.experts, &allowed));
         }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_count("scored-images", self.scored_images));
         problems.extend(validate_training(&self.training, true));
         problems
     }

@@ -9,7 +9,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::check_weight;
 use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -49,9 +49,7 @@ impl Default for FeatureShiftTuning {
 impl Defense for FeatureShiftTuning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(self.penalty >= 0.0 && self.penalty.is_finite()) {
-            problems.push(invalid("penalty", self.penalty, "a finite number of 0 or more"));
-        }
+        problems.extend(check_weight("penalty", self.penalty));
         problems.extend(validate_own_training(&self.training));
         problems
     }

@@ -5,7 +5,7 @@ use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::filter_scores::{FilterScore, filter_scores, lowest_of_each, pruned_filters, scored_images};
 use crate::tuning::{tune, validate_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired};
@@ -57,9 +57,7 @@ impl Defense for FinePruning {
         if !(0.0..1.0).contains(&self.pruned_fraction) {
             problems.push(invalid("pruned-fraction", self.pruned_fraction, "a fraction in [0, 1)"));
         }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_count("scored-images", self.scored_images));
         problems.extend(validate_training(&self.training, true));
         problems
     }

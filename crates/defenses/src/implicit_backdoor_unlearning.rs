@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_positive, check_share};
 use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -73,13 +73,9 @@ impl Defense for ImplicitBackdoorUnlearning {
             ("fixed-point-rate", self.fixed_point_rate),
         ];
         for (field, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push(invalid(field, value, "a finite number above 0"));
-            }
+            problems.extend(check_positive(field, value));
         }
-        if !(self.perturbed_fraction > 0.0 && self.perturbed_fraction <= 1.0) {
-            problems.push(invalid("perturbed-fraction", self.perturbed_fraction, "a fraction in (0, 1]"));
-        }
+        problems.extend(check_share("perturbed-fraction", self.perturbed_fraction));
         problems.extend(validate_own_training(&self.training));
         problems
     }

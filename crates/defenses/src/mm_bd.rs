@@ -7,7 +7,7 @@ use patchdoor_train::gradient_by;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::{check_count, check_positive, invalid};
 use crate::{DefendedClassifier, Defense, DefenseError, Inspection, InspectionWork, ModelInspector};
 
 /// MM-BD (Wang et al. 2024, arXiv:2205.06900): looks for the class whose logit can be driven farthest above all others, over all
@@ -45,12 +45,8 @@ impl Default for MmBd {
 impl Defense for MmBd {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if self.starts == 0 {
-            problems.push(invalid("starts", 0, "1 or more"));
-        }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            problems.push(invalid("learning-rate", self.learning_rate, "a finite number above 0"));
-        }
+        problems.extend(check_count("starts", self.starts));
+        problems.extend(check_positive("learning-rate", self.learning_rate));
         if !(self.significance > 0.0 && self.significance < 1.0) {
             problems.push(invalid("significance", self.significance, "a fraction in (0, 1)"));
         }

@@ -2,7 +2,7 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::check_positive;
 use crate::reversal::ReversalConfig;
 use crate::reversed_trigger::ReversedTrigger;
 use crate::{DefendedClassifier, Defense, DefenseError, Inspection, InspectionWork, ModelInspector, Need};
@@ -35,7 +35,7 @@ impl Default for NeuralCleanse {
 impl Defense for NeuralCleanse {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        problems.extend(check_anomaly(self.anomaly));
+        problems.extend(check_positive("anomaly", self.anomaly));
         problems.extend(self.reversal.validate());
         problems
     }
@@ -52,11 +52,6 @@ impl Defense for NeuralCleanse {
     fn make_quick(&mut self) {
         self.reversal.make_quick();
     }
-}
-
-/// The problem of an anomaly index, if it is one.
-pub(crate) fn check_anomaly(anomaly: f64) -> Option<DefenseError> {
-    (!(anomaly > 0.0 && anomaly.is_finite())).then(|| invalid("anomaly", anomaly, "a finite number above 0"))
 }
 
 impl<B: TrainingBackend> ModelInspector<B> for NeuralCleanse {

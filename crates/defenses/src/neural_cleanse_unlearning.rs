@@ -8,8 +8,8 @@ use patchdoor_train::{Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
-use crate::neural_cleanse::{check_anomaly, judged};
+use crate::error::{check_fraction, check_positive};
+use crate::neural_cleanse::judged;
 use crate::reversal::ReversalConfig;
 use crate::reversed_trigger::ReversedTrigger;
 use crate::tuning::{field_training, tune, validate_training};
@@ -45,10 +45,8 @@ impl Default for NeuralCleanseUnlearning {
 impl Defense for NeuralCleanseUnlearning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(0.0..=1.0).contains(&self.stamped_fraction) {
-            problems.push(invalid("stamped-fraction", self.stamped_fraction, "a fraction in [0, 1]"));
-        }
-        problems.extend(check_anomaly(self.anomaly));
+        problems.extend(check_fraction("stamped-fraction", self.stamped_fraction));
+        problems.extend(check_positive("anomaly", self.anomaly));
         problems.extend(self.reversal.validate());
         problems.extend(validate_training(&self.training, false));
         problems

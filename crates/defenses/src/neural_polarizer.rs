@@ -11,7 +11,7 @@ use patchdoor_train::{Batch, BatchPass, classes_of, cross_entropy, gradient_by};
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
-use crate::error::invalid;
+use crate::error::{check_count, check_positive, check_weight, invalid};
 use crate::neuron_masks::Only;
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired, Strengths};
 
@@ -83,13 +83,9 @@ impl Defense for NeuralPolarizer {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         let counts = [("epochs", self.epochs), ("batch-size", self.batch_size), ("steps", self.steps)];
-        for (field, _) in counts.into_iter().filter(|&(_, count)| count == 0) {
-            problems.push(invalid(field, 0, "1 or more"));
-        }
+        problems.extend(counts.into_iter().filter_map(|(field, count)| check_count(field, count)));
         for (field, value) in [("learning-rate", self.learning_rate), ("radius", self.radius), ("step", self.step)] {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push(invalid(field, value, "a finite number above 0"));
-            }
+            problems.extend(check_positive(field, value));
         }
         if !(0.0..1.0).contains(&self.momentum) {
             problems.push(invalid("momentum", self.momentum, "a number in [0, 1)"));
@@ -102,9 +98,7 @@ impl Defense for NeuralPolarizer {
             ("target-weight", self.target_weight),
         ];
         for (field, weight) in weights {
-            if !(weight >= 0.0 && weight.is_finite()) {
-                problems.push(invalid(field, weight, "a finite number of 0 or more"));
-            }
+            problems.extend(check_weight(field, weight));
         }
         problems
     }

@@ -9,7 +9,7 @@ use patchdoor_train::{Batch, BatchPass, cross_entropy};
 use serde::{Deserialize, Serialize};
 
 use crate::DefenseError;
-use crate::error::invalid;
+use crate::error::{check_count, check_positive, invalid};
 use crate::norm_channels::NormChannels;
 
 /// How masks on the scales of batch normalizations are trained: SGD with momentum, each mask kept in [0, 1].
@@ -37,15 +37,11 @@ impl MaskTrainingConfig {
     /// All problems, below the table `masks`.
     pub(crate) fn validate(&self) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if self.steps == 0 {
-            problems.push(invalid("masks.steps", self.steps, "1 or more"));
-        }
+        problems.extend(check_count("masks.steps", self.steps));
         if self.batch_size < 2 {
             problems.push(invalid("masks.batch-size", self.batch_size, "2 or more"));
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            problems.push(invalid("masks.learning-rate", self.learning_rate, "a finite number above 0"));
-        }
+        problems.extend(check_positive("masks.learning-rate", self.learning_rate));
         if !(0.0..1.0).contains(&self.momentum) {
             problems.push(invalid("masks.momentum", self.momentum, "a number in [0, 1)"));
         }

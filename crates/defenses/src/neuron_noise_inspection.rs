@@ -6,7 +6,7 @@ use patchdoor_train::{PREDICTION_BATCH, predict};
 use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::neuron_masks::FactoredNorms;
 use crate::neuron_noise::NeuronNoise;
 use crate::{DefendedClassifier, Defense, DefenseError, Inspection, InspectionWork, ModelInspector, Need};
@@ -50,9 +50,7 @@ impl Defense for NeuronNoiseInspection {
             problems.push(invalid("bound", self.bound, "a number in (0, 1]"));
         }
         for (field, count) in [("steps", self.steps), ("batch-size", self.batch_size)] {
-            if count == 0 {
-                problems.push(invalid(field, 0, "1 or more"));
-            }
+            problems.extend(check_count(field, count));
         }
         if !(self.share > 0.0 && self.share < 1.0) {
             problems.push(invalid("share", self.share, "a fraction in (0, 1)"));

@@ -8,7 +8,7 @@ use patchdoor_model::{Classifier, Part};
 use patchdoor_train::{PREDICTION_BATCH, accuracy_on, classes_of};
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::{DefendedClassifier, Defense, DefenseError, DetectionThreshold, InputDetector, Need, Scorer};
 
 /// IBD-PSC (Hou et al. 2024, arXiv:2405.09786): scales up the batch normalizations of the last layers and looks at whether the
@@ -44,9 +44,7 @@ impl Defense for ParameterScaling {
         if !(self.factor > 1.0 && self.factor.is_finite()) {
             problems.push(invalid("factor", self.factor, "a finite number above 1"));
         }
-        if self.classifiers == 0 {
-            problems.push(invalid("classifiers", 0, "1 or more"));
-        }
+        problems.extend(check_count("classifiers", self.classifiers));
         if !(0.0..1.0).contains(&self.error_rate) {
             problems.push(invalid("error-rate", self.error_rate, "a fraction in [0, 1)"));
         }

@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, check_fraction, invalid};
 use crate::filter_scores::scored_images;
 use crate::reversal::ReversalConfig;
 use crate::reversed_trigger::smallest;
@@ -71,15 +71,11 @@ impl Default for PatchBlocking {
 impl Defense for PatchBlocking {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(0.0..=1.0).contains(&self.blocked_fraction) {
-            problems.push(invalid("blocked-fraction", self.blocked_fraction, "a fraction in [0, 1]"));
-        }
+        problems.extend(check_fraction("blocked-fraction", self.blocked_fraction));
         if self.draw != 0 && self.measure != BlockingMeasure::Random {
             problems.push(invalid("draw", self.draw, "0, where the measure is not random"));
         }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_count("scored-images", self.scored_images));
         problems.extend(self.reversal.validate());
         problems.extend(validate_training(&self.training, true));
         problems

@@ -6,7 +6,7 @@ use patchdoor_train::{PREDICTION_BATCH, classes_of};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{check_rate, invalid};
+use crate::error::{check_count, check_rate, invalid};
 use crate::{DefendedClassifier, Defense, DefenseError, DetectionThreshold, InputDetector, Inputs, Need, Scorer};
 
 /// `PatchDrop` (Doan et al. 2023, arXiv:2206.12381): drops patches of an input at random and looks at how often the predicted
@@ -59,9 +59,7 @@ impl Defense for PatchDrop {
         if !(self.dropped_fraction > 0.0 && self.dropped_fraction < 1.0) {
             problems.push(invalid("dropped-fraction", self.dropped_fraction, "a fraction in (0, 1)"));
         }
-        if self.trials == 0 {
-            problems.push(invalid("trials", 0, "1 or more"));
-        }
+        problems.extend(check_count("trials", self.trials));
         problems.extend(check_rate("false-positive-rate", self.false_positive_rate));
         problems
     }

@@ -6,7 +6,7 @@ use patchdoor_train::{PREDICTION_BATCH, image_batches, predict};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::{DatasetFilter, DefendedClassifier, Defense, DefenseError, Filtering, Need};
 
 /// Looks for triggers where the gates look, and for the images that hold one: the idea of `PatchSearch` (Tejankar et al. 2023,
@@ -46,9 +46,7 @@ impl Defense for PatchSearch {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         for (field, number) in [("window", self.window), ("pasted", self.pasted)] {
-            if number == 0 {
-                problems.push(invalid(field, 0, "1 or more"));
-            }
+            problems.extend(check_count(field, number));
         }
         if !(0.0..1.0).contains(&self.threshold) {
             problems.push(invalid("threshold", self.threshold, "a fraction in [0, 1)"));

@@ -6,7 +6,7 @@ use patchdoor_train::{PREDICTION_BATCH, classes_of};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{check_rate, invalid};
+use crate::error::{check_count, check_rate, invalid};
 use crate::patch_drop::changes;
 use crate::{DefendedClassifier, Defense, DefenseError, DetectionThreshold, InputDetector, Need, Scorer};
 
@@ -40,9 +40,7 @@ impl Defense for PatchShuffle {
         if !(2..=256).contains(&self.grid) {
             problems.push(invalid("grid", self.grid, "2 to 256"));
         }
-        if self.trials == 0 {
-            problems.push(invalid("trials", 0, "1 or more"));
-        }
+        problems.extend(check_count("trials", self.trials));
         problems.extend(check_rate("false-positive-rate", self.false_positive_rate));
         problems
     }

@@ -6,7 +6,7 @@ use patchdoor_model::Classifier;
 use patchdoor_train::{PREDICTION_BATCH, gradient_by, image_batches};
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::{check_count, check_positive, check_share, invalid};
 use crate::label_likelihood::label_likelihoods;
 use crate::mm_bd::margins_of;
 use crate::{DatasetFilter, DefendedClassifier, Defense, DefenseError, Filtering};
@@ -53,19 +53,13 @@ impl Defense for PixelVariance {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         for (field, share) in [("suspects", self.suspects), ("important", self.important)] {
-            if !(share > 0.0 && share <= 1.0) {
-                problems.push(invalid(field, share, "a fraction in (0, 1]"));
-            }
+            problems.extend(check_share(field, share));
         }
         if !(self.variance > 0.0 && self.variance < 1.0) {
             problems.push(invalid("variance", self.variance, "a fraction in (0, 1)"));
         }
-        if self.least_pixels == 0 {
-            problems.push(invalid("least-pixels", 0, "1 or more"));
-        }
-        if !(self.distance > 0.0 && self.distance.is_finite()) {
-            problems.push(invalid("distance", self.distance, "a finite number above 0"));
-        }
+        problems.extend(check_count("least-pixels", self.least_pixels));
+        problems.extend(check_positive("distance", self.distance));
         problems
     }
 }

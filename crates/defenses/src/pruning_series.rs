@@ -3,7 +3,7 @@ use patchdoor_kernels::TrainingBackend;
 use patchdoor_model::{Classifier, Pruning, Removal};
 use serde::{Deserialize, Serialize};
 
-use crate::error::invalid;
+use crate::error::{check_count, invalid};
 use crate::filter_scores::{FilterScore, filter_scores, lowest_of_each, pruned_filters, scored_images};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairDetails, RepairWork, Repaired, SeriesPoint};
 
@@ -46,9 +46,7 @@ impl Defense for PruningSeries {
             let found = format!("{:?}", self.fractions);
             problems.push(invalid("fractions", found, "at least one fraction, each in [0, 1]"));
         }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_count("scored-images", self.scored_images));
         problems
     }
 }

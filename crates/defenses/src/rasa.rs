@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::covered_gates::cells;
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_weight, invalid};
 use crate::reversal::ReversalConfig;
 use crate::reversed_trigger::{ReversedTrigger, smallest, stamped};
 use crate::tuning::{field_training, tune_on, validate_own_training};
@@ -62,9 +62,7 @@ impl Defense for Rasa {
         if !(0.0..1.0).contains(&self.over_active) {
             problems.push(invalid("over-active", self.over_active, "a fraction in [0, 1)"));
         }
-        if !(self.router_weight >= 0.0 && self.router_weight.is_finite()) {
-            problems.push(invalid("router-weight", self.router_weight, "a finite number of 0 or more"));
-        }
+        problems.extend(check_weight("router-weight", self.router_weight));
         problems.extend(self.reversal.validate());
         problems.extend(validate_own_training(&self.training));
         problems

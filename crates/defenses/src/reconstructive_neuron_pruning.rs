@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch_stream::BatchStream;
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_positive, invalid};
 use crate::neuron_masks::{FactoredNorms, Factors, MaskTrainingConfig, Masks};
 use crate::threshold_pruning::ThresholdConfig;
 use crate::tuning::validate_training;
@@ -66,9 +66,7 @@ impl Defense for ReconstructiveNeuronPruning {
         if !(0.0..=1.0).contains(&self.forgotten_accuracy) {
             problems.push(invalid("forgotten-accuracy", self.forgotten_accuracy, "a number in [0, 1]"));
         }
-        if !(self.mask_loss_weight > 0.0 && self.mask_loss_weight.is_finite()) {
-            problems.push(invalid("mask-loss-weight", self.mask_loss_weight, "a finite number above 0"));
-        }
+        problems.extend(check_positive("mask-loss-weight", self.mask_loss_weight));
         problems.extend(validate_training(&self.training, false));
         problems.extend(self.masks.validate());
         problems.extend(self.pruning.validate());

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::DefenseError;
 use crate::batch_stream::BatchStream;
 use crate::covered_gates::{cells, unselected};
-use crate::error::invalid;
+use crate::error::{check_count, check_positive, check_share, check_weight, invalid};
 use crate::reversed_trigger::{ReversedTrigger, mask_and_pattern, stamped, unsquashed};
 
 /// How the smallest trigger of a class is looked for: a mask and a pattern that together send clean images of all classes to it.
@@ -70,23 +70,16 @@ impl ReversalConfig {
             ("batch-size", self.batch_size),
             ("patience", self.patience),
         ];
-        for (field, _) in counts.into_iter().filter(|&(_, count)| count == 0) {
-            problems.push(invalid(&format!("reversal.{field}"), 0, "1 or more"));
-        }
+        let of_count = |(field, count)| check_count(&format!("reversal.{field}"), count);
+        problems.extend(counts.into_iter().filter_map(of_count));
         for (field, value) in [("learning-rate", self.learning_rate), ("cost", self.cost)] {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push(invalid(&format!("reversal.{field}"), value, "a finite number above 0"));
-            }
+            problems.extend(check_positive(&format!("reversal.{field}"), value));
         }
         if !(self.cost_factor > 1.0 && self.cost_factor.is_finite()) {
             problems.push(invalid("reversal.cost-factor", self.cost_factor, "a finite number above 1"));
         }
-        if !(self.success > 0.0 && self.success <= 1.0) {
-            problems.push(invalid("reversal.success", self.success, "a fraction in (0, 1]"));
-        }
-        if !(self.gate_weight >= 0.0 && self.gate_weight.is_finite()) {
-            problems.push(invalid("reversal.gate-weight", self.gate_weight, "a finite number of 0 or more"));
-        }
+        problems.extend(check_share("reversal.success", self.success));
+        problems.extend(check_weight("reversal.gate-weight", self.gate_weight));
         problems
     }
 

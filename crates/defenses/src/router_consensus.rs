@@ -13,7 +13,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_share, check_weight, invalid};
 use crate::expert_disagreement::disagreement;
 use crate::tuning::{field_training, tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
@@ -47,12 +47,8 @@ impl Default for RouterConsensus {
 impl Defense for RouterConsensus {
     fn validate(&self, classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(self.suspicious_fraction > 0.0 && self.suspicious_fraction <= 1.0) {
-            problems.push(invalid("suspicious-fraction", self.suspicious_fraction, "a fraction in (0, 1]"));
-        }
-        if !(self.consensus_weight >= 0.0 && self.consensus_weight.is_finite()) {
-            problems.push(invalid("consensus-weight", self.consensus_weight, "a finite number of 0 or more"));
-        }
+        problems.extend(check_share("suspicious-fraction", self.suspicious_fraction));
+        problems.extend(check_weight("consensus-weight", self.consensus_weight));
         if classifier.experts == Some(1) {
             problems.push(invalid("consensus-weight", self.consensus_weight, "a classifier with more than one expert"));
         }

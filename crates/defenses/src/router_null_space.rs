@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use burn::module::AutodiffModule;
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, check_share};
 use crate::filter_scores::scored_images;
 use crate::principal::eigen;
 use crate::tuning::{tune_on, validate_own_training};
@@ -57,12 +57,8 @@ impl Default for RouterNullSpace {
 impl Defense for RouterNullSpace {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(self.energy > 0.0 && self.energy <= 1.0) {
-            problems.push(invalid("energy", self.energy, "a fraction in (0, 1]"));
-        }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_share("energy", self.energy));
+        problems.extend(check_count("scored-images", self.scored_images));
         problems.extend(validate_own_training(&self.training));
         problems
     }

@@ -4,7 +4,7 @@ use patchdoor_model::Classifier;
 use serde::{Deserialize, Serialize};
 
 use crate::class_features::ClassFeatures;
-use crate::error::invalid;
+use crate::error::check_positive;
 use crate::neural_cleanse::median;
 use crate::principal::{centred, dot, principal_axes};
 use crate::two_means::Split;
@@ -38,10 +38,7 @@ impl Default for Scan {
 
 impl Defense for Scan {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
-        if self.index > 0.0 && self.index.is_finite() {
-            return Vec::new();
-        }
-        vec![invalid("index", self.index, "a finite number above 0")]
+        check_positive("index", self.index).into_iter().collect()
     }
 }
 

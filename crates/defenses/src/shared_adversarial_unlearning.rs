@@ -11,7 +11,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, check_positive, check_weight};
 use crate::tuning::{tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -68,22 +68,16 @@ impl Defense for SharedAdversarialUnlearning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         for (field, value) in [("bound", self.bound), ("step", self.step)] {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push(invalid(field, value, "a finite number above 0"));
-            }
+            problems.extend(check_positive(field, value));
         }
-        if self.steps == 0 {
-            problems.push(invalid("steps", 0, "1 or more"));
-        }
+        problems.extend(check_count("steps", self.steps));
         let weights = [
             ("adversarial-weight", self.adversarial_weight),
             ("divergence-weight", self.divergence_weight),
             ("shared-weight", self.shared_weight),
         ];
         for (field, weight) in weights {
-            if !(weight >= 0.0 && weight.is_finite()) {
-                problems.push(invalid(field, weight, "a finite number of 0 or more"));
-            }
+            problems.extend(check_weight(field, weight));
         }
         problems.extend(validate_own_training(&self.training));
         problems

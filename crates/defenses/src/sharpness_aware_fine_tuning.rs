@@ -9,7 +9,7 @@ use patchdoor_train::{Batch, BatchPass, Objective, Trainable, TrainingConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_positive, invalid};
 use crate::tuning::{field_training, tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, RepairWork, Repaired};
 
@@ -40,9 +40,7 @@ impl Default for SharpnessAwareFineTuning {
 impl Defense for SharpnessAwareFineTuning {
     fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
-        if !(self.radius > 0.0 && self.radius.is_finite()) {
-            problems.push(invalid("radius", self.radius, "a finite number above 0"));
-        }
+        problems.extend(check_positive("radius", self.radius));
         if !(0.0..1.0).contains(&self.label_smoothing) {
             problems.push(invalid("label-smoothing", self.label_smoothing, "a number in [0, 1)"));
         }

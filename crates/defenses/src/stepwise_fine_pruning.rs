@@ -6,7 +6,7 @@ use patchdoor_train::{Trainable, TrainingConfig, accuracy_on};
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::invalid;
+use crate::error::{check_count, check_share, invalid};
 use crate::filter_scores::{FilterScore, filter_scores, lowest_first, pruned_filters, scored_images};
 use crate::tuning::{field_training, tune, validate_training};
 use crate::{
@@ -59,12 +59,8 @@ impl Defense for StepwiseFinePruning {
         if !(0.0..1.0).contains(&self.max_accuracy_drop) {
             problems.push(invalid("max-accuracy-drop", self.max_accuracy_drop, "a fraction in [0, 1)"));
         }
-        if !(self.step_fraction > 0.0 && self.step_fraction <= 1.0) {
-            problems.push(invalid("step-fraction", self.step_fraction, "a fraction in (0, 1]"));
-        }
-        if self.scored_images == 0 {
-            problems.push(invalid("scored-images", 0, "1 or more"));
-        }
+        problems.extend(check_share("step-fraction", self.step_fraction));
+        problems.extend(check_count("scored-images", self.scored_images));
         problems.extend(validate_training(&self.training, true));
         problems
     }
