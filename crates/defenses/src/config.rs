@@ -118,9 +118,13 @@ impl DefenseConfig {
         for need in self.as_defense().needs().iter().filter(lacking) {
             let able =
                 Self::defaults().into_iter().filter(|other| !other.as_defense().needs().iter().any(|n| lacking(&n)));
-            let names = able.map(|defense| defense.name()).collect::<Vec<_>>().join(", ");
+            let allowed = match need {
+                // The network has them and keeps them as they are: that is easier to change than the defense.
+                Need::LearningRouters => "another defense, or routers = \"trained\"".to_owned(),
+                _ => format!("one of {}", able.map(|defense| defense.name()).collect::<Vec<_>>().join(", ")),
+            };
             let found = format!("in need of {need}, and {} has none", classifier.name);
-            problems.push(invalid("", found, &format!("one of {names}")));
+            problems.push(invalid("", found, &allowed));
         }
         problems
     }
@@ -221,7 +225,7 @@ mod tests {
         let frozen = DefendedClassifier { routers_learn: false, ..EXPERTS };
         for defense in DefenseConfig::defaults() {
             let said = defense.validate(&frozen).iter().map(ToString::to_string).collect::<Vec<_>>();
-            let expected = " is in need of routers that learn, and patch-moe has none, expected one of fine-tuning, ";
+            let expected = " is in need of routers that learn, and patch-moe has none, expected another defense, or";
             assert_eq!(said.len(), usize::from(defense.needs(Need::LearningRouters)), "{said:?}");
             assert!(said.iter().all(|said| said.starts_with(expected)), "{said:?}");
         }

@@ -116,7 +116,7 @@ mod tests {
         5 | parts = ["router"]
           |         ^^^^^^^^^^
 
-        error: defenses.0.router-retraining is in need of routers that learn, and model.patch-moe.routers is "frozen", expected another defense, or routers = "trained"
+        error: defenses.0.router-retraining is in need of routers that learn, and patch-moe has none, expected another defense, or routers = "trained"
           --> a.toml:10:21
            |
         10 | router-retraining = {}
