@@ -1,6 +1,6 @@
 use patchdoor_data::{DataError, DatasetConfig};
-use patchdoor_model::{ModelError, NetworkConfig};
-use patchdoor_train::{TrainError, TrainingConfig, input_shape};
+use patchdoor_model::ModelError;
+use patchdoor_train::{TrainError, input_shape};
 
 use crate::classes::check_classes;
 use crate::config::ExperimentConfig;
@@ -10,6 +10,7 @@ use crate::defense_checks::check_defenses;
 use crate::evasion::EvasionConfig;
 use crate::facts::{DatasetFacts, choice_name};
 use crate::problem::Problem;
+use crate::training_checks::check_diversity;
 use crate::trigger_checks::{check_surrogate, check_trigger};
 
 /// Every value of the configuration that cannot be, as far as the images are known.
@@ -38,16 +39,6 @@ pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> 
     }
     problems.extend(check_diversity("training", &config.training, config.model.network()));
     problems
-}
-
-/// What a training lacks that shall keep experts apart.
-pub(crate) fn check_diversity(table: &str, training: &TrainingConfig, network: &dyn NetworkConfig) -> Option<Problem> {
-    let has_pairs = network.expert_choice().is_some_and(|choice| choice.experts() > 1);
-    (training.diversity.is_some() && !has_pairs).then(|| Problem {
-        field: format!("{table}.diversity"),
-        found: "given".into(),
-        allowed: "none, for a network without two experts that choose patches".into(),
-    })
 }
 
 /// Labels are bytes.

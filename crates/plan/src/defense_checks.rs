@@ -2,11 +2,11 @@ use patchdoor_defenses::{ActionKind, DefendedClassifier, DefenseError, Need};
 use patchdoor_model::Part;
 
 use crate::amount::CleanAmount;
-use crate::checks::check_diversity;
 use crate::config::ExperimentConfig;
 use crate::counts::ImageCounts;
 use crate::defender::DefenderConfig;
 use crate::problem::Problem;
+use crate::training_checks::check_diversity;
 
 /// Every value of the `[[defenses]]` tables that cannot be, as far as the images are known.
 pub(crate) fn check_defenses(config: &ExperimentConfig, counts: Option<ImageCounts>) -> Vec<Problem> {

@@ -56,6 +56,7 @@ mod problem;
 mod quick;
 mod reading;
 mod routing;
+mod training_checks;
 mod trigger_checks;
 mod victim;
 
