@@ -42,7 +42,7 @@ fn exchanged_routings_and_silenced_experts_are_measured_shown_and_change_nothing
         (json_of(&bench.run_directory().join("seed-0/result.json"))["outcome"]["finished"].clone(), finished.out())
     };
     let (plain, _) = run("");
-    let (measured, said) = run("swap = true\naudit = true\n");
+    let (measured, said) = run("swap = true\naudit = true\nblocking = true\n");
     for name in ["clean-accuracy", "asr", "robust-accuracy", "clean-twin", "reach", "classes"] {
         assert_eq!(plain[name], measured[name], "{name}");
     }
@@ -67,9 +67,17 @@ fn exchanged_routings_and_silenced_experts_are_measured_shown_and_change_nothing
     // All but the expert that contributes least are silenced: it is alone.
     let last = audit["order"][3].as_u64().expect("a number") as usize;
     assert_eq!(audit["silenced"][2], audit["alone"][last]);
-    for row in
-        ["routing of the other version", "random routers", "expert 3 alone", "3 of 4 experts silenced, any order"]
-    {
+
+    let blocking = &measured["routing"]["blocking"];
+    assert_eq!(blocking["together"].as_array().map(Vec::len), Some(5), "{blocking}");
+    for row in [
+        "routing of the other version",
+        "random routers",
+        "expert 3 alone",
+        "3 of 4 experts silenced, any order",
+        "16 most needed pairs blocked",
+        "16 random pairs blocked",
+    ] {
         assert!(said.contains(row), "{row} in {said}");
     }
 }

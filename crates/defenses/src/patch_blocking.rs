@@ -25,8 +25,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct PatchBlocking {
-    /// Share of the patches that an expert chooses from which it passes over, at most, rounded down, in [0, 1]; it keeps as many
-    /// as it takes.
+    /// Share of the patches of the map that an expert passes over, at most, rounded down, in [0, 1], beside those that it passes over
+    /// already; it keeps as many as it takes.
     pub blocked_fraction: f64,
     /// Which patches those are.
     pub measure: BlockingMeasure,
@@ -139,8 +139,14 @@ impl<B: TrainingBackend> ModelRepair<B> for PatchBlocking {
             }
             BlockingMeasure::Random => random_orders(choice.experts(), patches, work.seed, self.draw),
         };
-        let most = share_down(self.blocked_fraction, patches).min(patches - choice.patches_per_expert());
-        let blocked = suspicion.iter().map(|of_expert: &Vec<f64>| most_suspicious(of_expert, most)).collect::<Vec<_>>();
+        let blocked = suspicion.into_iter().enumerate().map(|(expert, mut suspicion): (usize, Vec<f64>)| {
+            for &known in choice.blocked_patches(expert) {
+                suspicion[usize::from(known)] = 0.0;
+            }
+            let spare = choice.spare_patches(input_shape(images.shape()), expert);
+            most_suspicious(&suspicion, share_down(self.blocked_fraction, patches).min(spare))
+        });
+        let blocked = blocked.collect::<Vec<_>>();
         let classifier = classifier.block_patches(&blocked)?;
         let (classifier, history) = tune(classifier, &self.training, &Trainable::default(), work, device)?;
         let details = RepairDetails { targets, blocked_patches: blocked, ..RepairDetails::default() };
@@ -252,6 +258,14 @@ mod tests {
         let defense = PatchBlocking { blocked_fraction: 1.0, measure: BlockingMeasure::Random, ..Default::default() };
         let repaired = repair_with(&defense, ascending_filters(), None);
         assert_eq!(repaired.details.blocked_patches.iter().map(Vec::len).collect::<Vec<_>>(), [48; 4]);
+        // Of 64 patches it takes 16 and passes over 44 already: four are left, and those are others.
+        let known = (0..44).collect::<Vec<_>>();
+        let classifier = ascending_filters().block_patches(&vec![known; 4]).expect("experts choose");
+        for measure in [BlockingMeasure::Random, BlockingMeasure::Rarity] {
+            let repaired = repair_with(&PatchBlocking { measure, ..defense.clone() }, classifier.clone(), None);
+            let blocked = &repaired.details.blocked_patches;
+            assert!(blocked.iter().all(|more| more.len() == 4 && more.iter().all(|&patch| patch >= 44)), "{blocked:?}");
+        }
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub(crate) fn measure_certificates<B: Kernels>(
     let Some(config) = &config.certification else { return Ok(None) };
     let chosen = stratified_subset(test, config.images.min(test.len()), &mut stream(0, "certification-images"));
     let images = test.subset(&chosen);
-    let of = |classifier| certify(config, &images, attack, classifier, watch, device);
+    let exam = Exam::new(attack, &images);
+    let of = |classifier| certify(config, &exam, classifier, watch, device);
     let (victim, clean_twin) = (of(victim)?, twin.map(of).transpose()?);
     Ok(Some(CertificationMeasurements { images: images.len(), window: config.window, victim, clean_twin }))
 }
@@ -36,13 +37,12 @@ pub(crate) fn measure_certificates<B: Kernels>(
 /// alter that.
 fn certify<B: Kernels>(
     config: &CertificationConfig,
-    images: &ImageSet,
-    attack: &Attack<'_>,
+    exam: &Exam<'_>,
     classifier: &Classifier<B>,
     watch: Watch<'_>,
     device: &B::Device,
 ) -> Step<CertificationStanding> {
-    let exam = Exam::new(attack, images);
+    let images = exam.test;
     let plain = |images| predict(classifier, images, PREDICTION_BATCH, device);
     let standing = |masks: usize, passes: &Passes<'_, B>| {
         let of = |images| masked(images, masks, passes, watch, device);
@@ -150,7 +150,7 @@ mod tests {
         let images = shapes();
         let attack = Attack::prepare(plan.config(), None, None, &images, None, 0).expect("a square needs nothing");
         let watch = Watch { console: Console::plain(), stop: &AtomicBool::new(false) };
-        certify(certification, &images, &attack, classifier, watch, &FlexDevice).expect("nothing stops it")
+        certify(certification, &Exam::new(&attack, &images), classifier, watch, &FlexDevice).expect("nothing stops it")
     }
 
     #[test]

@@ -373,7 +373,7 @@ impl Seeds<'_> {
             answers: &answers,
             twin: twin.as_ref().map(|(twin, triggered)| (&twin.classifier, triggered)),
         };
-        let routing = look_at_routing::<B>(config, &exam, &looked, folder, device)?;
+        let routing = look_at_routing::<B>(config, &exam, &looked, folder, *watch, device)?;
 
         let (clean, triggered) = (&answers.clean.classes, &answers.triggered.classes);
         leave_examples(&exam, clean, triggered, folder)?;

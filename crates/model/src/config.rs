@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Footprint, ModelError, Part, PatchMoeConfig, WideResNetConfig};
+use crate::{Footprint, GateOrder, ModelError, Part, PatchMoeConfig, WideResNetConfig};
 
 /// Height, width and channels of the images a classifier takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +126,18 @@ pub trait ExpertChoiceConfig {
     /// Rows and columns of pixels that a patch's score depends on, cut off at the edges of the image; `row` and `column`
     /// count patches.
     fn receptive_field(&self, input: InputShape, row: usize, column: usize) -> (Range<usize>, Range<usize>);
+
+    /// Whether the softmax runs over all patches or over the selected ones.
+    fn gate_order(&self) -> GateOrder;
+
+    /// The patches that an expert passes over whatever they score, in rising order.
+    fn blocked_patches(&self, expert: usize) -> &[u16];
+
+    /// How many patches more an expert could pass over and still take as many as it does.
+    fn spare_patches(&self, input: InputShape, expert: usize) -> usize {
+        let (rows, columns) = self.patch_grid(input);
+        (rows * columns).saturating_sub(self.patches_per_expert() + self.blocked_patches(expert).len())
+    }
 }
 
 /// Padding of 3x3 convolutions.

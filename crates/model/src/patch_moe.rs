@@ -308,6 +308,14 @@ impl ExpertChoiceConfig for PatchMoeConfig {
         let side = self.patch_size.max(1);
         (self.seen(row * side, side, input.height), self.seen(column * side, side, input.width))
     }
+
+    fn gate_order(&self) -> GateOrder {
+        self.gate_order
+    }
+
+    fn blocked_patches(&self, expert: usize) -> &[u16] {
+        self.blocked_patches.get(expert).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// A wide residual network whose last group is a mixture of experts over patches of its feature map

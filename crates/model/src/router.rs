@@ -128,20 +128,19 @@ impl<B: Backend> PatchRouter<B> {
     /// # Shapes
     /// - scores and output: `[batch, member * expert, patch]`
     fn pass_over(members: &[&Self], scores: Tensor<B, 3>) -> Tensor<B, 3> {
-        if members.iter().all(|router| router.blocked.iter().all(Vec::is_empty)) {
+        // Networks of one structure pass over the same patches.
+        let blocked = &members[0].blocked;
+        if blocked.iter().all(Vec::is_empty) {
             return scores;
         }
         let [_, experts, patches] = scores.dims();
-        let mut added = vec![0.0f32; experts * patches];
-        for (member, router) in members.iter().enumerate() {
-            for (expert, blocked) in router.blocked.iter().enumerate() {
-                let row = member * (experts / members.len()) + expert;
-                for &patch in blocked {
-                    added[row * patches + usize::from(patch)] = PASSED_OVER;
-                }
+        let mut added = vec![0.0f32; experts / members.len() * patches];
+        for (expert, blocked) in blocked.iter().enumerate() {
+            for &patch in blocked {
+                added[expert * patches + usize::from(patch)] = PASSED_OVER;
             }
         }
-        let added = TensorData::new(added, [1, experts, patches]);
+        let added = TensorData::new(added.repeat(members.len()), [1, experts, patches]);
         let added = Tensor::from_data(added, (&scores.device(), scores.dtype()));
         scores + added
     }

@@ -16,10 +16,10 @@ use crate::trigger_checks::{check_surrogate, check_trigger};
 /// Every value of the configuration that cannot be, as far as the images are known.
 pub(crate) fn check(config: &ExperimentConfig, facts: Option<&DatasetFacts>) -> Vec<Problem> {
     let mut problems = check_own_fields(config);
-    problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model)));
     problems.extend(config.curves.check());
     problems.extend(config.evasion.iter().flat_map(EvasionConfig::check));
     let input = facts.map(|facts| input_shape(facts.shape));
+    problems.extend(config.routing.iter().flat_map(|routing| routing.check(&config.model, input)));
     problems.extend(config.certification.iter().flat_map(|certification| certification.check(&config.model, input)));
     problems.extend(config.victim.check(&config.model, config.clean_twin));
     problems.extend(match facts {

@@ -1,4 +1,4 @@
-use patchdoor_model::ClassifierConfig;
+use patchdoor_model::{ClassifierConfig, InputShape};
 use serde::{Deserialize, Serialize};
 
 use crate::facts::choice_name;
@@ -23,12 +23,15 @@ pub struct RoutingConfig {
     /// backdoor.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub audit: bool,
+    /// Whether each expert passes over each patch in turn, to see which of these pairs the backdoor needs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub blocking: bool,
 }
 
 impl Default for RoutingConfig {
     /// Our numbers; the authors look at one image.
     fn default() -> Self {
-        Self { per_epoch: false, per_epoch_images: 1000, figures: true, swap: false, audit: false }
+        Self { per_epoch: false, per_epoch_images: 1000, figures: true, swap: false, audit: false, blocking: false }
     }
 }
 
@@ -37,17 +40,29 @@ impl RoutingConfig {
     pub fn predictions(&self) -> usize {
         // Two versions, each by the victim and the twin for their routing, again with what they gave, and with the twin's
         // routers; two versions with five random routers, and for what experts say.
-        usize::from(self.swap) * 10 + usize::from(self.audit) * 12
+        // Of pairs: 1,000 test images twice and 500 training images, for each of some 64 patches that experts take, and
+        // 60,000 for pairs together; the test sets of the field have 10,000 images or so.
+        usize::from(self.swap) * 10 + usize::from(self.audit) * 12 + usize::from(self.blocking) * 22
     }
 
-    /// Every value that cannot be.
-    pub(crate) fn check(&self, model: &ClassifierConfig) -> Vec<Problem> {
+    /// Every value that cannot be, for images of this shape if it is known.
+    pub(crate) fn check(&self, model: &ClassifierConfig, input: Option<InputShape>) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if model.network().expert_choice().is_none() {
+        let choice = model.network().expert_choice();
+        if choice.is_none() {
             problems.push(Problem {
                 field: "routing".into(),
                 found: format!("asked of model.{}", choice_name(model)),
                 allowed: "a model with routers, such as model.patch-moe, or no such table".into(),
+            });
+        }
+        if let (true, Some(choice), Some(input)) = (self.blocking, choice, input)
+            && (0..choice.experts()).all(|expert| choice.spare_patches(input, expert) == 0)
+        {
+            problems.push(Problem {
+                field: "routing.blocking".into(),
+                found: "true".into(),
+                allowed: "false where every expert takes every patch that it may".into(),
             });
         }
         if self.per_epoch_images == 0 {
@@ -80,6 +95,22 @@ mod tests {
         assert_ne!(without.hash("flex"), with.hash("flex"));
         assert_eq!(without.twin_hash("flex", ""), with.twin_hash("flex", ""), "the clean twin is the same");
         assert_eq!(plan(&with.to_toml()).expect("it was written by a plan").config(), with.config());
+    }
+
+    #[test]
+    fn experts_that_can_spare_no_patch_cannot_pass_over_any() {
+        let text = |patches: usize| {
+            let model = format!("[model.patch-moe]\npatches-per-expert = {patches}\n");
+            format!("dataset = \"shapes\"\n[trigger.square]\n{model}\n[routing]\nblocking = true\n")
+        };
+        plan(&text(63)).expect("each can spare one");
+        insta::assert_snapshot!(plan(&text(64)).expect_err("none can spare any"), @r"
+        error: routing.blocking is true, expected false where every expert takes every patch that it may
+         --> a.toml:7:12
+          |
+        7 | blocking = true
+          |            ^^^^
+        ");
     }
 
     #[test]

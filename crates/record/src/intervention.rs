@@ -60,6 +60,50 @@ pub struct AuditMeasurements {
     pub orders: usize,
 }
 
+/// What remains if experts pass over patches; `[routing] blocking`. A pair is an expert and a patch that it passes over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockingMeasurements {
+    /// Test images that it was measured on.
+    pub images: usize,
+    /// Triggered training images by which pairs were ranked.
+    pub ranking_images: usize,
+    /// With nothing passed over, on the same test images.
+    pub own: RoutedStanding,
+    /// The pairs without which fewest triggered training images reach the target, expert and patch, the first first.
+    pub most_needed: Vec<(usize, usize)>,
+    /// With several of them passed over together.
+    pub together: Vec<BlockedPairs>,
+    /// Share of the trigger's effect that goes without the first of them; `None` where the effect is too small to divide by.
+    pub mediated_by_one_pair: Option<f64>,
+}
+
+/// Some pairs of expert and patch passed over together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockedPairs {
+    /// How many, or as many as experts can spare.
+    pub count: usize,
+    /// Those that the backdoor needs most.
+    pub most_needed: RoutedStanding,
+    /// As many, drawn at random.
+    pub random: StandingBand,
+}
+
+/// What remains with each pair of expert and patch passed over alone, `[expert][patch]`; `None` where it cannot be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockingMaps {
+    /// Rows and columns of patches.
+    pub grid: [usize; 2],
+    /// Clean accuracy.
+    pub clean_accuracy: Vec<Vec<Option<f64>>>,
+    /// Attack success rate.
+    pub asr: Vec<Vec<Option<f64>>>,
+    /// The same in the training images by which pairs were ranked.
+    pub ranking_asr: Vec<Vec<Option<f64>>>,
+}
+
 /// Where a classifier stands on average over several changes of one kind, and how far that ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,6 +150,19 @@ impl SwapMeasurements {
     }
 }
 
+impl BlockingMeasurements {
+    /// Each change by its title, in the order of tables.
+    pub fn titled(&self) -> Vec<(String, RoutedStanding)> {
+        let of = |pairs: &BlockedPairs| {
+            let what = if pairs.count == 1 { "pair" } else { "pairs" };
+            let title = |which: &str| format!("{} {which} {what} blocked", pairs.count);
+            [(title("most needed"), pairs.most_needed), (title("random"), pairs.random.mean)]
+        };
+        let own = [("no pair blocked, same images".to_owned(), self.own)];
+        own.into_iter().chain(self.together.iter().flat_map(of)).collect()
+    }
+}
+
 impl AuditMeasurements {
     /// Each change by its title, in the order of tables.
     pub fn titled(&self) -> Vec<(String, RoutedStanding)> {
@@ -138,6 +195,32 @@ mod tests {
         assert_eq!((band.lowest.clean_accuracy, band.lowest.asr), (0.5, Some(0.0)));
         assert_eq!((band.highest.robust_accuracy, band.highest.asr), (Some(1.0), Some(0.5)));
         assert_eq!(band.mean.asr_untriggered, None);
+    }
+
+    #[test]
+    fn pairs_blocked_have_titles_by_their_number() {
+        let pairs = |count: usize, asr: f64| BlockedPairs {
+            count,
+            most_needed: standing(0.5, asr),
+            random: StandingBand::of(&[standing(0.5, 0.75), standing(0.5, 1.0)]),
+        };
+        let blocking = BlockingMeasurements {
+            images: 10,
+            ranking_images: 5,
+            own: standing(0.5, 1.0),
+            most_needed: vec![(2, 63), (0, 1)],
+            together: vec![pairs(1, 0.25), pairs(2, 0.125)],
+            mediated_by_one_pair: Some(0.75),
+        };
+        let titled = blocking.titled().into_iter().map(|(title, standing)| (title, standing.asr.unwrap_or(f64::NAN)));
+        let expected = [
+            ("no pair blocked, same images", 1.0),
+            ("1 most needed pair blocked", 0.25),
+            ("1 random pair blocked", 0.875),
+            ("2 most needed pairs blocked", 0.125),
+            ("2 random pairs blocked", 0.875),
+        ];
+        assert_eq!(titled.collect::<Vec<_>>(), expected.map(|(title, asr)| (title.to_owned(), asr)));
     }
 
     #[test]

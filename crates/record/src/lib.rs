@@ -63,7 +63,9 @@ pub use example::{EXAMPLES, EXAMPLES_SHEET, Example, Examples};
 pub use files::{move_aside, set_aside, write_whole};
 pub use filtering::{FilterStanding, FilteringMeasurements, Retrained};
 pub use inspection::{InspectionMeasurements, InspectorFindings};
-pub use intervention::{AuditMeasurements, RoutedStanding, StandingBand, SwapMeasurements};
+pub use intervention::{
+    AuditMeasurements, BlockedPairs, BlockingMaps, BlockingMeasurements, RoutedStanding, StandingBand, SwapMeasurements,
+};
 pub use inventory::{Content, Listed, RunState};
 pub use metric::{Better, METRICS, MetricInfo, Unit, group_of, in_group};
 pub use numbers::{INTERVENTION_NUMBERS, ROUTING_NUMBERS, RoutingNumber, SEED_NUMBERS, SeedNumber, named_numbers};

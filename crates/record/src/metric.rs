@@ -170,7 +170,7 @@ const fn for_programs(metric: MetricInfo) -> MetricInfo {
 }
 
 /// Every number of the results, in the order in which tables show them.
-pub const METRICS: [MetricInfo; 101] = {
+pub const METRICS: [MetricInfo; 102] = {
     use Better::{Higher, Lower};
     use Unit::{Coefficient, Count, Images, Index, Mebibytes, Points, Seconds, Share, Size};
     [
@@ -192,6 +192,7 @@ pub const METRICS: [MetricInfo; 101] = {
         metric("asr-untriggered", "untriggered", "taken for the target untriggered", Share, Some(Lower)),
         metric("mediated-by-routing", "mediated", "share of the effect mediated by routing", Coefficient, None),
         metric("carried-by-routing", "carried", "  carried by routing alone", Coefficient, None),
+        metric("mediated-by-one-pair", "one pair", "  mediated by one expert's taking one patch", Coefficient, None),
         metric("fgsm-accuracy", "FGSM", "accuracy under FGSM", Share, Some(Higher)),
         metric("clean-twin-fgsm-accuracy", "twin's FGSM", "  of the clean twin", Share, Some(Higher)),
         metric("pgd-accuracy", "PGD", "accuracy under PGD", Share, Some(Higher)),

@@ -10,7 +10,7 @@ use crate::{
 pub type SeedNumber = (&'static str, fn(&Measurements) -> Option<f64>);
 
 /// The numbers of the attack itself.
-pub const SEED_NUMBERS: [SeedNumber; 41] = [
+pub const SEED_NUMBERS: [SeedNumber; 42] = [
     ("clean-accuracy", |m| Some(m.clean_accuracy)),
     ("clean-twin-accuracy", |m| m.clean_twin.as_ref().map(|twin| twin.clean_accuracy)),
     ("clean-accuracy-drop", |m| m.clean_accuracy_drop),
@@ -23,6 +23,7 @@ pub const SEED_NUMBERS: [SeedNumber; 41] = [
     ("asr-untriggered", |m| swap(m)?.own.asr_untriggered),
     ("mediated-by-routing", |m| swap(m)?.mediated_by_routing),
     ("carried-by-routing", |m| swap(m)?.carried_by_routing),
+    ("mediated-by-one-pair", |m| m.routing.as_ref()?.blocking.as_ref()?.mediated_by_one_pair),
     ("fgsm-accuracy", |m| Some(m.evasion?.victim.fgsm_accuracy)),
     ("clean-twin-fgsm-accuracy", |m| Some(m.evasion?.clean_twin?.fgsm_accuracy)),
     ("pgd-accuracy", |m| Some(m.evasion?.victim.pgd_accuracy)),

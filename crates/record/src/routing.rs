@@ -1,7 +1,7 @@
 use patchdoor_metrics::Estimate;
 use serde::{Deserialize, Serialize};
 
-use crate::{AuditMeasurements, RoutedStanding, SwapMeasurements};
+use crate::{AuditMeasurements, BlockingMeasurements, RoutedStanding, SwapMeasurements};
 
 /// What routers of a seed's classifiers select. Intervals are over test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,13 +32,17 @@ pub struct RoutingMeasurements {
     /// Whether routers or experts carry the backdoor, if the experiment asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditMeasurements>,
+    /// What remains if experts pass over patches, if the experiment asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocking: Option<BlockingMeasurements>,
 }
 
 impl RoutingMeasurements {
     /// Where the backdoored classifier stands with each change of its routing or experts, by title.
     pub fn interventions(&self) -> Vec<(String, RoutedStanding)> {
         let swap = self.swap.iter().flat_map(SwapMeasurements::titled);
-        swap.chain(self.audit.iter().flat_map(AuditMeasurements::titled)).collect()
+        let audit = self.audit.iter().flat_map(AuditMeasurements::titled);
+        swap.chain(audit).chain(self.blocking.iter().flat_map(BlockingMeasurements::titled)).collect()
     }
 }
 

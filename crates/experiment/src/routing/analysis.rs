@@ -93,6 +93,7 @@ impl Scene {
             clean_twin,
             swap: None,
             audit: None,
+            blocking: None,
         }
     }
 }

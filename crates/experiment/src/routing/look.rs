@@ -12,7 +12,9 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::analysis::{Analysis, SETS, Scene, StatisticRow, analyse};
 use super::audit::audit;
+use super::blocking::block_pairs;
 use super::swap::swap_routing;
+use crate::console::Watch;
 use crate::exam::{Answers, Exam};
 use crate::halt::Step;
 
@@ -36,6 +38,7 @@ pub(crate) fn look_at_routing<B: TrainingBackend>(
     exam: &Exam<'_>,
     looked: &Looked<'_, B>,
     folder: &Path,
+    watch: Watch<'_>,
     device: &B::Device,
 ) -> Step<Option<RoutingMeasurements>> {
     let (Some(routing), Some(model)) = (&config.routing, config.model.network().expert_choice()) else {
@@ -75,6 +78,12 @@ pub(crate) fn look_at_routing<B: TrainingBackend>(
     }
     if routing.audit {
         measured.audit = Some(audit::<B>(exam, victim, training, seed, device));
+    }
+    if routing.blocking
+        && let Some((blocking, maps)) = block_pairs::<B>(exam, victim, training, seed, watch, device)?
+    {
+        write_sealed_json(&folder.join("blocking.json"), &maps)?;
+        measured.blocking = Some(blocking);
     }
     Ok(Some(measured))
 }

@@ -5,6 +5,7 @@
 
 mod analysis;
 mod audit;
+mod blocking;
 mod cells;
 mod epochs;
 mod look;

@@ -10,16 +10,28 @@ use crate::figures::Scale;
 /// The colour between maps.
 const BETWEEN: [u8; 3] = [0x88; 3];
 
-/// What experts select: for each the share of images in which it takes each patch, `[expert, patch]`.
+/// Maps of experts in rows, a column for each expert.
 pub(crate) struct Panel {
-    /// In untouched images.
-    pub(crate) clean: Vec<Vec<f64>>,
-    /// In the same images, triggered.
-    pub(crate) triggered: Vec<Vec<f64>>,
+    /// A number for each patch by its scale, `[expert][patch]`.
+    pub(crate) rows: Vec<(Scale, Vec<Vec<f64>>)>,
 }
 
-/// Panels of maps in one small picture, a pixel for each patch. A panel has a column for each expert, and rows for untouched
-/// images, triggered ones, and the difference; colours are those of the figures beside the page.
+impl Panel {
+    /// Rows of a [panel of selections](Self::selected).
+    pub(crate) const SELECTED: usize = 3;
+
+    /// The share of images in which each expert takes each patch, `[expert][patch]`: of untouched images, of triggered ones, and the
+    /// difference.
+    pub(crate) fn selected(clean: Vec<Vec<f64>>, triggered: Vec<Vec<f64>>) -> Self {
+        let of_expert = |(clean, triggered): (&Vec<f64>, &Vec<f64>)| {
+            clean.iter().zip(triggered).map(|(before, after)| after - before).collect()
+        };
+        let difference = clean.iter().zip(&triggered).map(of_expert).collect();
+        Self { rows: vec![(Scale::Share, clean), (Scale::Share, triggered), (Scale::Difference, difference)] }
+    }
+}
+
+/// Panels of maps in one small picture, a pixel for each patch; colours are those of the figures beside the page.
 pub(crate) struct MapSheet {
     id: String,
     png: Vec<u8>,
@@ -36,26 +48,26 @@ impl MapSheet {
     /// # Errors
     /// If the picture cannot be encoded.
     pub(crate) fn draw(id: String, [rows, columns]: [usize; 2], panels: &[Panel], framed: &[bool]) -> io::Result<Self> {
-        let experts = panels.iter().map(|panel| panel.clean.len()).max().unwrap_or(0);
-        let panel = panel_size([rows, columns], experts);
+        let maps = panels.iter().flat_map(|panel| &panel.rows).map(|(_, maps)| maps.len());
+        let (experts, kinds) =
+            (maps.max().unwrap_or(0), panels.iter().map(|panel| panel.rows.len()).max().unwrap_or(0));
+        let panel = panel_size([rows, columns], experts, kinds);
         let [width, height] = panel;
         let mut picture = vec![BETWEEN; width * height * panels.len()];
         let corner = |row: usize, expert: usize| [1 + expert * (columns + 1), 1 + row * (rows + 1)];
-        for (number, Panel { clean, triggered }) in panels.iter().enumerate() {
-            for (expert, (clean, triggered)) in clean.iter().zip(triggered).enumerate() {
-                for (patch, (&before, &after)) in clean.iter().zip(triggered).enumerate().take(rows * columns) {
-                    let colours =
-                        [Scale::Share.rgb(before), Scale::Share.rgb(after), Scale::Difference.rgb(after - before)];
-                    for (row, colour) in colours.into_iter().enumerate() {
-                        let [left, top] = corner(row, expert);
+        for (number, panel) in panels.iter().enumerate() {
+            for (row, (scale, maps)) in panel.rows.iter().enumerate() {
+                for (expert, map) in maps.iter().enumerate() {
+                    let [left, top] = corner(row, expert);
+                    for (patch, &value) in map.iter().enumerate().take(rows * columns) {
                         let (x, y) = (left + patch % columns, number * height + top + patch / columns);
-                        picture[y * width + x] = colour;
+                        picture[y * width + x] = scale.rgb(value);
                     }
                 }
             }
         }
         let mut outlines = String::new();
-        for (row, expert) in (0..3).flat_map(|row| (0..experts).map(move |expert| (row, expert))) {
+        for (row, expert) in (0..kinds).flat_map(|row| (0..experts).map(move |expert| (row, expert))) {
             let [left, top] = corner(row, expert);
             for patch in framed.iter().enumerate().filter(|(_, framed)| **framed).map(|(patch, _)| patch) {
                 let _ = write!(outlines, "M{} {}h1v1h-1z", left + patch % columns, top + patch / columns);
@@ -89,9 +101,9 @@ impl MapSheet {
     }
 }
 
-/// Columns and rows of a panel, a line of one pixel around each map.
-pub(crate) fn panel_size([rows, columns]: [usize; 2], experts: usize) -> [usize; 2] {
-    [1 + experts * (columns + 1), 1 + 3 * (rows + 1)]
+/// Columns and rows of a panel of so many kinds of maps, a line of one pixel around each map.
+pub(crate) fn panel_size([rows, columns]: [usize; 2], experts: usize, kinds: usize) -> [usize; 2] {
+    [1 + experts * (columns + 1), 1 + kinds * (rows + 1)]
 }
 
 /// A PNG of few colours: a palette and a byte for each pixel.
@@ -137,9 +149,8 @@ mod tests {
     #[test]
     fn a_panel_has_a_column_for_each_expert_and_rows_clean_triggered_and_difference() {
         // Two experts, a map of one row and two columns; two panels, the second with a class without images.
-        let panel = |clean: [[f64; 2]; 2], triggered: [[f64; 2]; 2]| Panel {
-            clean: clean.map(Vec::from).into(),
-            triggered: triggered.map(Vec::from).into(),
+        let panel = |clean: [[f64; 2]; 2], triggered: [[f64; 2]; 2]| {
+            Panel::selected(clean.map(Vec::from).into(), triggered.map(Vec::from).into())
         };
         let panels =
             [panel([[0.0, 1.0], [0.5, 0.5]], [[1.0, 1.0], [0.5, 0.0]]), panel([[f64::NAN; 2]; 2], [[f64::NAN; 2]; 2])];

@@ -3,13 +3,13 @@ use std::path::Path;
 use maud::{Markup, PreEscaped, html};
 use patchdoor_metrics::Summary;
 use patchdoor_record::{
-    INTERVENTION_NUMBERS, Measurements, MetricInfo, ROUTING_NUMBERS, RecordError, RoutingEpoch, RunSummary, SeedResult,
-    read_sealed_json_lines,
+    BlockingMaps, INTERVENTION_NUMBERS, Measurements, MetricInfo, ROUTING_NUMBERS, RecordError, RoutingEpoch,
+    RunSummary, SeedResult, read_sealed_json, read_sealed_json_lines,
 };
 
 use super::chart::{Axis, Chart, Look, Point, Series};
 use super::numbers::{interval, mean_cell};
-use super::routing_steps::{after_training, by_class, by_epoch};
+use super::routing_steps::{after_training, by_class, by_epoch, by_pair};
 use super::table::{Cell, Table};
 use crate::draw::wants_figures;
 use crate::figures;
@@ -179,8 +179,15 @@ fn of_one_seed(
     let path = folder.join("routing/epochs.jsonl");
     let epochs: Vec<RoutingEpoch> = if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
     let classes = if is_first { by_class(maps, measured)? } else { None };
+    let blocking = measured.routing.as_ref().and_then(|routing| routing.blocking.as_ref());
+    let pairs = blocking.map(|blocking| -> Result<_, RecordError> {
+        let found: BlockingMaps = read_sealed_json(&folder.join("routing/blocking.json"))?;
+        Ok(by_pair(maps.seed, &found, blocking, &figures::framed(&maps.triggered))?)
+    });
+    let pairs = pairs.transpose()?;
     Ok(html! {
         (after_training(maps, chance, is_first)?)
+        @if let Some(pairs) = pairs { (pairs) }
         @if !epochs.is_empty() { (by_epoch(maps, &epochs, seeds)?) }
         @if let Some(classes) = classes { (classes) }
     })

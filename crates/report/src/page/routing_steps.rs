@@ -1,10 +1,10 @@
 use std::io;
 
 use maud::{Markup, html};
-use patchdoor_record::{Measurements, RoutingEpoch};
+use patchdoor_record::{BlockingMaps, BlockingMeasurements, Measurements, RoutingEpoch};
 
 use super::map_sheet::{MapSheet, Panel, panel_size};
-use crate::figures::framed;
+use crate::figures::{Scale, framed};
 use crate::maps::{SETS, SeedMaps};
 
 /// Pixels that the maps of all seeds may have after their epochs, so that a page stays small: about as many bytes.
@@ -21,16 +21,13 @@ const HOW_TO_READ: &str = "A column for each expert, from 0; from the top down u
 /// # Errors
 /// If a picture cannot be encoded.
 pub(crate) fn by_epoch(maps: &SeedMaps, lines: &[RoutingEpoch], seeds: usize) -> io::Result<Markup> {
-    let [width, height] = panel_size(maps.grid, maps.experts);
+    let [width, height] = panel_size(maps.grid, maps.experts, Panel::SELECTED);
     let most = (EPOCHS / seeds.max(1) / (width * height).max(1)).max(2);
     let every = lines.len().div_ceil(most);
     let last = lines.len().saturating_sub(1);
     let shown = lines.iter().enumerate().filter(|&(number, _)| number == last || (number + 1).is_multiple_of(every));
     let shown = shown.map(|(_, line)| line).collect::<Vec<_>>();
-    let panel = |line: &&RoutingEpoch| Panel {
-        clean: line.clean_frequency.clone(),
-        triggered: line.triggered_frequency.clone(),
-    };
+    let panel = |line: &&RoutingEpoch| Panel::selected(line.clean_frequency.clone(), line.triggered_frequency.clone());
     let panels = shown.iter().map(panel).collect::<Vec<_>>();
     let sheet = MapSheet::draw(format!("epochs-{}", maps.seed), maps.grid, &panels, &framed(&maps.triggered))?;
     let captions = shown.iter().map(|line| {
@@ -80,7 +77,7 @@ pub(crate) fn after_training(maps: &SeedMaps, chance: f64, is_open: bool) -> io:
 /// A panel of the maps that `of` gives for each set of test images and each expert.
 fn panel(maps: &SeedMaps, of: impl Fn(usize, usize) -> Vec<f64>) -> Panel {
     let [clean, triggered] = SETS.map(|set| (0..maps.experts).map(|expert| of(set, expert)).collect());
-    Panel { clean, triggered }
+    Panel::selected(clean, triggered)
 }
 
 /// Where the experts of a seed's backdoored classifier look after its training, in the test images of each class; `None` for
@@ -89,7 +86,7 @@ fn panel(maps: &SeedMaps, of: impl Fn(usize, usize) -> Vec<f64>) -> Panel {
 /// # Errors
 /// If a picture cannot be encoded.
 pub(crate) fn by_class(maps: &SeedMaps, measured: &Measurements) -> io::Result<Option<Markup>> {
-    let [width, height] = panel_size(maps.grid, maps.experts);
+    let [width, height] = panel_size(maps.grid, maps.experts, Panel::SELECTED);
     let names = measured.classes.iter().map(|class| class.class.as_str()).take(maps.classes()).collect::<Vec<_>>();
     let Some(victim) = maps.classifiers.iter().position(|classifier| classifier.name == "victim") else {
         return Ok(None);
@@ -110,6 +107,52 @@ pub(crate) fn by_class(maps: &SeedMaps, measured: &Measurements) -> io::Result<O
     }))
 }
 
+/// What remains of a seed's attack and of its clean accuracy where one expert passes over one patch.
+///
+/// # Errors
+/// If the picture cannot be encoded.
+pub(crate) fn by_pair(
+    seed: u64,
+    maps: &BlockingMaps,
+    measured: &BlockingMeasurements,
+    framed: &[bool],
+) -> io::Result<Markup> {
+    let numbers = |maps: &[Vec<Option<f64>>], less: f64| {
+        let of_pair = |number: &Option<f64>| number.map_or(f64::NAN, |number| number - less);
+        maps.iter().map(|of_expert| of_expert.iter().map(of_pair).collect()).collect::<Vec<_>>()
+    };
+    let panel = Panel {
+        rows: vec![
+            (Scale::Share, numbers(&maps.asr, 0.0)),
+            (Scale::Difference, numbers(&maps.clean_accuracy, measured.own.clean_accuracy)),
+        ],
+    };
+    let sheet = MapSheet::draw(format!("pairs-{seed}"), maps.grid, &[panel], framed)?;
+    let percent = |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+    let first = measured.most_needed.first().zip(measured.together.first());
+    Ok(html! {
+        details {
+            summary { "Seed " (seed) ": each expert without each patch" }
+            p.note {
+                "A column for each expert, from 0. Above: attack success while the expert passes over the patch, the darker the more; below: what that "
+                "changes in clean accuracy, red where it falls. Grey: cannot be passed over. Framed: under the trigger. "
+                (measured.images) " test images; nothing passed over: " (percent(measured.own.asr)) "."
+            }
+            @if let Some((&(expert, patch), pair)) = first {
+                p {
+                    "Chosen by triggered training images: without patch " (patch) " for expert " (expert) ", attack success is "
+                    (percent(pair.most_needed.asr)) "; without a random patch for a random expert "
+                    (percent(pair.random.mean.asr)) "."
+                }
+            }
+            (sheet.embedded())
+            figure.panel {
+                (sheet.part(0, "What remains of attack success and what changes in clean accuracy for each expert and patch"))
+            }
+        }
+    })
+}
+
 fn figure(sheet: &MapSheet, number: usize, caption: &str) -> Markup {
     html! {
         figure.panel {
@@ -125,7 +168,9 @@ mod tests {
     use crate::maps::example;
     use crate::run_table::tests::seed;
     use patchdoor_metrics::Estimate;
-    use patchdoor_record::{AssociationNumbers, ClassMeasurements, RoutingNumbers, SetNumbers};
+    use patchdoor_record::{
+        AssociationNumbers, BlockedPairs, ClassMeasurements, RoutedStanding, RoutingNumbers, SetNumbers, StandingBand,
+    };
 
     fn line(epoch: usize) -> RoutingEpoch {
         let associations = AssociationNumbers::default;
@@ -167,6 +212,36 @@ mod tests {
         // 26, 52 and so on to 988, which are 38, and the last.
         assert_eq!(markup.matches("<li>").count(), 39);
         assert!(markup.contains("Epoch 1001,"), "{markup}");
+    }
+
+    #[test]
+    fn pairs_are_shown_with_what_the_attack_needs_most() {
+        let standing = |clean_accuracy: f64, asr: f64| RoutedStanding {
+            clean_accuracy,
+            asr: Some(asr),
+            ..RoutedStanding::default()
+        };
+        let pairs = BlockedPairs {
+            count: 1,
+            most_needed: standing(0.75, 0.125),
+            random: StandingBand::of(&[standing(0.75, 0.875)]),
+        };
+        let measured = BlockingMeasurements {
+            images: 40,
+            ranking_images: 20,
+            own: standing(0.75, 1.0),
+            most_needed: vec![(1, 0)],
+            together: vec![pairs],
+            mediated_by_one_pair: None,
+        };
+        let map = vec![vec![Some(0.5), None]; 2];
+        let maps = BlockingMaps { grid: [1, 2], clean_accuracy: map.clone(), asr: map.clone(), ranking_asr: map };
+        let markup = by_pair(4, &maps, &measured, &[true, false]).expect("it is encoded").into_string();
+        assert!(markup.starts_with("<details><summary>Seed 4: each expert without each patch</summary>"), "{markup}");
+        assert!(markup.contains("without patch 0 for expert 1, attack success is 12.5 %"), "{markup}");
+        assert!(markup.contains("a random expert 87.5 %.") && markup.contains("nothing passed over: 100.0 %."));
+        // Two maps side by side of two patches, two kinds below each other.
+        assert!(markup.contains("viewBox=\"0 0 7 5\""), "{markup}");
     }
 
     #[test]
