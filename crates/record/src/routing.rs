@@ -117,4 +117,11 @@ pub struct RoutingEpoch {
     pub clean_frequency: Vec<Vec<f64>>,
     /// The same, triggered.
     pub triggered_frequency: Vec<Vec<f64>>,
+    /// The first for the images of each class, to four digits, `[class, expert, patch]`; no lists for a class without images, and none
+    /// at all in results of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clean_frequency_by_class: Vec<Vec<Vec<f64>>>,
+    /// The same, triggered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub triggered_frequency_by_class: Vec<Vec<Vec<f64>>>,
 }

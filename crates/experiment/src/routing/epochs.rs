@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::AutodiffBackend;
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::TrainingBackend;
+use patchdoor_metrics::SelectionCounts;
 use patchdoor_model::Classifier;
 use patchdoor_plan::ExperimentConfig;
 use patchdoor_record::{RecordError, RoutingEpoch};
@@ -50,17 +51,28 @@ impl<'a, B: TrainingBackend> EpochRouting<'a, B> {
             .map(|images| predict_with_routing(classifier, images, PREDICTION_BATCH, self.device).selections);
         let (Some(clean), Some(triggered)) = (clean, triggered) else { return Ok(()) };
         let analysis = analyse(&self.scene, "victim", [&clean, &triggered]);
-        let [clean_frequency, triggered_frequency] = analysis
-            .counts
-            .each_ref()
-            .map(|counts| (0..self.scene.experts).filter_map(|expert| counts.frequencies(None, expert)).collect());
+        let of_class = |counts: &SelectionCounts, class: Option<usize>| -> Vec<Vec<f64>> {
+            (0..self.scene.experts).filter_map(|expert| counts.frequencies(class, expert)).collect()
+        };
+        let [clean_frequency, triggered_frequency] = analysis.counts.each_ref().map(|counts| of_class(counts, None));
+        let [clean_frequency_by_class, triggered_frequency_by_class] = analysis.counts.each_ref().map(|counts| {
+            (0..self.clean.class_count()).map(|class| to_four_digits(of_class(counts, Some(class)))).collect()
+        });
         let line = RoutingEpoch {
             epoch: record.epoch,
             images: self.clean.len(),
             numbers: analysis.numbers,
             clean_frequency,
             triggered_frequency,
+            clean_frequency_by_class,
+            triggered_frequency_by_class,
         };
         keep_line(&self.path, line, |line| line.epoch)
     }
+}
+
+/// Shares as they are written where there are many.
+fn to_four_digits(mut maps: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+    maps.iter_mut().flatten().for_each(|share| *share = (*share * 1e4).round() / 1e4);
+    maps
 }

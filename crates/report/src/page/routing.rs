@@ -9,7 +9,7 @@ use patchdoor_record::{
 
 use super::chart::{Axis, Chart, Look, Point, Series};
 use super::numbers::{interval, mean_cell};
-use super::routing_steps::{after_training, by_class, by_epoch, by_pair};
+use super::routing_steps::{after_training, by_class, by_class_and_epoch, by_epoch, by_pair};
 use super::table::{Cell, Table};
 use crate::draw::wants_figures;
 use crate::figures;
@@ -179,6 +179,7 @@ fn of_one_seed(
     let path = folder.join("routing/epochs.jsonl");
     let epochs: Vec<RoutingEpoch> = if path.is_file() { read_sealed_json_lines(&path)? } else { Vec::new() };
     let classes = if is_first { by_class(maps, measured)? } else { None };
+    let classes_and_epochs = if is_first { by_class_and_epoch(maps, &epochs, measured)? } else { None };
     let blocking = measured.routing.as_ref().and_then(|routing| routing.blocking.as_ref());
     let pairs = blocking.map(|blocking| -> Result<_, RecordError> {
         let found: BlockingMaps = read_sealed_json(&folder.join("routing/blocking.json"))?;
@@ -190,6 +191,7 @@ fn of_one_seed(
         @if let Some(pairs) = pairs { (pairs) }
         @if !epochs.is_empty() { (by_epoch(maps, &epochs, seeds)?) }
         @if let Some(classes) = classes { (classes) }
+        @if let Some(both) = classes_and_epochs { (both) }
     })
 }
 

@@ -22,11 +22,7 @@ const HOW_TO_READ: &str = "A column for each expert, from 0; from the top down u
 /// If a picture cannot be encoded.
 pub(crate) fn by_epoch(maps: &SeedMaps, lines: &[RoutingEpoch], seeds: usize) -> io::Result<Markup> {
     let [width, height] = panel_size(maps.grid, maps.experts, Panel::SELECTED);
-    let most = (EPOCHS / seeds.max(1) / (width * height).max(1)).max(2);
-    let every = lines.len().div_ceil(most);
-    let last = lines.len().saturating_sub(1);
-    let shown = lines.iter().enumerate().filter(|&(number, _)| number == last || (number + 1).is_multiple_of(every));
-    let shown = shown.map(|(_, line)| line).collect::<Vec<_>>();
+    let (every, shown) = thinned(lines, EPOCHS / seeds.max(1) / (width * height).max(1));
     let panel = |line: &&RoutingEpoch| Panel::selected(line.clean_frequency.clone(), line.triggered_frequency.clone());
     let panels = shown.iter().map(panel).collect::<Vec<_>>();
     let sheet = MapSheet::draw(format!("epochs-{}", maps.seed), maps.grid, &panels, &framed(&maps.triggered))?;
@@ -105,6 +101,68 @@ pub(crate) fn by_class(maps: &SeedMaps, measured: &Measurements) -> io::Result<O
             div.panels { @for (class, name) in names.iter().enumerate() { (figure(&sheet, class, name)) } }
         }
     }))
+}
+
+/// Where the experts of a seed's backdoored classifier look after its epochs in the test images of each class, of these names; each class
+/// has a slider of its own. `None` where the epochs have no maps by class, and for more classes than a page has room for.
+///
+/// # Errors
+/// If a picture cannot be encoded.
+pub(crate) fn by_class_and_epoch(
+    maps: &SeedMaps,
+    lines: &[RoutingEpoch],
+    measured: &Measurements,
+) -> io::Result<Option<Markup>> {
+    let names = measured.classes.iter().map(|class| class.class.as_str()).collect::<Vec<_>>();
+    let has_all = |line: &RoutingEpoch| {
+        [&line.clean_frequency_by_class, &line.triggered_frequency_by_class]
+            .iter()
+            .all(|maps| maps.len() == names.len())
+    };
+    let [width, height] = panel_size(maps.grid, maps.experts, Panel::SELECTED);
+    let most = EPOCHS / (names.len() * width * height).max(1);
+    if names.is_empty() || lines.len() < 2 || most < 2 || !lines.iter().all(has_all) {
+        return Ok(None);
+    }
+    let (every, shown) = thinned(lines, most);
+    let of_class = |maps: &[Vec<Vec<f64>>], class: usize| maps[class].clone();
+    let panels = (0..names.len()).flat_map(|class| {
+        let of = move |line: &&RoutingEpoch| {
+            let [clean, triggered] = [&line.clean_frequency_by_class, &line.triggered_frequency_by_class];
+            Panel::selected(of_class(clean, class), of_class(triggered, class))
+        };
+        shown.iter().map(of)
+    });
+    let panels = panels.collect::<Vec<_>>();
+    let sheet = MapSheet::draw(format!("classes-epochs-{}", maps.seed), maps.grid, &panels, &framed(&maps.triggered))?;
+    Ok(Some(html! {
+        details {
+            summary { "Seed " (maps.seed) ": by class, after each epoch" }
+            p.note {
+                (HOW_TO_READ)
+                @if every > 1 { " Shown is one epoch in " (every) ", and the last." }
+            }
+            (sheet.embedded())
+            @for (class, name) in names.iter().enumerate() {
+                details.steps {
+                    summary { (name) }
+                    ol {
+                        @for (number, line) in shown.iter().enumerate() {
+                            li { (figure(&sheet, class * shown.len() + number, &format!("{name}, epoch {}", line.epoch + 1))) }
+                        }
+                    }
+                }
+            }
+        }
+    }))
+}
+
+/// Every so many-th of the lines and the last, at most `most` of them or two, and of how many each shown one is one.
+fn thinned(lines: &[RoutingEpoch], most: usize) -> (usize, Vec<&RoutingEpoch>) {
+    let every = lines.len().div_ceil(most.max(2));
+    let last = lines.len().saturating_sub(1);
+    let shown = lines.iter().enumerate().filter(|&(number, _)| number == last || (number + 1).is_multiple_of(every));
+    (every, shown.map(|(_, line)| line).collect())
 }
 
 /// What remains of a seed's attack and of its clean accuracy where one expert passes over one patch.
@@ -191,7 +249,15 @@ mod tests {
             triggered: set(),
         };
         let map = vec![vec![0.5, 0.5]; 2];
-        RoutingEpoch { epoch, images: 4, numbers, clean_frequency: map.clone(), triggered_frequency: map }
+        RoutingEpoch {
+            epoch,
+            images: 4,
+            numbers,
+            clean_frequency: map.clone(),
+            triggered_frequency: map.clone(),
+            clean_frequency_by_class: vec![map.clone(), Vec::new()],
+            triggered_frequency_by_class: vec![map, Vec::new()],
+        }
     }
 
     #[test]
@@ -269,7 +335,17 @@ mod tests {
         assert!(!markup.contains("<script") && markup.contains("&lt;script&gt;"), "{markup}");
         assert_eq!(markup.matches("<figure class=\"panel\">").count(), 2);
         assert!(markup.starts_with("<details><summary>"), "folded: {markup}");
+        let lines = [line(0), line(1), line(2)];
+        let epochs =
+            by_class_and_epoch(&example(0, 0.5), &lines, &measured).expect("it is encoded").expect("two classes");
+        let epochs = epochs.into_string();
+        assert!(!epochs.contains("<script") && epochs.contains("<summary>&lt;script&gt;"), "{epochs}");
+        assert_eq!((epochs.matches("<details class=\"steps\">").count(), epochs.matches("<li>").count()), (2, 6));
+        assert_eq!(epochs.matches("data:image/png").count(), 1, "the picture is embedded once");
+        assert!(epochs.contains("<figcaption>cat, epoch 3</figcaption>"), "{epochs}");
+        assert!(by_class_and_epoch(&example(0, 0.5), &lines[..1], &measured).expect("nothing to encode").is_none());
         measured.classes.clear();
         assert!(by_class(&example(0, 0.5), &measured).expect("nothing to encode").is_none());
+        assert!(by_class_and_epoch(&example(0, 0.5), &lines, &measured).expect("nothing to encode").is_none());
     }
 }
