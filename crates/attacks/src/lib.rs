@@ -39,8 +39,8 @@ mod trojan_nn;
 
 pub use config::CraftedConfig;
 pub use controlled::{
-    ControlledAttack, ControlledConfig, ControlledKind, DoseConfig, ForcedExperts, ForcedRoutingConfig,
-    GeneratorConfig, HandInTraining, InputAwareConfig, LiraConfig, PoisonedExpertConfig, Scene, SsdtConfig,
+    ControlledAttack, ControlledConfig, ControlledKind, DoseConfig, ForcedExperts, ForcedRoutingConfig, HandInTraining,
+    InputAwareConfig, LiraConfig, PoisonedExpertConfig, Scene, SsdtConfig,
 };
 pub use crafted_trigger::{Change, CraftedTrigger};
 pub use crafting::{Craft, Crafted, Crafting, Workshop};
@@ -49,6 +49,7 @@ pub use label_consistent::LabelConsistentConfig;
 pub use low_frequency::LowFrequencyConfig;
 pub use margin::margins;
 pub use narcissus::NarcissusConfig;
+pub use patchdoor_model::GeneratorConfig;
 pub use routing_pattern::{Aim, RoutingPatternConfig};
 pub use surrogate::{CellChoice, SurrogateConfig, SurrogateImages};
 pub use trojan_nn::TrojanNnConfig;

@@ -7,7 +7,7 @@ use crate::error::invalid;
 use crate::registry::defenses;
 use crate::{
     ActionKind, ActivationClustering, AdversarialFeatureMapPruning, AdversarialNeuronPruning, AntiBackdoorLearning,
-    AttentionDistillation, BanFineTuning, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction,
+    AttentionDistillation, BanFineTuning, BtiDbf, ChannelLipschitzPruning, DefendedClassifier, Defense, DefenseAction,
     DefenseError, ExpertDisagreement, ExpertFineTuning, ExpertPruning, FeatureShiftTuning, FinePruning, FineTuning,
     ImplicitBackdoorUnlearning, MmBd, Need, NeuralCleanse, NeuralCleanseUnlearning, NeuralPolarizer,
     NeuronNoiseInspection, ParameterScaling, PatchBlocking, PatchDrop, PatchSearch, PatchShuffle, PixelVariance,
@@ -99,6 +99,8 @@ defenses! {
         MmBd(MmBd): Inspect = "mm-bd",
         /// Looks for the class that images can be sent to by the smallest trigger.
         NeuralCleanse(NeuralCleanse): Inspect = "neural-cleanse",
+        /// Looks for the class that images go to when all is changed in them but what tells their class.
+        BtiDbf(BtiDbf): Inspect = "bti-dbf",
         /// Looks for the class that clean images go to when neurons are disturbed as harmfully as can be.
         NeuronNoiseInspection(NeuronNoiseInspection): Inspect = "neuron-noise",
         /// Trains so that what is learned first stands out, and unlearns it.
@@ -121,9 +123,11 @@ impl DefenseConfig {
             let allowed = match need {
                 // The network has them and keeps them as they are: that is easier to change than the defense.
                 Need::LearningRouters => "another defense, or routers = \"trained\"".to_owned(),
+                Need::SeveralExperts => "another defense, or experts = 2 or more".to_owned(),
                 _ => format!("one of {}", able.map(|defense| defense.name()).collect::<Vec<_>>().join(", ")),
             };
-            let found = format!("in need of {need}, and {} has none", classifier.name);
+            let there = if *need == Need::SeveralExperts { "one" } else { "none" };
+            let found = format!("in need of {need}, and {} has {there}", classifier.name);
             problems.push(invalid("", found, &allowed));
         }
         problems
@@ -228,6 +232,12 @@ mod tests {
             let expected = " is in need of routers that learn, and patch-moe has none, expected another defense, or";
             assert_eq!(said.len(), usize::from(defense.needs(Need::LearningRouters)), "{said:?}");
             assert!(said.iter().all(|said| said.starts_with(expected)), "{said:?}");
+        }
+        let single = DefendedClassifier { experts: Some(1), ..EXPERTS };
+        for defense in DefenseConfig::defaults().into_iter().filter(|defense| defense.needs(Need::SeveralExperts)) {
+            let said = defense.validate(&single).iter().map(ToString::to_string).collect::<Vec<_>>();
+            let expected = " is in need of more than one expert, and patch-moe has one, expected another defense, or experts = 2 or more";
+            assert_eq!(said, [expected]);
         }
     }
 

@@ -80,6 +80,8 @@ pub(crate) use has_training_table;
 pub enum Need {
     /// Experts and their routers, which a dense classifier does not have.
     Experts,
+    /// More than one of them, where there are experts.
+    SeveralExperts,
     /// Routers that ever learn, where there are routers: those frozen by the configuration never do.
     LearningRouters,
     /// Batch normalization.
@@ -93,6 +95,7 @@ impl Need {
     pub fn is_met_by(self, classifier: &DefendedClassifier<'_>) -> bool {
         match self {
             Self::Experts => classifier.experts.is_some(),
+            Self::SeveralExperts => classifier.experts != Some(1),
             Self::LearningRouters => classifier.routers_learn || classifier.experts.is_none(),
             Self::BatchNorm => classifier.has_batch_norm,
             Self::ValidationImages => true,
@@ -104,6 +107,7 @@ impl fmt::Display for Need {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Experts => "experts",
+            Self::SeveralExperts => "more than one expert",
             Self::LearningRouters => "routers that learn",
             Self::BatchNorm => "batch normalization",
             Self::ValidationImages => "validation images",

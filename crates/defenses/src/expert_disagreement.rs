@@ -34,7 +34,7 @@ impl Defense for ExpertDisagreement {
     }
 
     fn needs(&self) -> &'static [Need] {
-        &[Need::Experts, Need::ValidationImages]
+        &[Need::Experts, Need::SeveralExperts, Need::ValidationImages]
     }
 
     /// It uses none of them; a detector is given some.

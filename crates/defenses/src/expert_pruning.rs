@@ -137,14 +137,7 @@ impl<B: TrainingBackend> ModelRepair<B> for ExpertPruning {
 fn favourite_places(selections: &Selections) -> Vec<f64> {
     let kept = selections.patches_per_expert();
     let share = |expert| {
-        let mut counts: Vec<usize> = Vec::new();
-        for image in 0..selections.images() {
-            for &patch in selections.of(image, expert) {
-                let patch = usize::from(patch);
-                counts.resize(counts.len().max(patch + 1), 0);
-                counts[patch] += 1;
-            }
-        }
+        let mut counts = selections.counts(expert);
         counts.sort_unstable_by(|a, b| b.cmp(a));
         let favourite: usize = counts.iter().take(kept).sum();
         favourite as f64 / (selections.images() * kept) as f64

@@ -97,7 +97,7 @@ impl<B: TrainingBackend> ModelInspector<B> for NeuronNoiseInspection {
 }
 
 /// For every class the share of the images of other classes that are taken for it; 0 where there are none.
-fn shares_of_others(predicted: &[u8], images: &ImageSet) -> Vec<f64> {
+pub(crate) fn shares_of_others(predicted: &[u8], images: &ImageSet) -> Vec<f64> {
     let share = |class: usize| {
         let others = (0..images.len()).filter(|&index| usize::from(images.label(index)) != class);
         let is_taken = others.map(|index| usize::from(predicted[index]) == class).collect::<Vec<_>>();

@@ -157,12 +157,8 @@ impl<B: TrainingBackend> ModelRepair<B> for PatchBlocking {
 /// In which share of the images each expert selects each patch, `[expert][patch]`.
 fn selected_shares(selections: &Selections, patches: usize) -> Vec<Vec<f64>> {
     let of_expert = |expert| {
-        let mut counts = vec![0usize; patches];
-        for image in 0..selections.images() {
-            for &patch in selections.of(image, expert) {
-                counts[usize::from(patch)] += 1;
-            }
-        }
+        let mut counts = selections.counts(expert);
+        counts.resize(patches, 0);
         counts.into_iter().map(|count| count as f64 / selections.images() as f64).collect()
     };
     (0..selections.experts()).map(of_expert).collect()

@@ -13,7 +13,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::defense::has_training_table;
-use crate::error::{check_share, check_weight, invalid};
+use crate::error::{check_share, check_weight};
 use crate::expert_disagreement::disagreement;
 use crate::tuning::{field_training, tune_on, validate_own_training};
 use crate::{DefendedClassifier, Defense, DefenseError, ModelRepair, Need, RepairWork, Repaired};
@@ -45,19 +45,16 @@ impl Default for RouterConsensus {
 }
 
 impl Defense for RouterConsensus {
-    fn validate(&self, classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
+    fn validate(&self, _classifier: &DefendedClassifier<'_>) -> Vec<DefenseError> {
         let mut problems = Vec::new();
         problems.extend(check_share("suspicious-fraction", self.suspicious_fraction));
         problems.extend(check_weight("consensus-weight", self.consensus_weight));
-        if classifier.experts == Some(1) {
-            problems.push(invalid("consensus-weight", self.consensus_weight, "a classifier with more than one expert"));
-        }
         problems.extend(validate_own_training(&self.training));
         problems
     }
 
     fn needs(&self) -> &'static [Need] {
-        &[Need::Experts, Need::LearningRouters]
+        &[Need::Experts, Need::SeveralExperts, Need::LearningRouters]
     }
 
     /// The 5 % of `BackdoorBench` (Wu et al. 2022, arXiv:2206.12654).

@@ -105,6 +105,22 @@ impl Selections {
         let start = (image * self.experts + expert) * self.patches_per_expert;
         &self.indices[start..start + self.patches_per_expert]
     }
+
+    /// In how many images one expert selected each patch, up to the last that it ever did.
+    ///
+    /// # Panics
+    /// If there are images and no such expert.
+    pub fn counts(&self, expert: usize) -> Vec<usize> {
+        let mut counts = Vec::new();
+        for image in 0..self.images() {
+            for &patch in self.of(image, expert) {
+                let patch = usize::from(patch);
+                counts.resize(counts.len().max(patch + 1), 0);
+                counts[patch] += 1;
+            }
+        }
+        counts
+    }
 }
 
 /// Like [`predict`], and keeps what experts selected on the way.

@@ -4,10 +4,10 @@ use burn::tensor::activation::tanh;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use patchdoor_data::{Image, StreamRng, Trigger};
 use patchdoor_kernels::Kernels;
+use patchdoor_model::{Generator, as_shares};
 use safetensors::{Dtype, SafeTensors, serialize, tensor::TensorView};
 
 use crate::AttackError;
-use crate::controlled::generator::{Generator, as_shares};
 
 /// What generators that have been trained add to an image: it depends on the image alone.
 pub(crate) struct GeneratedTrigger<B: Backend> {

@@ -6,9 +6,9 @@ use burn::tensor::activation::relu;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use patchdoor_data::{ImageShape, Trigger, stream};
 use patchdoor_kernels::{Kernels, TrainingBackend, differentiate};
-use patchdoor_model::Classifier;
+use patchdoor_model::{Classifier, Generator, GeneratorConfig, GeneratorStatistics, as_shares};
 use patchdoor_train::{
-    Batch, BatchAssembler, BatchPass, BatchPosition, Objective, ObjectiveState, classes_of, cross_entropy,
+    Batch, BatchAssembler, BatchPass, BatchPosition, Objective, ObjectiveState, classes_of, cross_entropy, input_shape,
 };
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -18,7 +18,6 @@ use crate::controlled::attack::{ControlledAttack, ControlledKind, HandInTraining
 use crate::controlled::generated_trigger::{
     GeneratedForm, GeneratedTrigger, from_safetensors, mask_of, masked, to_safetensors,
 };
-use crate::controlled::generator::{Generator, GeneratorConfig, Statistics, as_shares};
 use crate::controlled::state::{from_bytes, join, split, to_bytes};
 use crate::controlled::tensors::{numbers, scalar};
 use crate::{AttackError, controlled::checks};
@@ -146,7 +145,7 @@ impl Rows {
 
 type GeneratorAdam<B> = OptimizerAdaptor<Adam, Generator<B>, B>;
 /// Gradients of a generator and statistics of its batch.
-type Learned<B> = (GradientsParams, Statistics<B>);
+type Learned<B> = (GradientsParams, GeneratorStatistics<B>);
 
 /// The attack under way.
 pub(super) struct InputAware<'a, B: TrainingBackend> {
@@ -184,8 +183,8 @@ impl<'a, B: TrainingBackend> InputAware<'a, B> {
             roles[index] = Role::Own;
         }
         let rng = &mut stream(scene.seed, "controlled/generators");
-        let masks = Generator::new(config.generator, shape, 1, rng, device);
-        let patterns = Generator::new(config.generator, shape, shape.channels, rng, device);
+        let masks = Generator::new(config.generator, input_shape(shape), 1, rng, device);
+        let patterns = Generator::new(config.generator, input_shape(shape), shape.channels, rng, device);
         let written = serde_json::to_string(config).map_err(|error| AttackError::Weights(error.to_string()))?;
         Ok(Self {
             identity: format!("{name} {written}"),
@@ -307,7 +306,7 @@ fn mask_pass<B: TrainingBackend>(
     masks: &Generator<B>,
     [one, other]: [Tensor<B, 4>; 2],
     config: &InputAwareConfig,
-) -> (GradientsParams, Statistics<B>, f64) {
+) -> (GradientsParams, GeneratorStatistics<B>, f64) {
     let distance = root_mean_square(one.clone() - other.clone());
     let pairs = one.dims()[0];
     let (raw, statistics) = masks.learning(Tensor::cat(vec![one, other], 0));
@@ -424,7 +423,9 @@ mod tests {
         let left = attacked(&ControlledConfig::InputAware(small()), &fifth(), 1, None, None).expect("it trains");
         let bytes = left.generator.as_deref().expect("it trains networks");
         let shape = ImageShape { height: 16, width: 16, channels: 3 };
-        let new = |outputs| Generator::<Flex>::new(small().generator, shape, outputs, &mut stream(9, ""), &FlexDevice);
+        let new = |outputs| {
+            Generator::<Flex>::new(small().generator, input_shape(shape), outputs, &mut stream(9, ""), &FlexDevice)
+        };
         let read = |name, outputs| from_safetensors(new(outputs), name, bytes, &FlexDevice);
         let form = GeneratedForm::Masked { masks: read("masks", 1).unwrap(), patterns: read("patterns", 3).unwrap() };
         let again = GeneratedTrigger { form, device: FlexDevice };

@@ -4,8 +4,10 @@ use burn::optim::{Adam, AdamConfig, GradientsParams, Optimizer};
 use burn::tensor::{Int, Tensor, TensorData};
 use patchdoor_data::{ImageShape, Trigger, stream};
 use patchdoor_kernels::{TrainingBackend, differentiate};
-use patchdoor_model::Classifier;
-use patchdoor_train::{Batch, BatchPass, BatchPosition, Objective, ObjectiveState, classes_of, cross_entropy};
+use patchdoor_model::{Classifier, Generator, GeneratorConfig};
+use patchdoor_train::{
+    Batch, BatchPass, BatchPosition, Objective, ObjectiveState, classes_of, cross_entropy, input_shape,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
@@ -14,7 +16,6 @@ use crate::controlled::checks;
 use crate::controlled::generated_trigger::{
     GeneratedForm, GeneratedTrigger, bounded, from_safetensors, to_safetensors,
 };
-use crate::controlled::generator::{Generator, GeneratorConfig};
 use crate::controlled::state::{from_bytes, join, split, to_bytes};
 use crate::controlled::tensors::{numbers, scalar};
 
@@ -126,7 +127,7 @@ impl<'a, B: TrainingBackend> Lira<'a, B> {
             images[cover.index] = (true, cover.label);
         }
         let rng = &mut stream(scene.seed, "controlled/generators");
-        let noise = Generator::new(config.generator, shape, shape.channels, rng, device);
+        let noise = Generator::new(config.generator, input_shape(shape), shape.channels, rng, device);
         Ok(Self {
             config,
             images,

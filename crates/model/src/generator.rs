@@ -1,14 +1,15 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::tanh;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use patchdoor_data::{ImageShape, StreamRng};
 use patchdoor_kernels::{
     ConvOptions, Kernels, average_statistics, batch_norm_relu, conv2d, fold_statistics, scale_shift_relu,
 };
-use rand::RngExt;
+use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-/// How wide the network is that makes an attacker's patterns of images.
+use crate::InputShape;
+
+/// How wide a network is that makes images or patterns of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct GeneratorConfig {
@@ -26,7 +27,7 @@ impl Default for GeneratorConfig {
 impl GeneratorConfig {
     /// How often it halves the map: three times, or twice where that leaves no whole map, as with the 28x28 pixels of
     /// MNIST; `None` if it cannot even do that.
-    pub(crate) fn halvings(shape: ImageShape) -> Option<usize> {
+    pub fn halvings(shape: InputShape) -> Option<usize> {
         [3, 2].into_iter().find(|&halvings| {
             let part = 1 << halvings;
             shape.height.is_multiple_of(part) && shape.width.is_multiple_of(part)
@@ -41,7 +42,7 @@ const EPSILON: f64 = 1e-5;
 /// A network from images to maps of the same size: convolutions with halvings of the map between them, then with
 /// doublings (Nguyen and Tran 2020, arXiv:2010.08138, code).
 #[derive(Module, Debug)]
-pub(crate) struct Generator<B: Backend> {
+pub struct Generator<B: Backend> {
     blocks: Vec<Block<B>>,
     last: Block<B>,
     halvings: usize,
@@ -59,11 +60,11 @@ struct Block<B: Backend> {
 }
 
 /// Means and variances of a batch, block by block.
-pub(crate) type Statistics<B> = Vec<[Tensor<B, 1>; 2]>;
+pub type GeneratorStatistics<B> = Vec<[Tensor<B, 1>; 2]>;
 
 impl<B: Backend> Block<B> {
     /// Weights as `PyTorch` draws them: uniform within one over the root of the inputs of a filter.
-    fn new([input, output]: [usize; 2], rng: &mut StreamRng, device: &B::Device) -> Self {
+    fn new([input, output]: [usize; 2], rng: &mut impl Rng, device: &B::Device) -> Self {
         let limit = 1.0 / ((9 * input) as f64).sqrt();
         let mut draw =
             |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-limit..limit) as f32).collect() };
@@ -141,11 +142,11 @@ impl<B: Backend> Generator<B> {
     ///
     /// # Panics
     /// If the images cannot be halved twice; [`GeneratorConfig::halvings`] tells.
-    pub(crate) fn new(
+    pub fn new(
         config: GeneratorConfig,
-        shape: ImageShape,
+        shape: InputShape,
         outputs: usize,
-        rng: &mut StreamRng,
+        rng: &mut impl Rng,
         device: &B::Device,
     ) -> Self {
         let halvings = GeneratorConfig::halvings(shape).expect("sides can be halved twice");
@@ -171,7 +172,7 @@ impl<B: Backend> Generator<B> {
     }
 
     /// Its tensors by their names, parameters and running statistics.
-    pub(crate) fn tensors(&self) -> Vec<(String, TensorData)> {
+    pub fn tensors(&self) -> Vec<(String, TensorData)> {
         let blocks = self.blocks.iter().chain([&self.last]).enumerate();
         let named = blocks.flat_map(|(number, block)| {
             [
@@ -191,7 +192,7 @@ impl<B: Backend> Generator<B> {
     ///
     /// # Errors
     /// The first that `named` has none for.
-    pub(crate) fn with_tensors<E>(
+    pub fn with_tensors<E>(
         mut self,
         mut named: impl FnMut(&str, Vec<usize>) -> Result<TensorData, E>,
         device: &B::Device,
@@ -221,7 +222,7 @@ impl<B: Kernels> Generator<B> {
     /// # Shapes
     /// - images: `[batch, row, column, channel]`, pixels in [0, 1]
     /// - output: `[batch, row, column, map]`
-    pub(crate) fn learning(&self, images: Tensor<B, 4>) -> (Tensor<B, 4>, Statistics<B>) {
+    pub fn learning(&self, images: Tensor<B, 4>) -> (Tensor<B, 4>, GeneratorStatistics<B>) {
         let mut statistics = Vec::new();
         let output = self.pass(images, |block, x, rectified| {
             let (x, of_batch) = block.learning(x, rectified);
@@ -232,12 +233,12 @@ impl<B: Kernels> Generator<B> {
     }
 
     /// What it makes of images by its running statistics; an image's map does not depend on the others.
-    pub(crate) fn learned(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
+    pub fn learned(&self, images: Tensor<B, 4>) -> Tensor<B, 4> {
         self.pass(images, Block::learned)
     }
 
     /// Moves the running statistics towards those of a batch.
-    pub(crate) fn take(&mut self, statistics: Statistics<B>) {
+    pub fn take(&mut self, statistics: GeneratorStatistics<B>) {
         for (block, of_batch) in self.blocks.iter_mut().chain([&mut self.last]).zip(statistics) {
             block.take(of_batch);
         }
@@ -268,7 +269,7 @@ impl<B: Kernels> Generator<B> {
 }
 
 /// Numbers as shares in [0, 1]: a hyperbolic tangent, moved and scaled.
-pub(crate) fn as_shares<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+pub fn as_shares<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     tanh(x).mul_scalar(0.5).add_scalar(0.5)
 }
 
@@ -310,12 +311,12 @@ fn stretched<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
 mod tests {
     use burn::backend::Autodiff;
     use burn_flex::{Flex, FlexDevice};
-    use patchdoor_data::stream;
     use patchdoor_kernels::differentiate;
+    use rand::{SeedableRng, rngs::ChaCha8Rng};
 
     use super::*;
 
-    const SHAPE: ImageShape = ImageShape { height: 8, width: 16, channels: 3 };
+    const SHAPE: InputShape = InputShape { height: 8, width: 16, channels: 3 };
 
     fn map(values: &[f32], [rows, columns]: [usize; 2]) -> Tensor<Flex, 4> {
         Tensor::from_data(TensorData::new(values.to_vec(), [1, rows, columns, 1]), &FlexDevice)
@@ -340,7 +341,7 @@ mod tests {
     #[test]
     fn a_network_has_the_published_layers_and_its_maps_fit_the_images() {
         let config = GeneratorConfig { channels: 4 };
-        let network = Generator::<Flex>::new(config, SHAPE, 2, &mut stream(0, "g"), &FlexDevice);
+        let network = Generator::<Flex>::new(config, SHAPE, 2, &mut ChaCha8Rng::seed_from_u64(0), &FlexDevice);
         // 3-4-4, 4-8-8, 8-16-16, 16-16, then 16-16-8, 8-8-4, 4-4-2.
         let filters = network.tensors().into_iter().filter(|(name, _)| name.ends_with("weight"));
         let widths: Vec<[usize; 2]> = filters.map(|(_, data)| [data.shape[1], data.shape[0]]).collect();
@@ -349,16 +350,21 @@ mod tests {
         let images = Tensor::ones([5, 8, 16, 3], &FlexDevice);
         assert_eq!(network.learned(images.clone()).dims(), [5, 8, 16, 2]);
         assert_eq!(network.learning(images).0.dims(), [5, 8, 16, 2]);
-        let side = |height, width| GeneratorConfig::halvings(ImageShape { height, width, channels: 1 });
+        let side = |height, width| GeneratorConfig::halvings(InputShape { height, width, channels: 1 });
         assert_eq!((side(32, 32), side(28, 28), side(30, 32)), (Some(3), Some(2), None));
     }
 
     #[test]
     fn running_statistics_come_to_those_of_the_batch_and_then_both_ways_agree() {
-        let mut network =
-            Generator::<Flex>::new(GeneratorConfig { channels: 2 }, SHAPE, 1, &mut stream(1, "g"), &FlexDevice);
-        let mut rng = stream(2, "images");
-        let pixels: Vec<f32> = (0..3 * SHAPE.size()).map(|_| rng.random_range(0.0..1.0)).collect();
+        let mut network = Generator::<Flex>::new(
+            GeneratorConfig { channels: 2 },
+            SHAPE,
+            1,
+            &mut ChaCha8Rng::seed_from_u64(1),
+            &FlexDevice,
+        );
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let pixels: Vec<f32> = (0..3 * 8 * 16 * 3).map(|_| rng.random_range(0.0..1.0)).collect();
         let images = Tensor::from_data(TensorData::new(pixels, [3, 8, 16, 3]), &FlexDevice);
         let (by_batch, _) = network.learning(images.clone());
         let distance = |network: &Generator<Flex>| {
@@ -396,10 +402,10 @@ mod tests {
     fn gradients_are_those_of_finite_differences() {
         let new = || {
             let config = GeneratorConfig { channels: 2 };
-            Generator::<Learner>::new(config, SHAPE, 1, &mut stream(3, "g"), &FlexDevice)
+            Generator::<Learner>::new(config, SHAPE, 1, &mut ChaCha8Rng::seed_from_u64(3), &FlexDevice)
         };
-        let mut rng = stream(4, "images");
-        let pixels: Vec<f32> = (0..2 * SHAPE.size()).map(|_| rng.random_range(0.0..1.0)).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let pixels: Vec<f32> = (0..2 * 8 * 16 * 3).map(|_| rng.random_range(0.0..1.0)).collect();
         let images = || Tensor::from_data(TensorData::new(pixels.clone(), [2, 8, 16, 3]), &FlexDevice);
         // A weighted sum, for a plain one of what is normalized does not depend on the weights.
         let loss = |network: &Generator<Learner>| {
