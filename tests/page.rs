@@ -154,7 +154,7 @@ fn the_overview_of_two_hundred_runs_opens_at_once_and_says_what_is_damaged() {
 
     let reported = bench.run(&["report", "runs"]).expect(1);
     let said = reported.err();
-    assert!(said.trim_end().ends_with("overview: runs/overview.html"), "{said}");
+    assert!(said.trim_end().ends_with("overview: runs/overview.html\nboard: runs/board.html"), "{said}");
     let left_out = said.lines().filter(|line| line.starts_with("left out: runs/damaged-")).collect::<Vec<_>>();
     assert_eq!(left_out.len(), 2, "{said}");
     let page = read(&bench.path().join("runs/overview.html"));
@@ -163,6 +163,21 @@ fn the_overview_of_two_hundred_runs_opens_at_once_and_says_what_is_damaged() {
     assert!(!page.contains(hostile) && page.contains("a&lt;b&gt;&amp;'x' #?%41"), "a name is text");
     assert!(page.contains("href=\"./a%3Cb%3E%26%27x%27%20%23%3F%2541/page.html\""), "a name leads to its folder");
     assert!(!page.contains(bench.path().to_str().expect("UTF-8")), "where it lay on this machine is nobody's business");
+
+    // All but the one that has no configuration yet stand on the board, the damaged ones with that as their reason.
+    let board = read(&bench.path().join("runs/board.html"));
+    assert!(board.contains("200 runs in 1 setting that can be compared."), "{said}");
+    assert!(board.contains("1 of 201 runs have no row"), "{said}");
+    assert!(!board.contains(hostile) && board.contains("a&lt;b&gt;&amp;'x' #?%41"), "a name is text");
+    assert!(
+        board.contains("href=\"./a%3Cb%3E%26%27x%27%20%23%3F%2541/page.html#numbers\""),
+        "a number leads to its place"
+    );
+    assert!(
+        !board.contains(bench.path().to_str().expect("UTF-8")),
+        "where it lay on this machine is nobody's business"
+    );
+    look_with_a_browser(bench.path(), &board, 0, 0);
 
     look_with_a_browser(bench.path(), &page, 0, 0);
     let script = "
@@ -240,8 +255,8 @@ fn axe_finds_nothing_on_any_page_in_light_and_dark() {
     bench.run(&["report", "runs"]).expect(0);
     let pages = files(&bench.path().join("runs")).into_iter().filter(|path| path.extension() == Some("html".as_ref()));
     let pages = pages.map(|path| (path.clone(), read(&path))).collect::<Vec<_>>();
-    // Three runs, a sweep, all of them.
-    assert_eq!(pages.len(), 5);
+    // Three runs, a sweep, all of them, the board.
+    assert_eq!(pages.len(), 6);
     let found = |page: &str| found_by_axe(bench.path(), &axe, page);
     for (path, page) in &pages {
         for page in [page.clone(), page.replace("(prefers-color-scheme: dark)", "all")] {

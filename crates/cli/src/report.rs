@@ -10,8 +10,8 @@ use patchdoor_record::{Content, Listed, RecordError, ResultTable, RunState, RunS
 #[cfg(feature = "parquet")]
 use patchdoor_report::write_parquet;
 use patchdoor_report::{
-    ExportForm, draw_run, export_table, run_table, table_text, write_events, write_overview, write_run_page,
-    write_sweep_page, write_table,
+    ExportForm, draw_run, export_table, run_table, table_text, write_board, write_events, write_overview,
+    write_run_page, write_sweep_page, write_table,
 };
 
 use crate::output::{Stop, print, say, terminal_width};
@@ -20,7 +20,8 @@ use crate::output::{Stop, print, say, terminal_width};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Tables go to standard output. Figures, tables in other forms and a page of each, page.html, are \
-                  written anew beside the results; of a folder of runs also overview.html, a page about all of them.\n\n\
+                  written anew beside the results; of a folder of runs also overview.html, a page about all of them, and \
+                  board.html, every attack beside every defense.\n\n\
                   Exit codes: 0 done, 1 something in a folder of runs is damaged and was left out, 2 unusable folder.\n\n\
                   Examples:\n  cargo xtask report runs\n  cargo xtask report runs/rates-ac261b75.sweep --export latex"
 )]
@@ -184,6 +185,8 @@ pub fn report(arguments: &ReportArguments) -> Result<(), Stop> {
         }
         let page = write_overview(folder, &listed).map_err(Stop::failed)?;
         say(&format!("overview: {}", page.display()));
+        let page = write_board(folder, &listed).map_err(Stop::failed)?;
+        say(&format!("board: {}", page.display()));
     }
     if is_damaged { Err(Stop::FailedQuietly) } else { Ok(()) }
 }

@@ -9,7 +9,7 @@ use patchdoor_record::{
 };
 use serde::Serialize;
 
-use crate::config::read_config;
+use crate::config::flat_config;
 use crate::text::{Row, align, fold};
 
 /// Version of the layout of a comparison as JSON.
@@ -266,16 +266,6 @@ impl Difference {
     }
 }
 
-/// A run's configuration by the whole keys of its values.
-///
-/// # Errors
-/// If it is not as it was written.
-pub(crate) fn flat_config(folder: &Path) -> Result<BTreeMap<String, String>, RecordError> {
-    let mut config = BTreeMap::new();
-    flatten(&toml::Value::Table(read_config(folder)?), "", &mut config);
-    Ok(config)
-}
-
 fn read(folder: &Path) -> Result<Read, RecordError> {
     let summary = read_summary(folder)?;
     let environment: Environment = read_sealed_json(&folder.join("environment.json"))?;
@@ -287,28 +277,6 @@ fn read(folder: &Path) -> Result<Read, RecordError> {
         commits: run_builds(folder)?.iter().map(commit_in_words).collect(),
         summary,
     })
-}
-
-/// Every value of a configuration by its whole key.
-fn flatten(value: &toml::Value, key: &str, into: &mut BTreeMap<String, String>) {
-    match value {
-        toml::Value::Table(table) if !table.is_empty() => {
-            for (name, value) in table {
-                let is_bare =
-                    name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_');
-                let name = if is_bare { name.clone() } else { format!("{name:?}") };
-                flatten(value, &if key.is_empty() { name } else { format!("{key}.{name}") }, into);
-            }
-        }
-        toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
-            for (index, value) in list.iter().enumerate() {
-                flatten(value, &format!("{key}[{index}]"), into);
-            }
-        }
-        value => {
-            into.insert(key.to_owned(), value.to_string());
-        }
-    }
 }
 
 /// `A`, `B` and so on.
@@ -389,16 +357,15 @@ pub(crate) fn metric_comparisons(points: &[Option<&PointResult>]) -> Vec<MetricC
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::flattened;
     use crate::run_table::tests::{run, seed};
 
     fn read_of(config: &str, seeds: Vec<patchdoor_record::SeedResult>, commit: &str) -> Read {
         let summary = if seeds.is_empty() { RunSummary::default() } else { run("badnets", seeds) };
         let results = summary.seeds.iter().map(|seed| (summary.run.clone(), seed.clone())).collect::<Vec<_>>();
-        let mut flat = BTreeMap::new();
-        flatten(&toml::Value::Table(config.parse().expect("TOML")), "", &mut flat);
         Read {
             point: PointResult::of(String::new(), Vec::new(), &results),
-            config: flat,
+            config: flattened(&config.parse().expect("TOML")),
             fingerprint: "same".into(),
             commits: [Some(commit.to_owned())].into(),
             summary,

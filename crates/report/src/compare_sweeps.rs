@@ -6,9 +6,10 @@ use patchdoor_record::{Environment, MetricInfo, PointResult, RecordError, Result
 use serde::Serialize;
 
 use crate::compare::{
-    ConfigDifference, MetricComparison, config_differences, config_rows, flat_config, label, metric_comparisons,
-    numbers_header, title_of,
+    ConfigDifference, MetricComparison, config_differences, config_rows, label, metric_comparisons, numbers_header,
+    title_of,
 };
+use crate::config::flat_config;
 use crate::text::{Row, align, fold};
 
 /// Version of the layout of a comparison of sweeps as JSON.

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -12,6 +13,49 @@ pub(crate) fn read_config(folder: &Path) -> Result<toml::Table, RecordError> {
     let text = read_sealed(&path)?;
     let table = String::from_utf8_lossy(&text).parse::<toml::Table>();
     Ok(table.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?)
+}
+
+/// A run's configuration by the whole keys of its values.
+///
+/// # Errors
+/// If it is not as it was written.
+pub(crate) fn flat_config(folder: &Path) -> Result<BTreeMap<String, String>, RecordError> {
+    Ok(flattened(&read_config(folder)?))
+}
+
+/// Every value of a configuration by its whole key, such as `training.epochs` or `defenses[0].data`.
+pub(crate) fn flattened(config: &toml::Table) -> BTreeMap<String, String> {
+    let mut values = BTreeMap::new();
+    for (key, value) in config {
+        flatten(value, &whole_key("", key), &mut values);
+    }
+    values
+}
+
+/// Every value below a key.
+fn flatten(value: &toml::Value, key: &str, into: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) if !table.is_empty() => {
+            for (name, value) in table {
+                flatten(value, &whole_key(key, name), into);
+            }
+        }
+        toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
+            for (index, value) in list.iter().enumerate() {
+                flatten(value, &format!("{key}[{index}]"), into);
+            }
+        }
+        value => {
+            into.insert(key.to_owned(), value.to_string());
+        }
+    }
+}
+
+/// The key of a name in the table of that key, which is empty for the whole configuration.
+fn whole_key(table: &str, name: &str) -> String {
+    let is_bare = name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_');
+    let name = if is_bare { name.to_owned() } else { format!("{name:?}") };
+    if table.is_empty() { name } else { format!("{table}.{name}") }
 }
 
 /// The main choices of an experiment in words, each with its kind, by which runs are grouped.
@@ -34,7 +78,11 @@ pub(crate) struct Choice {
 impl Setup {
     /// What a configuration chooses; what it does not say is left empty.
     pub(crate) fn of(config: &toml::Table) -> Self {
-        let trigger = config.get("trigger").or_else(|| config.get("crafted")).map(kind).unwrap_or_default();
+        let trigger = ["trigger", "crafted", "controlled"]
+            .iter()
+            .find_map(|table| config.get(*table))
+            .map(kind)
+            .unwrap_or_default();
         let poisoning = config.get("poisoning");
         let rate = poisoning.and_then(|poisoning| poisoning.get("rate")).map(|rate| format!("rate {rate}"));
         let rule = poisoning.and_then(|poisoning| poisoning.get("label-rule")).map(kind);
@@ -100,5 +148,21 @@ mod tests {
         assert_eq!(setup.attack, Choice::default());
         assert_eq!(setup.model.words, "wide-resnet, widen 2");
         assert_eq!(Setup::of(&toml::Table::new()), Setup::default());
+    }
+
+    #[test]
+    fn an_attacker_who_controls_the_training_has_a_kind_too() {
+        let setup = Setup::of(&"[poisoning]\nrate = 0.1\n[controlled.lira]\n".parse().unwrap());
+        assert_eq!(setup.attack.words, "lira, rate 0.1");
+    }
+
+    #[test]
+    fn every_value_has_its_whole_key() {
+        let text = "seeds = [0, 1]\n[trigger.square]\n[a.\"b c\"]\nd = 1\n[[defenses]]\ndata = \"clean\"\n";
+        let found = flattened(&text.parse().unwrap());
+        let expected =
+            [("a.\"b c\".d", "1"), ("defenses[0].data", "\"clean\""), ("seeds", "[0, 1]"), ("trigger.square", "{}")];
+        assert_eq!(found, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        assert!(flattened(&toml::Table::new()).is_empty());
     }
 }

@@ -45,7 +45,7 @@ pub use events::write_events;
 pub use export::{ExportForm, export_table};
 pub use networks::{AttackNetworks, HeldOut, NetworkSeparation, NetworksError};
 pub use own_weights_table::own_weights_table;
-pub use page::{OVERVIEW, PAGE, write_overview, write_run_page, write_sweep_page};
+pub use page::{BOARD, OVERVIEW, PAGE, write_board, write_overview, write_run_page, write_sweep_page};
 #[cfg(feature = "parquet")]
 pub use parquet_table::write_parquet;
 pub use result_file::ResultsError;

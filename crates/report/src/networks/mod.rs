@@ -12,7 +12,7 @@ use serde::Serialize;
 pub use held_out::HeldOut;
 use held_out::{Sample, held_out};
 
-use crate::compare::flat_config;
+use crate::config::flat_config;
 use crate::config::{Setup, read_config};
 use crate::maps::{SETS, SeedMaps};
 use crate::text::{Row, align, fold};

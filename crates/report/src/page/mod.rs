@@ -1,10 +1,13 @@
 //! Pages in HTML of one run, one sweep or all of a folder, each a single file that needs nothing else.
 
 mod answer;
+mod board;
 mod chart;
 mod confusion;
 mod curves;
+mod defended;
 mod defenses;
+mod entry;
 mod examples;
 mod frame;
 mod map_sheet;
@@ -14,11 +17,13 @@ mod provenance;
 mod routing;
 mod routing_steps;
 mod run_page;
+mod settings;
 mod sheet;
 mod sweep_page;
 mod table;
 mod warnings;
 
+pub use board::{BOARD, write_board};
 pub(crate) use chart::{Axis, Chart, Look, Point, Series};
 pub use frame::PAGE;
 pub use overview::{OVERVIEW, write_overview};

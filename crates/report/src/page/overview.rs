@@ -1,16 +1,14 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use maud::html;
-use patchdoor_record::{
-    Content, Listed, MetricInfo, MetricResult, PointResult, RecordError, ResultTable, RunState, group_of, in_group,
-};
+use patchdoor_record::{Listed, MetricInfo, MetricResult, RecordError, RunState, group_of, in_group};
 
-use super::frame::{PAGE, Page, Section};
+use super::entry::{Entry, entries, warnings};
+use super::frame::{Page, Section};
 use super::table::{Cell, Table};
-use crate::config::{Choice, Setup, read_config};
-use crate::sweep_table::failures;
+use crate::config::Choice;
 
 /// Name of the page about all runs and sweeps in their folder.
 pub const OVERVIEW: &str = "overview.html";
@@ -38,95 +36,7 @@ pub fn write_overview(out: &Path, listed: &[Listed]) -> Result<PathBuf, RecordEr
     Ok(path)
 }
 
-/// A run or a sweep with all that its row says.
-struct Entry {
-    listed: Listed,
-    /// Its numbers, of a run as a table of one point; `None` if there are none.
-    table: Option<ResultTable>,
-    /// What was chosen, of a sweep in its runs; empty if nobody knows.
-    attacks: Vec<Choice>,
-    models: Vec<Choice>,
-    datasets: Vec<String>,
-}
-
-fn entries(listed: &[Listed]) -> Vec<Entry> {
-    let mut setups: BTreeMap<String, Setup> = BTreeMap::new();
-    let entry = |listed: &Listed| match read(listed, &mut setups) {
-        Ok(entry) => entry,
-        Err(error) => Entry::without_numbers(listed.clone().damaged(&error), &Setup::default()),
-    };
-    // Sweeps come last: theirs is what their runs say.
-    let (sweeps, runs): (Vec<_>, Vec<_>) =
-        listed.iter().partition(|listed| matches!(listed.content, Content::Sweep(_)));
-    let mut entries = runs.into_iter().chain(sweeps).map(entry).collect::<Vec<_>>();
-    entries.sort_by(|a, b| a.listed.path.cmp(&b.listed.path));
-    entries
-}
-
-fn read(listed: &Listed, setups: &mut BTreeMap<String, Setup>) -> Result<Entry, RecordError> {
-    match &listed.content {
-        // An unfinished run has its configuration, a damaged one perhaps.
-        Content::Nothing(_) => {
-            let setup = read_config(&listed.path).map(|config| Setup::of(&config)).unwrap_or_default();
-            Ok(Entry::without_numbers(listed.clone(), &setup))
-        }
-        Content::Run(run) => {
-            let setup = Setup::of(&read_config(&listed.path)?);
-            let table = ResultTable::of_runs(vec![(listed.path.clone(), run.as_ref().clone())])?;
-            setups.insert(listed.name(), setup.clone());
-            let datasets = vec![run.images.dataset.clone()];
-            Ok(Entry { table, datasets, ..Entry::without_numbers(listed.clone(), &setup) })
-        }
-        Content::Sweep(table) => {
-            let runs = table.points.iter().flat_map(|point| point.runs.values());
-            let found = runs.filter_map(|run| setups.get(run)).collect::<Vec<_>>();
-            Ok(Entry {
-                listed: listed.clone(),
-                attacks: distinct(found.iter().map(|setup| &setup.attack)),
-                models: distinct(found.iter().map(|setup| &setup.model)),
-                datasets: table.datasets.clone(),
-                table: Some(table.as_ref().clone()),
-            })
-        }
-    }
-}
-
-/// Each choice once; what no configuration says is none.
-fn distinct<'a>(choices: impl Iterator<Item = &'a Choice>) -> Vec<Choice> {
-    let choices = choices.filter(|choice| !choice.kind.is_empty()).collect::<BTreeSet<_>>();
-    choices.into_iter().cloned().collect()
-}
-
 impl Entry {
-    fn without_numbers(listed: Listed, setup: &Setup) -> Self {
-        let datasets = Some(setup.dataset.clone()).filter(|dataset| !dataset.is_empty());
-        Self {
-            listed,
-            table: None,
-            attacks: distinct(std::iter::once(&setup.attack)),
-            models: distinct(std::iter::once(&setup.model)),
-            datasets: datasets.into_iter().collect(),
-        }
-    }
-
-    fn is_sweep(&self) -> bool {
-        // One that is damaged is known by its name.
-        let is_called_so = self.listed.path.extension().is_some_and(|extension| extension == "sweep");
-        is_called_so || matches!(self.listed.content, Content::Sweep(_))
-    }
-
-    fn points(&self) -> &[PointResult] {
-        self.table.as_ref().map_or(&[], |table| &table.points)
-    }
-
-    /// A part of its page, which only what has numbers has.
-    fn link(&self, part: &str) -> Option<String> {
-        self.table.as_ref()?;
-        let folder = encoded(self.listed.path.file_name().unwrap_or_default());
-        // Without the dot a folder may look like the name of a protocol.
-        Some(format!("./{folder}/{PAGE}{part}"))
-    }
-
     fn row(&self, out: &Path) -> Vec<Cell> {
         let what = match (self.is_sweep(), self.points().len()) {
             (true, 0) => "sweep".to_owned(),
@@ -164,15 +74,6 @@ impl Entry {
             several => format!("{kinds} in {} settings", several.len()),
         };
         Cell::text(words).linked(self.link("#provenance")).of_kind(kinds)
-    }
-
-    /// How many seeds were asked for, and how many of them finished where that is another number.
-    fn seeds(&self) -> Cell {
-        let Some(table) = &self.table else { return Cell::reason("none yet") };
-        let asked = table.seeds.len();
-        let finished = table.points.iter().map(PointResult::finished).min().unwrap_or(0);
-        let text = if finished == asked { asked.to_string() } else { format!("{finished} of {asked}") };
-        Cell::number(text, finished as f64).linked(self.link("#provenance"))
     }
 
     /// A mean over seeds, or the least and the largest of those of several points.
@@ -233,26 +134,6 @@ impl Entry {
         }
     }
 
-    fn state(&self, out: &Path) -> Cell {
-        let state = self.listed.state;
-        let quick = self.table.as_ref().is_some_and(|table| table.quick);
-        let quick = if quick { ", quick: its numbers mean nothing" } else { "" };
-        let text = match (&self.listed.content, &self.table) {
-            // Where it lay on this machine is nobody's business.
-            (Content::Nothing(why), _) => why.replace(&format!("{}/", out.display()), ""),
-            (Content::Run(run), _) if state == RunState::Failed => {
-                format!("failed{quick}: {}", run.failures().join("; "))
-            }
-            (_, Some(table)) if state == RunState::Failed => format!("failed{quick}: {}", failures(table).join("; ")),
-            (_, Some(table)) if state == RunState::Unfinished => {
-                let runs = table.points.len() * table.seeds.len();
-                format!("unfinished{quick}: {} of {runs} runs finished", table.finished())
-            }
-            _ => format!("{}{quick}", state.name()),
-        };
-        Cell::text(text).linked(self.link("")).of_kind(state.name())
-    }
-
     fn commits(&self) -> Cell {
         let Some(table) = &self.table else { return Cell::reason(self.listed.state.name()) };
         let short = table.commits.iter().map(|commit| match commit.split_once(' ') {
@@ -299,70 +180,10 @@ fn answer(entries: &[Entry]) -> String {
     format!("{} and {}: {states}.", counted(entries.len() - sweeps, "run"), counted(sweeps, "sweep"))
 }
 
-/// What nobody may miss about several of them.
-fn warnings(entries: &[Entry]) -> Vec<String> {
-    let with = |what: &dyn Fn(&ResultTable) -> bool| {
-        entries.iter().filter_map(|entry| entry.table.as_ref()).filter(|table| what(table)).count()
-    };
-    let damaged = entries.iter().filter(|entry| entry.listed.state == RunState::Damaged).count();
-    let counts = [
-        (with(&|table| table.quick), "quick, and their numbers mean nothing"),
-        (with(&|table| !table.substitutions.is_empty()), "on stand-in images, not on those that the experiment names"),
-        (
-            with(&|table| table.clean_build().is_err()),
-            "not of one clean build: several commits, changed or unknown source",
-        ),
-        (damaged, "damaged, and nothing is shown of them"),
-    ];
-    let counts = counts.into_iter().filter(|(count, _)| *count > 0);
-    counts.map(|(count, what)| format!("{count} of {}: {what}.", entries.len())).collect()
-}
-
-/// A name as a part of an address: whatever could mean something there stands as `%` and its bytes.
-fn encoded(name: &OsStr) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    let bytes = name.as_encoded_bytes().iter();
-    bytes.map(|&byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::entry::tests::{damaged, finished, sweep};
     use super::*;
-    use crate::run_table::tests::{run, seed};
-    use crate::sweep_table::example_table;
-    use patchdoor_record::RunSummary;
-
-    fn listed(name: &str, state: RunState, content: Content) -> Listed {
-        Listed { path: Path::new("/secret/runs").join(name), state, content }
-    }
-
-    fn table_of(run: &RunSummary) -> ResultTable {
-        let results = run.seeds.iter().map(|seed| (run.run.clone(), seed.clone())).collect::<Vec<_>>();
-        let point = PointResult::of(run.experiment.clone(), Vec::new(), &results);
-        ResultTable { axes: Vec::new(), seeds: vec![0, 1], points: vec![point], ..example_table() }
-    }
-
-    fn finished(name: &str) -> Entry {
-        let run = run("badnets", vec![seed(0, 0.69, 0.96), seed(1, 0.71, 0.94)]);
-        let config =
-            "dataset = \"cifar10\"\n[poisoning]\nrate = 0.02\n[trigger.square]\n[model.patch-moe]\nexperts = 4\n";
-        let setup = Setup::of(&config.parse().expect("TOML"));
-        let table = Some(table_of(&run));
-        let listed = listed(name, RunState::Finished, Content::Run(Box::new(run)));
-        Entry { table, ..Entry::without_numbers(listed, &setup) }
-    }
-
-    fn sweep() -> Entry {
-        let table = example_table();
-        let listed = listed(&table.result, RunState::Failed, Content::Sweep(Box::new(table.clone())));
-        let datasets = table.datasets.clone();
-        Entry { table: Some(table), datasets, ..Entry::without_numbers(listed, &Setup::default()) }
-    }
-
-    fn damaged() -> Entry {
-        let why = "damaged: /secret/runs/a-1/summary.json has the SHA-256 1".to_owned();
-        Entry::without_numbers(listed("a-1", RunState::Damaged, Content::Nothing(why)), &Setup::default())
-    }
 
     fn texts(entry: &Entry) -> Vec<String> {
         entry.row(Path::new("/secret/runs")).into_iter().map(|cell| cell.text).collect()

@@ -19,6 +19,8 @@ pub(crate) struct Cell {
     kind: Option<String>,
     /// Whether the text says why there is nothing.
     is_reason: bool,
+    /// What is shown where a pointer rests on it; it stands elsewhere too, for those who have none.
+    explanation: Option<String>,
 }
 
 impl Cell {
@@ -54,10 +56,17 @@ impl Cell {
         Self { kind: Some(kind.into()), ..self }
     }
 
+    /// The same with an explanation, if there is one.
+    #[must_use]
+    pub(crate) fn explained(self, explanation: Option<String>) -> Self {
+        Self { explanation, ..self }
+    }
+
     fn content(&self) -> Markup {
+        let title = &self.explanation;
         html! {
-            @if let Some(link) = &self.link { a href=(link) { (self.text) } }
-            @else if self.is_reason { span.reason { (self.text) } }
+            @if let Some(link) = &self.link { a href=(link) title=[title] { (self.text) } }
+            @else if self.is_reason { span.reason title=[title] { (self.text) } }
             @else { (self.text) }
         }
     }
