@@ -323,14 +323,8 @@ mod tests {
         let work = InspectionWork { data, seed: 0, is_stopped: &|| false };
         let changes = |identity_rounds: usize, rounds: usize| {
             let generator = GeneratorConfig { channels: 8 };
-            let defense = BtiDbf {
-                identity_rounds,
-                rounds,
-                batch_size: 50,
-                generator,
-                learning_rate: 3e-3,
-                ..BtiDbf::default()
-            };
+            let defense =
+                BtiDbf { identity_rounds, rounds, batch_size: 50, generator, learning_rate: 3e-3, ..BtiDbf::default() };
             let network = defense.moving_network(&classifier, &before, &mask, &work, &FlexDevice);
             let network = network.expect("nothing stops it").valid();
             let images = image_batches::<Flex>(clean, clean.len(), &FlexDevice).next().expect("there are images");

@@ -6,13 +6,9 @@ use patchdoor_record::{Listed, RecordError};
 
 use super::defended::{defended, defenses, tried, undefended};
 use super::entry::{Entry, entries, warnings};
-use super::frame::{Page, Section};
-use super::overview::OVERVIEW;
+use super::frame::{BOARD, OVERVIEW, Page, Section};
 use super::settings::{Setting, settings};
 use super::table::{Cell, Table};
-
-/// Name of the page that has every attack beside every defense, in the folder of their runs.
-pub const BOARD: &str = "board.html";
 
 /// Writes the page about all attacks and defenses of a folder's runs into it and returns its path: one file that needs nothing
 /// else, with links to the pages of the runs, which must have been written.

@@ -6,6 +6,12 @@ use patchdoor_record::{RecordError, write_whole};
 /// Name of the page in the folder of its run or sweep.
 pub const PAGE: &str = "page.html";
 
+/// Name of the page about all runs and sweeps in their folder.
+pub const OVERVIEW: &str = "overview.html";
+
+/// Name of the page that has every attack beside every defense, in the folder of their runs.
+pub const BOARD: &str = "board.html";
+
 /// What a page may load: nothing but what stands in it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
 

@@ -23,9 +23,9 @@ mod sweep_page;
 mod table;
 mod warnings;
 
-pub use board::{BOARD, write_board};
+pub use board::write_board;
 pub(crate) use chart::{Axis, Chart, Look, Point, Series};
-pub use frame::PAGE;
-pub use overview::{OVERVIEW, write_overview};
+pub use frame::{BOARD, OVERVIEW, PAGE};
+pub use overview::write_overview;
 pub use run_page::write_run_page;
 pub use sweep_page::write_sweep_page;

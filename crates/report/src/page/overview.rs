@@ -6,12 +6,9 @@ use maud::html;
 use patchdoor_record::{Listed, MetricInfo, MetricResult, RecordError, RunState, group_of, in_group};
 
 use super::entry::{Entry, entries, warnings};
-use super::frame::{Page, Section};
+use super::frame::{BOARD, OVERVIEW, Page, Section};
 use super::table::{Cell, Table};
 use crate::config::Choice;
-
-/// Name of the page about all runs and sweeps in their folder.
-pub const OVERVIEW: &str = "overview.html";
 
 /// The numbers that have a column, each with the part of a run's page where it stands, and why it may be absent.
 const NUMBERS: [(&str, &str, &str); 5] = [
@@ -159,7 +156,7 @@ fn page(out: &Path, entries: &[Entry]) -> Page {
         p.note {
             "What a cell says leads to the place in the page of its run or sweep where it comes from; where there is nothing, it says "
             "why. Of a sweep stand the least and the largest mean of its points; means over classifiers that have collapsed to one "
-            "class are left out."
+            "class are left out. " a href=(BOARD) { "The board" } " has every attack beside every defense."
         }
     };
     Page {
