@@ -334,9 +334,9 @@ mod tests {
             let rest = mean_square(moved.clone() * (mask.clone().neg() + 1.0));
             [number((changed - images).powi_scalar(2).mean()), number(mean_square(moved * mask.clone())), number(rest)]
         };
-        let [untrained, back, moving] = [changes(0, 0), changes(20, 0), changes(20, 10)];
-        assert!(back[0] < 0.3 * untrained[0], "images are given back: {untrained:?}, then {back:?}");
-        assert!(moving[2] > 2.0 * back[2] && moving[2] > moving[1], "the rest moves: {back:?}, then {moving:?}");
+        let [untrained, back, moving] = [changes(0, 0), changes(150, 0), changes(150, 20)];
+        assert!(back[0] < 0.6 * untrained[0], "images are given back: {untrained:?}, then {back:?}");
+        assert!(moving[2] > 10.0 * back[2] && moving[2] > moving[1], "the rest moves: {back:?}, then {moving:?}");
         let stopped = InspectionWork { data, seed: 0, is_stopped: &|| true };
         let halted = BtiDbf::default().moving_network(&classifier, &before, &mask, &stopped, &FlexDevice);
         assert!(matches!(halted, Err(DefenseError::Interrupted { .. })));
