@@ -11,7 +11,7 @@ use patchdoor_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{check_count, check_positive, check_weight, invalid};
-use crate::neuron_noise_inspection::shares_of_others;
+use crate::neuron_noise_inspection::inspection_by_shares;
 use crate::{DefendedClassifier, Defense, DefenseError, Inspection, InspectionWork, ModelInspector};
 
 /// Looks for the class that images go to when all is changed in them but what tells their class: the inspector of BTI-DBF (Xu et al. 2024,
@@ -132,10 +132,7 @@ impl<B: TrainingBackend> ModelInspector<B> for BtiDbf {
         let changed = image_batches::<B::InnerBackend>(clean, PREDICTION_BATCH, device)
             .map(|batch| as_shares(generator.learned(batch)));
         let predicted = changed.flat_map(|images| classes_of(plain.forward(images))).collect::<Vec<_>>();
-        let scores = shares_of_others(&predicted, clean);
-        let largest = scores.iter().copied().fold(0.0, f64::max);
-        let is_flagged = scores.iter().map(|&score| score > self.share && score >= largest).collect();
-        Ok(Inspection { scores, is_flagged })
+        Ok(inspection_by_shares(&predicted, clean, self.share))
     }
 }
 
@@ -150,6 +147,12 @@ fn features_of<B: Kernels>(classifier: &Classifier<B>, images: &ImageSet, device
 fn features<B: Kernels>(classifier: &Classifier<B>, images: Tensor<B, 4>) -> Tensor<B, 2> {
     let (_, mut taps) = classifier.forward_with_taps(images, &["features"]);
     taps.remove("features").and_then(Tapped::features).expect("every network has features")
+}
+
+/// The features of some of the images.
+fn of_rows<B: Backend>(features: &Tensor<B, 2>, rows: &[usize], device: &B::Device) -> Tensor<B, 2> {
+    let rows = TensorData::new(rows.iter().map(|&row| row as i32).collect::<Vec<_>>(), [rows.len()]);
+    features.clone().select(0, Tensor::from_data(rows, device))
 }
 
 /// The mean over images and features of the squared numbers.
@@ -176,9 +179,8 @@ impl BtiDbf {
         for round in 0..self.mask_rounds {
             for rows in orders(count, self.batch_size, seed, &format!("defense/bti-dbf/mask/{round}")) {
                 let labels = rows.iter().map(|&row| i32::from(clean.label(row))).collect::<Vec<_>>();
-                let rows = TensorData::new(rows.iter().map(|&row| row as i32).collect::<Vec<_>>(), [rows.len()]);
                 let labels = Tensor::<B, 1, Int>::from_data(&labels[..], device);
-                let batch = features.clone().select(0, Tensor::from_data(rows, device));
+                let batch = of_rows(features, &rows, device);
                 let (gradient, ()) = gradient_by::<B, 2, _>(mask.clone(), |mask| {
                     let by = |kept: Tensor<B, 2>| {
                         let heard = Tensor::from_inner(batch.clone()) * kept;
@@ -223,8 +225,8 @@ impl BtiDbf {
                     let loss = if round < self.identity_rounds {
                         of_pixels
                     } else {
-                        let before = Tensor::from_inner(features(&classifier.valid(), images.clone().inner()));
-                        let moved = features(classifier, changed) - before;
+                        let before = of_rows(clean_features, &rows, device);
+                        let moved = features(classifier, changed) - Tensor::from_inner(before);
                         let mask = Tensor::<B, 2>::from_inner(mask.clone());
                         let benign = mean_square(moved.clone() * mask.clone());
                         let rest = mean_square(moved * (mask.neg() + 1.0));

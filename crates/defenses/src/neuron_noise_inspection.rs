@@ -89,15 +89,20 @@ impl<B: TrainingBackend> ModelInspector<B> for NeuronNoiseInspection {
             (!(work.is_stopped)()).then(|| batches.next(device))
         })?;
         let disturbed = classifier.with_tensors(network.multiplied(&factors)).valid();
-        let scores = shares_of_others(&predict(&disturbed, clean, PREDICTION_BATCH, device), clean);
-        let largest = scores.iter().copied().fold(0.0, f64::max);
-        let is_flagged = scores.iter().map(|&score| score > self.share && score >= largest).collect();
-        Ok(Inspection { scores, is_flagged })
+        Ok(inspection_by_shares(&predict(&disturbed, clean, PREDICTION_BATCH, device), clean, self.share))
     }
 }
 
+/// Flags the class that most images of other classes are taken for, if that is above a share.
+pub(crate) fn inspection_by_shares(predicted: &[u8], images: &ImageSet, share: f64) -> Inspection {
+    let scores = shares_of_others(predicted, images);
+    let largest = scores.iter().copied().fold(0.0, f64::max);
+    let is_flagged = scores.iter().map(|&score| score > share && score >= largest).collect();
+    Inspection { scores, is_flagged }
+}
+
 /// For every class the share of the images of other classes that are taken for it; 0 where there are none.
-pub(crate) fn shares_of_others(predicted: &[u8], images: &ImageSet) -> Vec<f64> {
+fn shares_of_others(predicted: &[u8], images: &ImageSet) -> Vec<f64> {
     let share = |class: usize| {
         let others = (0..images.len()).filter(|&index| usize::from(images.label(index)) != class);
         let is_taken = others.map(|index| usize::from(predicted[index]) == class).collect::<Vec<_>>();

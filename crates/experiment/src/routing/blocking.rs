@@ -2,13 +2,13 @@ use std::fmt;
 
 use patchdoor_data::{ImageSet, stratified_subset, stream};
 use patchdoor_kernels::{Kernels, TrainingBackend};
-use patchdoor_metrics::RoutedSuccess;
 use patchdoor_model::{Classifier, GateOrder};
 use patchdoor_record::{BlockedPairs, BlockingMaps, BlockingMeasurements, RoutedStanding, StandingBand};
 use patchdoor_train::{PREDICTION_BATCH, Selections, input_shape, predict, predict_with_routing};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
+use super::swap::success_of;
 use crate::console::Watch;
 use crate::exam::Exam;
 use crate::halt::{Halt, Step};
@@ -57,15 +57,11 @@ pub(crate) fn block_pairs<B: TrainingBackend>(
 
     let answered = |images| Answered::of(&blocks, images);
     let [clean, triggered, judged] = [answered(exam.test), answered(&exam.triggered), answered(&ranking.triggered)];
-    let standing = |pairs: &[Pair]| {
-        let blocked = blocks.without(pairs);
-        let [clean, triggered] = [&clean, &triggered].map(|images| images.without(&blocks, &blocked, pairs));
+    let standing_of = |blocked: &Classifier<B::InnerBackend>, pairs: &[Pair]| {
+        let [clean, triggered] = [&clean, &triggered].map(|images| images.without(&blocks, blocked, pairs));
         exam.routed_standing_of(&clean, &triggered)
     };
-    let success = |pairs: &[Pair]| {
-        let answers = judged.without(&blocks, &blocks.without(pairs), pairs);
-        ranking.outcome(&answers).attack_success_rate().unwrap_or(0.0)
-    };
+    let standing = |pairs: &[Pair]| standing_of(&blocks.without(pairs), pairs);
 
     let pairs = blocks.pairs();
     let mut of_pairs = Vec::with_capacity(pairs.len());
@@ -74,8 +70,10 @@ pub(crate) fn block_pairs<B: TrainingBackend>(
         if watch.is_stopped() {
             return Err(Halt::Interrupted);
         }
-        of_pairs.push(standing(&[pair]));
-        needed.push(success(&[pair]));
+        let blocked = blocks.without(&[pair]);
+        of_pairs.push(standing_of(&blocked, &[pair]));
+        let answers = judged.without(&blocks, &blocked, &[pair]);
+        needed.push(ranking.outcome(&answers).attack_success_rate().unwrap_or(0.0));
     }
     let order = lowest_first(&needed).into_iter().map(|place| pairs[place]).collect::<Vec<_>>();
     let mut together = Vec::new();
@@ -86,27 +84,24 @@ pub(crate) fn block_pairs<B: TrainingBackend>(
         together.push(BlockedPairs { count, most_needed, random: StandingBand::of(&random) });
     }
     let own = exam.routed_standing_of(&clean.classes, &triggered.classes);
-    let first = order.first().copied();
-    let without_first = first.map(|pair| of_pairs[pairs.iter().position(|&other| other == pair).unwrap_or(0)]);
-    if let Some(pair) = first {
+    if let Some(pair) = order.first() {
         tracing::info!(%pair, "the backdoor needs it most");
     }
+    let mediated_by_one_pair = together.first().and_then(|pairs| share_that_goes(own, pairs.most_needed));
     let measured = BlockingMeasurements {
         images: test.len(),
         ranking_images: ranking.test.len(),
         own,
         most_needed: order.iter().take(TOGETHER[4]).map(|pair| (pair.expert, usize::from(pair.patch))).collect(),
         together,
-        mediated_by_one_pair: without_first.and_then(|without| share_that_goes(own, without)),
+        mediated_by_one_pair,
     };
     Ok(Some((measured, blocks.maps(&pairs, &of_pairs, &needed))))
 }
 
 /// How much of the trigger's effect goes with a change; `None` where there is too little to divide by.
 fn share_that_goes(own: RoutedStanding, changed: RoutedStanding) -> Option<f64> {
-    let ((own, clean_routing), (untriggered, triggered_routing)) =
-        own.asr.zip(changed.asr).zip(own.asr_untriggered.zip(changed.asr_untriggered))?;
-    RoutedSuccess { own, clean_routing, untriggered, triggered_routing }.mediated()
+    success_of(own, changed)?.mediated()
 }
 
 /// The places of numbers, the lowest number first; equal ones by place.
@@ -182,7 +177,7 @@ impl<'a, B: Kernels> Blocks<'a, B> {
         self.classifier.clone().block_patches(&blocked).expect("its experts choose patches")
     }
 
-    /// What was found of each pair, as maps; NaN where a pair cannot be blocked.
+    /// What was found of each pair, as maps; `None` where a pair cannot be blocked.
     fn maps(&self, pairs: &[Pair], standings: &[RoutedStanding], ranking_asr: &[f64]) -> BlockingMaps {
         let map = |numbers: &dyn Fn(usize) -> Option<f64>| {
             let mut map = vec![vec![None; self.grid[0] * self.grid[1]]; self.spare.len()];

@@ -2,13 +2,25 @@ use burn::tensor::backend::AutodiffBackend;
 use patchdoor_kernels::TrainingBackend;
 use patchdoor_metrics::RoutedSuccess;
 use patchdoor_model::{Classifier, Part, TakenRouting};
-use patchdoor_record::SwapMeasurements;
+use patchdoor_record::{RoutedStanding, SwapMeasurements};
 use patchdoor_train::{PREDICTION_BATCH, predict, predict_given_routing};
 
 use crate::exam::{Answers, Exam};
 use crate::halt::Step;
 
 type Inner<B> = Classifier<<B as AutodiffBackend>::InnerBackend>;
+
+/// The attack's success with a classifier's own routing and with another one; `None` where nothing is attacked.
+pub(crate) fn success_of(own: RoutedStanding, changed: RoutedStanding) -> Option<RoutedSuccess> {
+    let asr = own.asr.zip(changed.asr);
+    let all = asr.zip(own.asr_untriggered.zip(changed.asr_untriggered));
+    all.map(|((own, clean_routing), (untriggered, triggered_routing))| RoutedSuccess {
+        own,
+        clean_routing,
+        untriggered,
+        triggered_routing,
+    })
+}
 
 /// Judges the backdoored classifier by test images whose routing is not their own. `own` are its answers with their own.
 pub(crate) fn swap_routing<B: TrainingBackend>(
@@ -39,13 +51,7 @@ pub(crate) fn swap_routing<B: TrainingBackend>(
         twin_routers = Some(exam.routed_standing_of(&of(clean), &of(triggered)));
     }
 
-    let success = own.asr.zip(other_version.asr).zip(own.asr_untriggered.zip(other_version.asr_untriggered));
-    let success = success.map(|((own, clean_routing), (untriggered, triggered_routing))| RoutedSuccess {
-        own,
-        clean_routing,
-        untriggered,
-        triggered_routing,
-    });
+    let success = success_of(own, other_version);
     Ok(SwapMeasurements {
         own,
         other_version,
