@@ -230,6 +230,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use burn::backend::Autodiff;
+    use burn::tensor::TensorData;
     use burn_flex::{Flex, FlexDevice};
     use patchdoor_data::{DatasetConfig, ShapesConfig, load};
     use patchdoor_model::{ClassifierConfig, PatchMoeConfig};
@@ -308,11 +309,27 @@ mod tests {
 
     #[test]
     fn the_pair_needed_most_is_the_one_without_which_fewest_training_images_reach_the_target() {
-        let text = "dataset = \"shapes\"\n[trigger.square]\n[model.patch-moe]\n";
-        let plan = Plan::from_text("a.toml", text, &PlanOptions::default()).expect("valid");
         let images = shapes();
-        let attack = Attack::prepare(plan.config(), None, None, &images, None, 0).expect("a square needs nothing");
+        // A head so loud that it matters which patch an expert takes.
         let classifier = classifier(GateOrder::SelectThenSoftmax, 1);
+        let mut head = classifier.tensors();
+        head.retain(|path, _| path == "head.weight");
+        let (weights, shape) = (&head["head.weight"], head["head.weight"].shape.clone());
+        let louder = weights.iter::<f32>().map(|weight| 50.0 * weight).collect::<Vec<_>>();
+        head.insert("head.weight".into(), TensorData::new(louder, shape));
+        let classifier = classifier.with_tensors(head);
+        // The class that most images are taken for is the target.
+        let counts = predict(&classifier, &images, PREDICTION_BATCH, &FlexDevice).into_iter();
+        let counts = counts.fold([0; 10], |mut counts, class| {
+            counts[usize::from(class)] += 1;
+            counts
+        });
+        let target = (0..10).max_by_key(|&class| counts[class]).expect("ten classes");
+        let text = format!(
+            "dataset = \"shapes\"\n[poisoning]\ntarget-class = {target}\n[trigger.square]\n[model.patch-moe]\n"
+        );
+        let plan = Plan::from_text("a.toml", &text, &PlanOptions::default()).expect("valid");
+        let attack = Attack::prepare(plan.config(), None, None, &images, None, 0).expect("a square needs nothing");
         let watch = Watch { console: Console::plain(), stop: &AtomicBool::new(false) };
         let exam = Exam::new(&attack, &images);
         let found = block_pairs::<Autodiff<Flex>>(&exam, &classifier, &images, 0, watch, &FlexDevice);
@@ -320,7 +337,9 @@ mod tests {
         assert_eq!((measured.images, measured.ranking_images), (60, 60));
         assert_eq!(measured.together.iter().map(|pairs| pairs.count).collect::<Vec<_>>(), TOGETHER);
         let (expert, patch) = measured.most_needed[0];
-        let lowest = maps.ranking_asr.iter().flatten().filter_map(|&asr| asr).fold(1.0, f64::min);
+        let found = || maps.ranking_asr.iter().flatten().filter_map(|&asr| asr);
+        let (lowest, highest) = (found().fold(1.0, f64::min), found().fold(0.0, f64::max));
+        assert!(lowest < highest, "pairs differ: {lowest} {highest}");
         assert_eq!(maps.ranking_asr[expert][patch], Some(lowest));
         assert_eq!(Some(measured.together[0].most_needed.asr), Some(maps.asr[expert][patch]));
         let stopped = Watch { console: Console::plain(), stop: &AtomicBool::new(true) };
